@@ -1,0 +1,59 @@
+"""The grid of a sweep, kind x depth x seed: which runs there are, their names and configs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, NonNegativeInt
+
+from resnet_flax import records, schema
+from resnet_flax.models.resnet import Shortcut
+
+# A kind becomes part of a folder's name.
+KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+
+
+class SweepConfig(schema.Section):
+    """A run's config, and what varies."""
+
+    run: schema.RunConfig
+    kinds: Annotated[dict[KindName, Shortcut], Field(min_length=1)]
+    """Name -> model.shortcut."""
+    depths: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    warmup_from_depth: NonNegativeInt
+    """The depth from which `run.optim.warmup_steps` holds; below it there is no warm-up."""
+
+
+class GridRun(NamedTuple):
+    """One point of the grid."""
+
+    name: str
+    kind: str
+    config: schema.RunConfig
+
+
+def expand(config: Mapping[str, Any]) -> list[GridRun]:
+    """The runs of a sweep's config: by seed, then depth, then kind, so that the figure fills in.
+
+    Raises UserError if the config is wrong.
+    """
+    sweep = schema.parse(config, SweepConfig)
+    runs = []
+    for seed in sweep.seeds:
+        for depth in sweep.depths:
+            for kind, shortcut in sweep.kinds.items():
+                model = sweep.run.model.model_copy(update={"depth": depth, "shortcut": shortcut})
+                optim = sweep.run.optim
+                if depth < sweep.warmup_from_depth:
+                    optim = optim.model_copy(update={"warmup_steps": 0})
+                update = {"seed": seed, "model": model, "optim": optim}
+                run = sweep.run.model_copy(update=update)
+                runs.append(GridRun(f"{kind}-{depth}-s{seed}", kind, run))
+    return runs
+
+
+def save(runs: list[GridRun], workdir: Path) -> None:
+    """Writes `sweep.json`, from which a report knows what to expect."""
+    grid = {run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs}
+    records.write_json(workdir / "sweep.json", {"runs": grid})

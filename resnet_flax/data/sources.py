@@ -1,0 +1,117 @@
+"""Image classification sets of TFDS, read whole into memory without TensorFlow.
+
+N: images of the split; H, W, C: height, width, channels.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from resnet_flax.data.digits import Digits
+from resnet_flax.errors import UserError
+
+# Random access needs it; TFDS prepares TFRecord files unless told.
+FILE_FORMAT = "array_record"
+_READ_AT_ONCE = 1000
+
+
+class Split(NamedTuple):
+    """The images of one split, in the order of its files."""
+
+    images: np.ndarray  # [N, H, W, C] uint8
+    labels: np.ndarray  # [N] int32
+    num_classes: int
+
+
+@functools.lru_cache(maxsize=4)
+def load_split(name: str, split: str, data_dir: str = "") -> Split:
+    """Reads a split, such as `train` or `train[:45000]`, of a prepared TFDS data set.
+
+    - `name`: `digits`, which needs no preparation, or any TFDS set of equally sized images with
+      one label each (`cifar10`, `cifar100`, `fashion_mnist`, ...).
+    - `data_dir`: where it was prepared; empty means `TFDS_DATA_DIR` or, without that, TFDS's own
+      default folder.
+
+    Raises UserError if the set is unknown, absent, of another kind, or lacks that split.
+    """
+    builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
+    image_key, label_key = builder.info.supervised_keys or ("image", "label")
+    num_classes = _check_features(builder, image_key, label_key)
+    try:
+        size = builder.info.splits[split].num_examples
+    except ValueError as error:
+        given = f"Cannot read split {split!r} of {name}"
+        raise UserError(f"{given}: {' '.join(str(error).split())}") from error
+    if not size:
+        raise UserError(f"Expected images in split {split!r} of {name}, got none.")
+    examples = builder.as_data_source(split=split)
+    images = np.empty((size, *builder.info.features[image_key].shape), np.uint8)
+    labels = np.empty(size, np.int32)
+    for start in range(0, size, _READ_AT_ONCE):
+        stop = min(start + _READ_AT_ONCE, size)
+        for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
+            images[i], labels[i] = example[image_key], example[label_key]
+    return Split(images, labels, num_classes)
+
+
+def per_pixel_mean(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] uint8 -> [H, W, C] float32, in 0..255; summed exactly, divided once."""
+    return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _digits_builder() -> tfds.core.DatasetBuilder:
+    # Prepared afresh by each process: it takes 0.2 s, and no two processes share a folder.
+    folder = tempfile.TemporaryDirectory(prefix="resnet_flax_digits_")
+    builder = Digits(data_dir=folder.name, file_format=FILE_FORMAT)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare()  # TFDS would announce a download.
+    builder.folder = folder  # Lives, and is deleted, with the builder.
+    return builder
+
+
+def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
+    data_dir = os.path.abspath(os.path.expanduser(data_dir))
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise UserError(
+            f"Unknown data set data.name={name!r}: it is neither digits, nor registered in TFDS,"
+            f" nor prepared in {data_dir}."
+        ) from error
+    # Never let TFDS fetch it here: offline, that is minutes of retries.
+    if not builder.info.splits:
+        raise UserError(
+            f"Data set {name!r} is not prepared in {data_dir}: run `make prepare DATASET={name}`,"
+            " or point TFDS_DATA_DIR or data.data_dir to the folder that has it."
+        )
+    if builder.info.file_format.value != FILE_FORMAT:
+        raise UserError(
+            f"Data set {name!r} in {data_dir} has {builder.info.file_format.value} files; only"
+            f" {FILE_FORMAT} can be read at random: run `make prepare DATASET={name}`."
+        )
+    return builder
+
+
+def _check_features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str) -> int:
+    """The number of classes, if there are equally sized uint8 images and class labels."""
+    features = dict(builder.info.features or {})
+    image, label = features.get(image_key), features.get(label_key)
+    if (
+        not isinstance(image, tfds.features.Image)
+        or None in image.shape
+        or image.np_dtype != np.uint8
+        or not isinstance(label, tfds.features.ClassLabel)
+    ):
+        raise UserError(
+            f"Expected equally sized uint8 images with a class label in {builder.name!r}, got"
+            f" {image_key}: {image} and {label_key}: {label}."
+        )
+    return label.num_classes

@@ -1,0 +1,92 @@
+"""Turns a config into the parts of a run, or says in one line what is wrong with it.
+
+Everything below this file takes typed arguments, not the config.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from resnet_flax import optim, schema
+from resnet_flax.data import sources
+from resnet_flax.errors import UserError
+from resnet_flax.models.conv import conv_general_dilated
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.vgg import build_vgg
+from resnet_flax.parallel import DATA_AXIS, Devices
+
+
+class Experiment(NamedTuple):
+    """The parts of a run, made and checked; nothing is compiled or written yet."""
+
+    config: schema.RunConfig
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    devices: Devices
+    train: sources.Split
+    test: sources.Split
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Checks a whole config and reads its data. Raises UserError in one line."""
+    parsed = schema.parse(config, schema.RunConfig)
+    data = parsed.data
+    # With a class count to check the network by, before the data set is read.
+    build_model(parsed.model, num_classes=1)
+    devices = Devices(parsed.parallel)
+    devices.check_divisible("data.batch_size", data.batch_size)
+    train = sources.load_split(data.name, data.train_split, data.data_dir)
+    test = sources.load_split(data.name, data.test_split, data.data_dir)
+    schedule = build_schedule(parsed.optim)
+    return Experiment(
+        config=parsed,
+        model=build_model(parsed.model, train.num_classes),
+        schedule=schedule,
+        optimizer=build_optimizer(parsed.optim, schedule),
+        devices=devices,
+        train=train,
+        test=test,
+    )
+
+
+def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
+    """The network that a config names. Raises UserError if its family has none such."""
+    dtype = jnp.dtype(config.dtype)
+    if config.family == "vgg":
+        if config.shortcut != "none":
+            raise UserError(f'Expected model.shortcut="none" for VGG, got {config.shortcut!r}.')
+        return build_vgg(config.depth, num_classes, dtype)
+    return build_resnet(
+        config.family,
+        config.depth,
+        config.shortcut,
+        config.widths,
+        num_classes=num_classes,
+        bottleneck_stride=config.bottleneck_stride,
+        bn_momentum=config.bn_momentum,
+        bn_epsilon=config.bn_epsilon,
+        norm_axis=DATA_AXIS if config.bn_scope == "global" else None,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated if jax.default_backend() == "cpu" else None,
+    )
+
+
+def build_schedule(config: schema.OptimConfig) -> optax.Schedule:
+    """Step -> learning rate."""
+    return optim.learning_rate(
+        config.lr, config.boundaries, config.decay_factor, config.warmup_steps, config.warmup_lr
+    )
+
+
+def build_optimizer(
+    config: schema.OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """SGD at that schedule's rate."""
+    return optim.sgd(
+        schedule, config.momentum, config.nesterov, config.weight_decay, config.decay_bn_and_bias
+    )

@@ -1,0 +1,112 @@
+"""A convolution whose gradients are fast on CPU, also inside a loop over steps.
+
+XLA's CPU convolution is fast in one layout only. The weight gradient as autodiff writes it is not
+in that layout, and inside a `lax.scan` it takes a path about 14 times slower; here it is written as
+transposes and one convolution in the fast layout. On maps of at most 3 columns, nine shifted copies
+and a matrix product are faster still.
+
+Measured on 2 shared AMD EPYC cores, one device, float32, residual nets, batch 128, 2026-11-22, jax
+0.10.2, median ms a step, `nn.Conv` outside a loop against this in a scan of 8 steps: depth 20 at
+8x8 35.8 / 20.8, depth 56 at 8x8 135 / 75, depth 20 at 32x32 508 / 443.
+
+N, H, W, C: batch, height, width, input channels; O: output channels; k: kernel size; s: stride;
+p: padding.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+MATMUL_COLUMNS = 3
+
+
+def conv_general_dilated(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    feature_group_count: int,
+    **_: Any,
+) -> jax.Array:
+    """Stands in for `lax.conv_general_dilated` in `nn.Conv` (its field of this name).
+
+    `x` [N, H, W, C], `kernel` [k, k, C, O] -> [N, (H+2p-k)//s+1, (W+2p-k)//s+1, O]. Raises
+    ValueError for dilation, groups, or sides that differ in stride, padding or kernel size.
+    """
+    (stride, *strides), (pad, *pads) = window_strides, [p for side in padding for p in side]
+    dilated = {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}
+    if dilated or {*strides} != {stride} or {*pads} != {pad} or len({*kernel.shape[:2]}) != 1:
+        raise ValueError(
+            "Expected a square convolution with one stride and one padding, without dilation or"
+            f" groups, got {kernel.shape=}, {window_strides=}, {padding=}, {lhs_dilation=},"
+            f" {rhs_dilation=}, {feature_group_count=}."
+        )
+    if x.shape[2] <= MATMUL_COLUMNS:
+        return _matmul_conv(x, kernel, stride, pad)
+    return _conv(x, kernel, stride, pad)
+
+
+def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+    """im2col: the k*k shifted maps side by side, times the kernel as a matrix [k*k*C, O]."""
+    k = kernel.shape[0]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
+    shifted = [
+        x[:, i : i + height : stride, j : j + width : stride]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=LAYOUT
+    )
+
+
+def _conv_fwd(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, stride, pad), (x, kernel)
+
+
+def _conv_bwd(
+    stride: int, pad: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    k = kernel.shape[0]
+    # As if the stride were 1: zeros between the rows and columns of dy.
+    spread = (0, 0, stride - 1)
+    dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
+    # At a stride above 1 the last rows and columns of padded x may lie under no kernel.
+    unseen = [x.shape[axis] + 2 * pad - (dy.shape[axis] + k - 1) for axis in (1, 2)]
+    before = k - 1 - pad
+    dx = lax.conv_general_dilated(
+        dy,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        [(before, before + rows) for rows in unseen],
+        dimension_numbers=LAYOUT,
+    )
+    # Channels as the batch, images as the channels, dy as the kernel.
+    dkernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(pad, pad - rows) for rows in unseen],
+        dimension_numbers=LAYOUT,
+    )
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)

@@ -1,0 +1,163 @@
+"""The plain and residual networks of Table 1 (ImageNet) and Sec. 4.2 (CIFAR), and their depths.
+
+B, H, W, C: batch, height, width, channels.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_flax.errors import UserError
+from resnet_flax.models import blocks
+from resnet_flax.models.blocks import BasicBlock, Block, BlockShortcut, BottleneckBlock
+
+Family = Literal["cifar", "imagenet"]
+Shortcut = Literal["none", "pad", "projection", "projection_all"]
+
+CIFAR_WIDTHS = (16, 32, 64)
+IMAGENET_WIDTHS = (64, 128, 256, 512)
+# Table 1: the kind of block, and how many a stage has.
+IMAGENET_NETS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (BottleneckBlock, (3, 4, 6, 3)),
+    101: (BottleneckBlock, (3, 4, 23, 3)),
+    152: (BottleneckBlock, (3, 8, 36, 3)),
+}
+
+
+class MaxPool(nn.Module):
+    """3x3 max pooling, stride 2, padding 1: [B, H, W, C] -> [B, H/2, W/2, C], rounded up."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+class GlobalAveragePool(nn.Module):
+    """[B, H, W, C] -> [B, C], float32 whatever the input."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+class ResNet(nn.Module):
+    """A stem, stages of blocks, global average pool, fully connected layer.
+
+    - `stem`: `"cifar"`, a 3x3 convolution; `"imagenet"`, 7x7 at stride 2 and a 3x3 max pool.
+    - `block`, `blocks_per_stage`, `widths`: each stage after the first halves the maps in its
+      first block.
+    - `shortcut`: `"pad"` (option A), `"projection"` (B: where a stage changes the dimensions),
+      `"projection_all"` (C), `"none"` (plain).
+    - `norm_axis`: the device axis over which BN statistics are taken; None keeps them local.
+    - `dtype`: of the computation; parameters, statistics and logits are float32.
+    - `conv_general_dilated`: computes the convolutions in place of XLA's, see `conv.py`.
+    """
+
+    stem: Family
+    block: type[Block]
+    blocks_per_stage: Sequence[int]
+    widths: Sequence[int]
+    num_classes: int
+    shortcut: Shortcut = "pad"
+    bottleneck_stride: Literal["1x1", "3x3"] = "1x1"
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    norm_axis: str | None = None
+    dtype: Any = jnp.float32
+    conv_general_dilated: Callable | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """`images` [B, H, W, C] float32, normalised -> logits [B, num_classes] float32.
+
+        With `train` the batch's own statistics are used, and the running ones updated: apply with
+        `mutable=["batch_stats"]`.
+        """
+        conv = partial(
+            blocks.conv,
+            use_bias=False,
+            dtype=self.dtype,
+            conv_general_dilated=self.conv_general_dilated,
+        )
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.norm_axis,
+            dtype=self.dtype,
+        )
+        imagenet = self.stem == "imagenet"
+        x = conv(self.widths[0], 7 if imagenet else 3, 2 if imagenet else 1, name="conv")(images)
+        x = norm(name="bn")(x)
+        x = blocks.ReLU(name="relu")(x)
+        if imagenet:
+            x = MaxPool(name="max_pool")(x)
+        for stage, (count, width) in enumerate(zip(self.blocks_per_stage, self.widths, strict=True)):
+            for i in range(count):
+                x = self.block(
+                    features=width,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    shortcut=self._block_shortcut(stage, i),
+                    conv=conv,
+                    norm=norm,
+                    name=f"stage{stage + 1}_block{i + 1}",
+                    **self._block_fields(),
+                )(x)
+        x = GlobalAveragePool(name="global_average_pool")(x)
+        return nn.Dense(self.num_classes, kernel_init=blocks.he_normal, name="fc")(x)
+
+    def _block_shortcut(self, stage: int, i: int) -> BlockShortcut:
+        changes_dimensions = i == 0 and (stage > 0 or self.block.expansion > 1)
+        if self.shortcut == "projection_all":
+            return "projection"
+        if self.shortcut == "projection" and not changes_dimensions:
+            return "pad"
+        return self.shortcut
+
+    def _block_fields(self) -> dict[str, str]:
+        return {"stride_at": self.bottleneck_stride} if self.block is BottleneckBlock else {}
+
+
+def build_resnet(
+    family: Family, depth: int, shortcut: Shortcut, widths: Sequence[int] = (), **fields: Any
+) -> ResNet:
+    """The network of a family and depth; `widths` empty means the paper's.
+
+    `fields`: of `ResNet`. Raises UserError for a depth, shortcut or widths the family lacks.
+    """
+    if shortcut not in get_args(Shortcut):
+        raise UserError(f"Expected model.shortcut in {get_args(Shortcut)}, got {shortcut!r}.")
+    block, counts = _cifar_stages(depth) if family == "cifar" else _imagenet_stages(depth)
+    widths = tuple(widths) or (CIFAR_WIDTHS if family == "cifar" else IMAGENET_WIDTHS)
+    if len(widths) != len(counts) or min(widths) < 1:
+        raise UserError(f"Expected {len(counts)} positive model.widths, got {widths}.")
+    if shortcut == "pad" and list(widths) != sorted(widths):
+        raise UserError(
+            f'Expected model.widths that do not shrink with model.shortcut="pad", got {widths};'
+            ' "projection" accepts any.'
+        )
+    return ResNet(family, block, counts, widths, shortcut=shortcut, **fields)
+
+
+def _cifar_stages(depth: int) -> tuple[type[Block], tuple[int, ...]]:
+    n, rest = divmod(depth - 2, 6)
+    if rest == 0 and n > 0:
+        return BasicBlock, (n, n, n)
+    below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 1) + 2
+    nearest = f"{below}" if below >= depth else f"{below} and {above}"
+    raise UserError(
+        f"Expected a depth of 6n+2 (8, 14, 20, ...), got {depth}; the nearest: {nearest}."
+    )
+
+
+def _imagenet_stages(depth: int) -> tuple[type[Block], tuple[int, ...]]:
+    if depth not in IMAGENET_NETS:
+        raise UserError(f"Expected an ImageNet depth in {tuple(IMAGENET_NETS)}, got {depth}.")
+    return IMAGENET_NETS[depth]

@@ -1,0 +1,86 @@
+"""Maps a step over the devices of all processes: the only file that says pmap and shard_map."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnet_flax.errors import UserError
+
+# The mapped axis: steps take their means over it.
+DATA_AXIS = "data"
+Backend = Literal["pmap", "shard_map"]
+
+
+class Devices:
+    """All devices of all processes along one axis, and how a step is mapped over them.
+
+    A mapped step sees replicated arguments whole and sharded ones as this device's share. What it
+    returns must be the same on every device; it comes back without a device axis.
+    """
+
+    def __init__(self, backend: Backend = "pmap", devices: Sequence[jax.Device] | None = None):
+        """`devices`: all by default; fewer are for tests. Raises UserError for another backend."""
+        if backend not in get_args(Backend):
+            raise UserError(f"Expected parallel in {get_args(Backend)}, got {backend!r}.")
+        self.backend = backend
+        self.devices = list(devices or jax.devices())
+        self.local = [d for d in self.devices if d.process_index == jax.process_index()]
+        # pmap takes and gives this process's part of an array, jit the whole of it.
+        self.mesh = Mesh(self.local if backend == "pmap" else self.devices, (DATA_AXIS,))
+
+    def check_divisible(self, field: str, batch_size: int) -> None:
+        """Raises UserError unless every device gets the same share of the batch."""
+        count = len(self.devices)
+        if batch_size < 1 or batch_size % count:
+            below = max(batch_size - batch_size % count, count)
+            raise UserError(
+                f"Expected {field} divisible by the number of devices, {count}, got {batch_size};"
+                f" the nearest: {below} and {below + count}."
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Copies a tree of host arrays to every device of this process."""
+        # Never an alias: a step donates its state, which would delete the source.
+        return jax.device_put(tree, NamedSharding(self.mesh, P()), may_alias=False)
+
+    def shard(self, batch: np.ndarray) -> jax.Array | np.ndarray:
+        """[..., B] of the global batch, the same in every process -> [D, ..., B/D] on devices."""
+        shares = np.stack(np.split(batch, len(self.devices), axis=-1))
+        mine = shares[[i for i, d in enumerate(self.devices) if d in self.local]]
+        sharding = NamedSharding(self.mesh, P(DATA_AXIS))
+        return jax.make_array_from_process_local_data(sharding, mine)
+
+    def map(self, step: Callable, sharded: Sequence[bool], donate: int | None = None) -> Callable:
+        """Compiles `step` for all devices.
+
+        - `sharded`: for each argument, whether it comes from `shard` or from `replicate`.
+        - `donate`: the argument whose memory the result may take.
+        """
+        donated = () if donate is None else (donate,)
+        if self.backend == "pmap":
+            in_axes = tuple(0 if s else None for s in sharded)
+            return jax.pmap(
+                step,
+                axis_name=DATA_AXIS,
+                in_axes=in_axes,
+                out_axes=None,
+                donate_argnums=donated,
+                devices=self.devices,
+            )
+
+        def on_device(*args: Any) -> Any:
+            return step(*(a[0] if s else a for a, s in zip(args, sharded, strict=True)))
+
+        # check_vma would turn a pmean of gradients into their sum, without an error.
+        mapped = jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=tuple(P(DATA_AXIS) if s else P() for s in sharded),
+            out_specs=P(),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated)

@@ -1,0 +1,64 @@
+"""Shows long work: bars on a terminal, plain lines in a log file."""
+
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """Steps, loss, error, images/s and time left of one run after another.
+
+    On a terminal a bar below what was printed; `header`, if given, stands above the bar. Elsewhere
+    a line for each update. Use as a context manager.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.header: RenderableType = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )
+        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self._name = ""
+
+    def _render(self) -> RenderableType:
+        return Group(self.header, self._bar)
+
+    def __enter__(self) -> "RunProgress":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def start(self, name: str, step: int, steps: int) -> None:
+        """Begins, or resumes, a run of `steps` steps at `step`."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._name, self._steps = name, steps
+        self._bar.add_task(name, total=steps, completed=step, values="")
+
+    def update(self, step: int, loss: float, error: float, images_per_second: float) -> None:
+        """Shows a train record; `error` is a fraction."""
+        values = f"loss {loss:.4f}  error {error:6.2%}  {images_per_second:,.0f} images/s"
+        if self.console.is_terminal:
+            self._bar.update(self._bar.task_ids[0], completed=step, values=values)
+        else:
+            self.say(f"{self._name}  step {step}/{self._steps}  {values}")
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.console.print(line, markup=False)

@@ -1,0 +1,55 @@
+"""What a notebook needs: a finished or running run, loaded from its folder alone."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from resnet_flax import experiment, schema, steps
+from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.records import RunFolder
+
+
+class Run(NamedTuple):
+    """A restored run. K: classes; H, W, C: height, width, channels of its images."""
+
+    config: schema.RunConfig
+    model: nn.Module
+    variables: dict[str, Any]  # As `model.apply` takes them: params and batch_stats.
+    step: int
+    image_mean: np.ndarray  # [H, W, C] float32, subtracted from images.
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class probabilities [B, K] float32 of images [B, H, W, C] uint8."""
+        expected = self.image_mean.shape
+        if images.dtype != np.uint8 or images.shape[1:] != expected:
+            raise ValueError(
+                f"Expected uint8 images [B, {', '.join(map(str, expected))}], got"
+                f" {images.dtype} {list(images.shape)}."
+            )
+        logits = _predict(self.model, self.variables, self.image_mean, images)
+        return np.asarray(jax.nn.softmax(logits))
+
+
+_predict = jax.jit(steps.predict, static_argnums=0)
+
+
+def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
+    """Restores a checkpoint, by default the last, knowing only the run's folder.
+
+    The data set is not needed. Raises UserError if the folder is no run's or lacks that step.
+    """
+    records = RunFolder(folder)
+    config = schema.parse(records.config(), schema.RunConfig)
+    with Checkpoints(records.checkpoints) as checkpoints:
+        state = checkpoints.restore(step)
+    num_classes = state["params"]["fc"]["bias"].shape[0]
+    return Run(
+        config=config,
+        model=experiment.build_model(config.model, num_classes),
+        variables={"params": state["params"], "batch_stats": state["batch_stats"]},
+        step=int(state["step"]),
+        image_mean=state["image_mean"],
+    )

@@ -1,0 +1,118 @@
+"""The fields of a run's config, their types and what each one means; values stand in `configs/`.
+
+A field without which a result could not be reproduced belongs here, never in the code.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from resnet_flax.errors import UserError
+from resnet_flax.models.resnet import Shortcut
+from resnet_flax.parallel import Backend
+
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(pydantic.BaseModel):
+    """Every field must be given, none may be unknown, and a type is never guessed."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(Section):
+    """The network; `plain` and `residual` twins differ in `shortcut` alone."""
+
+    family: Literal["cifar", "imagenet", "vgg"]
+    depth: int
+    shortcut: Shortcut
+    """`none` (plain), `pad` (option A), `projection` (B), `projection_all` (C)."""
+    widths: tuple[PositiveInt, ...]
+    """Of the stages; empty: the paper's."""
+    bottleneck_stride: Literal["1x1", "3x3"]
+    """The convolution of a bottleneck that carries the stride: the paper's, or v1.5's."""
+    dtype: Literal["float32", "bfloat16"]
+    """Of the computation; parameters, statistics and loss are float32."""
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the old running average that each step keeps (PyTorch's 0.1 is 0.9 here)."""
+    bn_epsilon: Annotated[float, Field(gt=0)]
+    bn_scope: Literal["device", "global"]
+    """Statistics over a device's images (running ones averaged), or over the global batch."""
+
+
+class OptimConfig(Section):
+    """SGD, Sec. 3.4 and 4.2."""
+
+    lr: NonNegativeFloat
+    boundaries: tuple[NonNegativeInt, ...]
+    """Steps at which the rate is multiplied by `decay_factor`."""
+    decay_factor: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    """Steps at `warmup_lr` before all else."""
+    warmup_lr: NonNegativeFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
+    weight_decay: NonNegativeFloat
+    decay_bn_and_bias: bool
+    """Whether weight decay covers BN scales and all biases, beside the kernels."""
+
+
+class DataConfig(Section):
+    """A TFDS image classification set."""
+
+    name: str
+    data_dir: str
+    """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default."""
+    train_split: str
+    test_split: str
+    batch_size: PositiveInt
+    """Of a training step, over all devices."""
+    eval_batch_size: PositiveInt
+    pad: NonNegativeInt
+    """Pixels added to each side before the random crop."""
+    flip: bool
+    """Whether half of the training images are mirrored."""
+
+
+class RunConfig(Section):
+    """One run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    steps: PositiveInt
+    log_every: PositiveInt
+    eval_every: PositiveInt
+    checkpoint_every: PositiveInt
+    steps_per_dispatch: PositiveInt
+    """Steps scanned in one call of the device; the three intervals are multiples of it."""
+    parallel: Backend
+    model: ModelConfig
+    optim: OptimConfig
+    data: DataConfig
+
+    @pydantic.model_validator(mode="after")
+    def _dispatches_end_at_intervals(self) -> Self:
+        for name in ("log_every", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value % self.steps_per_dispatch:
+                raise ValueError(
+                    f"expected {name} to be a multiple of steps_per_dispatch,"
+                    f" {self.steps_per_dispatch}, got {value}"
+                )
+        return self
+
+
+def parse(config: Mapping[str, Any], schema: type[S]) -> S:
+    """Checks names, types and ranges. Raises UserError naming the first field that is wrong."""
+    try:
+        # By way of JSON: a config from a file and one from a command line are read alike.
+        return schema.model_validate_json(json.dumps(config))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["config", *map(str, first["loc"])])
+        got = f", got {first['input']!r}" if first["loc"] and first["type"] != "missing" else ""
+        said = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{field}: {said}{got}.") from error

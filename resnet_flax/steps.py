@@ -1,0 +1,146 @@
+"""The training state and the pure steps: state in, state out.
+
+B: images on this device; k: steps of one dispatch; N: images of the data set; H, W, C: height,
+width, channels. Every step needs an axis named DATA_AXIS (`parallel.py` maps it over devices).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from resnet_flax import metrics
+from resnet_flax.data import augment
+from resnet_flax.parallel import DATA_AXIS
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training depends on besides the data set; the same on every device."""
+
+    step: jax.Array  # [] int32, steps taken.
+    seed: jax.Array  # [] uint32; with `step`, all that randomness depends on.
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    totals: metrics.Totals  # Since the last multiple of `log_every`.
+    image_mean: jax.Array  # [H, W, C] float32, of the training split.
+
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """As `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """This device's share of a global batch."""
+
+    image: jax.Array  # [B, H, W, C] float32, normalised.
+    label: jax.Array  # [B] int32.
+
+
+class Images(NamedTuple):
+    """A whole split, resident on each device."""
+
+    images: jax.Array  # [N, H, W, C] uint8.
+    labels: jax.Array  # [N] int32.
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_mean: jax.Array
+) -> TrainState:
+    """The state before the first step; parameters depend on the seed and their names alone."""
+    image = jnp.zeros((1, *image_mean.shape), jnp.float32)
+    variables = model.init(jax.random.key(seed), image)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        totals=metrics.zeros(),
+        image_mean=jnp.asarray(image_mean),
+    )
+
+
+def train_step(
+    state: TrainState, batch: Batch, model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """One SGD step: gradients and running BN averages are means over the global batch.
+
+    `state.totals` grows by the batch's loss and errors, in train mode, before the update.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = model.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+        loss = metrics.cross_entropy(logits, batch.label).mean()
+        return loss, (logits, updates.get("batch_stats", {}))
+
+    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, batch_stats = jax.lax.pmean((grads, batch_stats), DATA_AXIS)
+    mask = jnp.ones_like(batch.label, bool)
+    totals = jax.lax.psum(metrics.totals(logits, batch.label, mask), DATA_AXIS)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        totals=jax.tree.map(jnp.add, state.totals, totals),
+    )
+
+
+def train_steps(
+    state: TrainState,
+    data: Images,
+    indices: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    pad: int,
+    flip: bool,
+    log_every: int,
+) -> TrainState:
+    """k steps on device-resident data; `indices` [k, B] int32 are this device's images."""
+
+    def body(state: TrainState, indices: jax.Array) -> tuple[TrainState, None]:
+        image = augment.normalize(data.images[indices], state.image_mean)
+        image = augment.pad_crop_flip(_image_keys(state, len(indices)), image, pad, flip)
+        starts = state.step % log_every == 0
+        totals = jax.tree.map(lambda t: jnp.where(starts, 0, t), state.totals)
+        batch = Batch(image, data.labels[indices])
+        return train_step(state.replace(totals=totals), batch, model, optimizer), None
+
+    return jax.lax.scan(body, state, indices)[0]
+
+
+def _image_keys(state: TrainState, count: int) -> jax.Array:
+    """One key an image [count]: of (seed, step, place in the global batch), not of the device."""
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    places = jax.lax.axis_index(DATA_AXIS) * count + jnp.arange(count)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+
+
+def eval_step(
+    variables: Any,
+    image_mean: jax.Array,
+    data: Images,
+    indices: jax.Array,
+    mask: jax.Array,
+    *,
+    model: nn.Module,
+) -> metrics.Totals:
+    """Totals over the images `indices` [B] int32 where `mask` [B] bool, with running averages."""
+    logits = predict(model, variables, image_mean, data.images[indices])
+    return jax.lax.psum(metrics.totals(logits, data.labels[indices], mask), DATA_AXIS)
+
+
+def predict(
+    model: nn.Module, variables: Any, image_mean: jax.Array, images: jax.Array
+) -> jax.Array:
+    """Logits [B, K] float32 of images [B, H, W, C] uint8, with running BN averages; no axis."""
+    return model.apply(variables, augment.normalize(images, image_mean), train=False)
