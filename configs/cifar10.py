@@ -1,4 +1,4 @@
-"""CIFAR-10 as in Sec. 4.2: `--config=configs/cifar10.py:plain56`, any `plainN`, `resnetN`, N = 6n+2.
+"""CIFAR-10 as in Sec. 4.2: `--config=configs/cifar10.py:plain56`, or `resnet56`, 6n+2.
 
 Command: python -m experiments.train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 Paper, test error: resnet20 8.75 %, resnet32 7.51 %, resnet44 7.17 %, resnet56 6.97 %, resnet110
@@ -30,7 +30,7 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.family = "cifar"
     config.model.depth = depth
     config.model.shortcut = "none" if kind == "plain" else "pad"
-    config.model.widths = (16, 32, 64)
+    config.model.widths = ()
     config.model.bottleneck_stride = "1x1"
     config.model.dtype = "float32"
     config.model.bn_momentum = 0.9

@@ -1,6 +1,7 @@
 """What every entry point does around its one call: flags, exit status, where JAX keeps programs."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +17,18 @@ FAILURE = 1
 USAGE = 2
 
 
-def define_config() -> flags.FlagHolder:
-    """--config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for each of its fields."""
-    return config_flags.DEFINE_config_file("config", help_string="A file of configs/, see there.")
+def run(main: Callable[[flags.FlagValues], int | None], *, config: bool, workdir: str = "") -> None:
+    """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
 
-
-def define_workdir(meaning: str) -> flags.FlagHolder[str]:
-    return flags.DEFINE_string("workdir", None, meaning, required=True)
-
-
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, calls `main`, exits with what it returns (None: 0).
+    - `config`: whether there is --config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for its fields.
+    - `workdir`: what --workdir means, if there is one.
 
     A flag, config or folder that cannot be used is one line on stderr and exit status 2.
     """
+    if config:
+        config_flags.DEFINE_config_file("config", help_string="FILE.py:ARGUMENT, see configs/.")
+    if workdir:
+        flags.DEFINE_string("workdir", None, workdir, required=True)
     _keep_compiled_programs()
     try:
         app.run(lambda _: _exit_status(main), flags_parser=_parse_flags)
@@ -37,9 +36,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(_complain("Interrupted.", 130))
 
 
-def _exit_status(main: Callable[[], int | None]) -> int:
+def _exit_status(main: Callable[[flags.FlagValues], int | None]) -> int:
     try:
-        return main() or 0
+        return main(flags.FLAGS) or 0
     except UserError as error:
         return _complain(str(error), USAGE)
 
@@ -54,11 +53,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)  # --verbosity=0 shows what the libraries have to say.
     try:
         positional = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and dict(flags.FLAGS.config or {}) == {}:
+        if "config" in flags.FLAGS and not dict(flags.FLAGS.config or {}):
             raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
-    except AttributeError as error:
-        sys.exit(_complain(_unknown_field(argv, str(error).strip("\"'")), USAGE))
-    except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError):
+        sys.exit(_complain(_unknown_field(argv), USAGE))
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         last_line = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         sys.exit(_complain(last_line.removeprefix("ValueError: "), USAGE))
     if len(positional) > 1:
@@ -66,15 +65,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return positional
 
 
-def _unknown_field(argv: list[str], field: str) -> str:
-    """What to say of the flag that sets a field its config lacks."""
-    flag = next((arg for arg in argv if f".{field}" in arg.split("=")[0]), field)
-    section = flags.FLAGS["config"].value
-    for name in flag.split("=")[0].split(".")[1:]:
-        if name not in section:
-            return f"Unknown field in {flag}: expected one of {', '.join(section)}."
-        section = section[name]
-    return f"Unknown field {field}."
+def _unknown_field(argv: list[str]) -> str:
+    """What to say of the first flag that sets a field its config lacks."""
+    given = next(arg for arg in argv if arg.startswith(("--config=", "-config=")))
+    file, _, argument = given.partition("=")[2].partition(":")
+    config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
+    for flag in (arg for arg in argv if arg.startswith("--config.")):
+        section = config
+        for name in flag.split("=")[0].split(".")[1:]:
+            if name not in getattr(section, "keys", list)():
+                accepted = ", ".join(getattr(section, "keys", list)()) or "no field below it"
+                return f"Unknown config field in {flag}; accepted: {accepted}."
+            section = section[name]
+    return f"Unknown config field among {' '.join(argv[1:])}."
 
 
 def _keep_compiled_programs() -> None:

@@ -12,15 +12,11 @@ from resnet_flax.parallel import Devices
 from resnet_flax.runs import load_run
 from resnet_flax.steps import Images
 
-_WORKDIR = cli.define_workdir("The run's folder.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last.")
-_SPLIT = flags.DEFINE_string("split", None, "A TFDS split; by default the config's test split.")
 
-
-def main() -> None:
-    run = load_run(_WORKDIR.value, _STEP.value)
+def main(args: flags.FlagValues) -> None:
+    run = load_run(args.workdir, args.step)
     data = run.config.data
-    split = _SPLIT.value or data.test_split
+    split = args.split or data.test_split
     images, labels, _ = sources.load_split(data.name, split, data.data_dir)
     devices = Devices(run.config.parallel)
     evaluate = Evaluator(run.model, devices, data.eval_batch_size)
@@ -33,4 +29,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last.")
+    flags.DEFINE_string("split", None, "A TFDS split; by default the config's test split.")
+    cli.run(main, config=False, workdir="The run's folder.")

@@ -55,5 +55,7 @@ def expand(config: Mapping[str, Any]) -> list[GridRun]:
 
 def save(runs: list[GridRun], workdir: Path) -> None:
     """Writes `sweep.json`, from which a report knows what to expect."""
-    grid = {run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs}
+    grid = {
+        run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs
+    }
     records.write_json(workdir / "sweep.json", {"runs": grid})

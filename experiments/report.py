@@ -6,12 +6,12 @@ python -m experiments.report --workdir=runs/digits
 from pathlib import Path
 
 import pandas as pd
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, figures, results
 
-_WORKDIR = cli.define_workdir("The sweep's folder; table and figures are written into it.")
 _HEADINGS = {
     "train_error": "training error, %",
     "running_error": "running, %",
@@ -49,12 +49,14 @@ def _printed(summary: pd.DataFrame) -> Table:
 
 
 def _mean_and_deviation(mean: float, deviation: float) -> str:
-    return f"{mean:.2%}".rstrip("%") + (f" ± {deviation * 100:.2f}" if deviation == deviation else "")
+    return f"{mean:.2%}".rstrip("%") + (
+        f" ± {deviation * 100:.2f}" if deviation == deviation else ""
+    )
 
 
-def main() -> None:
-    write(Path(_WORKDIR.value).expanduser().absolute())
+def main(args: flags.FlagValues) -> None:
+    write(Path(args.workdir).expanduser().absolute())
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=False, workdir="The sweep's folder; what is made goes into it.")

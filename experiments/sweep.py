@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
 from rich.table import Table
 
 from experiments import cli, engine, grid, report, results
@@ -16,9 +17,6 @@ from resnet_flax import experiment, loop
 from resnet_flax.errors import UserError
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
-
-_CONFIG = cli.define_config()
-_WORKDIR = cli.define_workdir("The sweep's folder; the same command again does what is missing.")
 
 
 class SweepTable:
@@ -96,7 +94,10 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
             if error:
                 progress.say(f"{run.name}: failed: {error}")
             if state == "finished":
-                errors, left = results.final_errors(RunFolder(workdir / run.name)), table.minutes_left()
+                errors, left = (
+                    results.final_errors(RunFolder(workdir / run.name)),
+                    table.minutes_left(),
+                )
                 progress.say(
                     f"{run.name}: training error {errors['train_error']:.2%}, test error"
                     f" {errors['test_error']:.2%}"
@@ -107,9 +108,9 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
     return table.states
 
 
-def main() -> int:
-    workdir = Path(_WORKDIR.value).expanduser().absolute()
-    runs = grid.expand(_CONFIG.value.to_dict())
+def main(args: flags.FlagValues) -> int:
+    workdir = Path(args.workdir).expanduser().absolute()
+    runs = grid.expand(args.config.to_dict())
     for run in runs:  # All of them, before the first is begun.
         config = run.config.model_dump(mode="json")
         experiment.build(config)
@@ -131,4 +132,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        config=True,
+        workdir="The sweep's folder; the same command again does what is missing.",
+    )

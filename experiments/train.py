@@ -3,17 +3,16 @@
 python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
 """
 
+from absl import flags
+
 from experiments import cli
 from resnet_flax import loop
 
-_CONFIG = cli.define_config()
-_WORKDIR = cli.define_workdir("The run's folder; the same command again resumes the run.")
 
-
-def main() -> int:
-    state = loop.train_and_evaluate(_CONFIG.value.to_dict(), _WORKDIR.value)
+def main(args: flags.FlagValues) -> int:
+    state = loop.train_and_evaluate(args.config.to_dict(), args.workdir)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=True, workdir="The run's folder; the same command again resumes the run.")

@@ -106,9 +106,7 @@ class _Run:
         self.progress.say(f"{self.folder.name}: resuming from step {self.step}.")
         return self.devices.replicate(state)
 
-    def _train(
-        self, state: steps.TrainState, checkpoints: Checkpoints, stop: StopRequest
-    ) -> State:
+    def _train(self, state: steps.TrainState, checkpoints: Checkpoints, stop: StopRequest) -> State:
         """Trains to the end, a divergence or a stop; where it stops by request it can resume."""
         config = self.config
         train, test = (self._on_devices(split) for split in (self.built.train, self.built.test))

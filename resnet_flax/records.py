@@ -1,11 +1,11 @@
 """A run's folder: the only file that knows its JSON files. No JAX, so that a report needs none.
 
-    config.json       the resolved config
-    environment.json  versions and devices, one object an attempt
-    status.json       {"state", "step", "attempt", "error", "updated"}
-    metrics.jsonl     one object a line: train records and evaluation records
-    checkpoints/      see checkpoints.py
-    tensorboard/      event files
+config.json       the resolved config
+environment.json  versions and devices, one object an attempt
+status.json       {"state", "step", "attempt", "error", "updated"}
+metrics.jsonl     one object a line: train records and evaluation records
+checkpoints/      see checkpoints.py
+tensorboard/      event files
 """
 
 import json
@@ -171,4 +171,4 @@ def _replace(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
+    new.replace(path)

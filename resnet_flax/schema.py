@@ -14,7 +14,6 @@ from resnet_flax.errors import UserError
 from resnet_flax.models.resnet import Shortcut
 from resnet_flax.parallel import Backend
 
-
 S = TypeVar("S", bound="Section")
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -28,7 +29,6 @@ class TrainState(struct.PyTreeNode):
     totals: metrics.Totals  # Since the last multiple of `log_every`.
     image_mean: jax.Array  # [H, W, C] float32, of the training split.
 
-
     @property
     def variables(self) -> dict[str, Any]:
         """As `model.apply` takes them."""
@@ -45,8 +45,8 @@ class Batch(NamedTuple):
 class Images(NamedTuple):
     """A whole split, resident on each device."""
 
-    images: jax.Array  # [N, H, W, C] uint8.
-    labels: jax.Array  # [N] int32.
+    images: jax.Array | np.ndarray  # [N, H, W, C] uint8.
+    labels: jax.Array | np.ndarray  # [N] int32.
 
 
 def init_state(
@@ -143,4 +143,6 @@ def predict(
     model: nn.Module, variables: Any, image_mean: jax.Array, images: jax.Array
 ) -> jax.Array:
     """Logits [B, K] float32 of images [B, H, W, C] uint8, with running BN averages; no axis."""
-    return model.apply(variables, augment.normalize(images, image_mean), train=False)
+    logits = model.apply(variables, augment.normalize(images, image_mean), train=False)
+    assert isinstance(logits, jax.Array)  # No collection is mutable.
+    return logits

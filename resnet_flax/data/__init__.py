@@ -1,1 +1,1 @@
-"""Image classification sets of TFDS, held in memory, shuffled and augmented as functions of (seed, step)."""
+"""Image sets of TFDS in memory, shuffled and augmented as functions of (seed, step)."""

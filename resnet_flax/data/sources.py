@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     Raises UserError if the set is unknown, absent, of another kind, or lacks that split.
     """
     builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
-    image_key, label_key = builder.info.supervised_keys or ("image", "label")
+    image_key, label_key = _keys(builder)
     num_classes = _check_features(builder, image_key, label_key)
     try:
         size = builder.info.splits[split].num_examples
@@ -60,6 +61,17 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     return Split(images, labels, num_classes)
 
 
+def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
+    """Image shape (H, W, C) and class count of a data set, which need not be prepared.
+
+    Where sizes vary the paper's 224 stands for H and W. Raises UserError if the set is unknown.
+    """
+    builder = _digits_builder() if name == Digits.name else _builder(name, data_dir)
+    image_key, label_key = _keys(builder)
+    height, width, channels = builder.info.features[image_key].shape
+    return (height or 224, width or 224, channels), builder.info.features[label_key].num_classes
+
+
 def per_pixel_mean(images: np.ndarray) -> np.ndarray:
     """[N, H, W, C] uint8 -> [H, W, C] float32, in 0..255; summed exactly, divided once."""
     return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
@@ -76,16 +88,19 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
-    data_dir = os.path.abspath(os.path.expanduser(data_dir))
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    data_dir = _folder(data_dir)
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
+        return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(
             f"Unknown data set data.name={name!r}: it is neither digits, nor registered in TFDS,"
             f" nor prepared in {data_dir}."
         ) from error
+
+
+def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    builder, data_dir = _builder(name, data_dir), _folder(data_dir)
     # Never let TFDS fetch it here: offline, that is minutes of retries.
     if not builder.info.splits:
         raise UserError(
@@ -98,6 +113,16 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f" {FILE_FORMAT} can be read at random: run `make prepare DATASET={name}`."
         )
     return builder
+
+
+def _folder(data_dir: str) -> str:
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
+    return str(Path(data_dir).expanduser().absolute())
+
+
+def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    """The names of image and label among the features."""
+    return builder.info.supervised_keys or ("image", "label")
 
 
 def _check_features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str) -> int:

@@ -60,9 +60,7 @@ def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
     shifted = [
-        x[:, i : i + height : stride, j : j + width : stride]
-        for i in range(k)
-        for j in range(k)
+        x[:, i : i + height : stride, j : j + width : stride] for i in range(k) for j in range(k)
     ]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 

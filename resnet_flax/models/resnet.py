@@ -99,7 +99,9 @@ class ResNet(nn.Module):
         x = blocks.ReLU(name="relu")(x)
         if imagenet:
             x = MaxPool(name="max_pool")(x)
-        for stage, (count, width) in enumerate(zip(self.blocks_per_stage, self.widths, strict=True)):
+        for stage, (count, width) in enumerate(
+            zip(self.blocks_per_stage, self.widths, strict=True)
+        ):
             for i in range(count):
                 x = self.block(
                     features=width,
@@ -121,7 +123,7 @@ class ResNet(nn.Module):
             return "pad"
         return self.shortcut
 
-    def _block_fields(self) -> dict[str, str]:
+    def _block_fields(self) -> dict[str, Any]:
         return {"stride_at": self.bottleneck_stride} if self.block is BottleneckBlock else {}
 
 

@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:
+#   make sweep   the depth sweep on the embedded data set: table and figures
+#   make test    the checks and tests
+# WORKDIR, CONFIG and DATASET can be set: make sweep CONFIG=configs/degradation.py:cifar10
+
+PYTHON ?= python3
+CONFIG ?= configs/degradation.py:digits
+WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
+BIN := .venv/bin
+PREPARE := .venv-prepare
+
+.PHONY: sweep test slow prepare cifar10 lock
+
+sweep: .venv/installed
+	$(BIN)/python -m experiments.sweep --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -m slow
+
+# TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
+prepare: $(PREPARE)/installed
+	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
+	$(PREPARE)/bin/tfds build $(DATASET) --file_format=array_record
+
+cifar10:
+	$(MAKE) prepare DATASET=cifar10
+
+# Pins everything for every supported Python; commit the result.
+lock: .venv/installed-dev
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
+	  --upgrade --no-header --no-annotate requirements-dev.txt -o requirements.lock
+
+.venv/bin/python $(PREPARE)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(@D)/..
+
+.venv/installed: requirements.txt requirements.lock | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c requirements.lock
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c requirements.lock
+	touch $@
+
+$(PREPARE)/installed: requirements-prepare.txt | $(PREPARE)/bin/python
+	$(PREPARE)/bin/python -m pip install --quiet -r requirements-prepare.txt
+	touch $@

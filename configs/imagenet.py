@@ -1,0 +1,44 @@
+"""ImageNet as in Sec. 4.1 and Table 1: `plain34`, `resnet34`, `vgg19` and their kin.
+
+Depths: 18, 34, 50, 101, 152; VGG 16 and 19.
+
+Command: python -m experiments.describe --config=configs/imagenet.py:resnet34
+Paper, top-1 error, 10-crop: plain18 27.94 %, plain34 28.54 %, resnet18 27.88 %, resnet34 25.03 %.
+Not trained here: images of varying size need an input pipeline that this version lacks; `train`
+says so. For "divided by 10 when the error plateaus" it has drops at a half and three quarters.
+"""
+
+import re
+
+import ml_collections
+
+from configs import cifar10
+
+
+def get_config(net: str = "resnet34") -> ml_collections.ConfigDict:
+    match = re.fullmatch(r"(plain|resnet|vgg)(\d+)", net)
+    if not match:
+        raise ValueError(f"Expected plainN, resnetN or vggN, such as resnet34, got {net!r}.")
+    kind, depth = match[1], int(match[2])
+
+    config = cifar10.get_config()
+    config.steps = 600_000
+    config.eval_every = 10_000
+    config.checkpoint_every = 10_000
+    config.model.family = "vgg" if kind == "vgg" else "imagenet"
+    config.model.depth = depth
+    config.model.shortcut = _shortcut(kind, depth)
+    config.model.widths = ()
+    config.optim.boundaries = (300_000, 450_000)
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.batch_size = 256
+    config.data.pad = 0
+    return config
+
+
+def _shortcut(kind: str, depth: int) -> str:
+    """Sec. 4.1: option A in the comparison with plain nets, option B from 50 layers on."""
+    if kind != "resnet":
+        return "none"
+    return "pad" if depth < 50 else "projection"
