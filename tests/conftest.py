@@ -1,0 +1,40 @@
+"""Every test runs on 4 virtual CPU devices, with implicit rank promotion an error."""
+
+import os
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_programs(tmp_path_factory: pytest.TempPathFactory):
+    """One cache for this session and the processes it starts; none of the user's files."""
+    cache = str(tmp_path_factory.mktemp("xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture
+def tiny_config():
+    """24 steps of an 8-layer net on 96 digits: seconds."""
+    from configs import digits
+
+    config = digits.get_config("resnet8")
+    config.steps = 24
+    config.log_every = 4
+    config.eval_every = 12
+    config.checkpoint_every = 8
+    config.steps_per_dispatch = 2
+    config.model.widths = (4, 8, 8)
+    config.optim.boundaries = (12,)
+    config.data.train_split = "train[:92]"  # Not a multiple of the batch.
+    config.data.test_split = "test[:37]"  # Not a multiple of the devices.
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 32
+    config.data.pad = 1
+    config.data.flip = True
+    return config.to_dict()
