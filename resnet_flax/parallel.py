@@ -43,9 +43,11 @@ class Devices:
             )
 
     def replicate(self, tree: Any) -> Any:
-        """Copies a tree of host arrays to every device of this process."""
-        # Never an alias: a step donates its state, which would delete the source.
-        return jax.device_put(tree, NamedSharding(self.mesh, P()), may_alias=False)
+        """Copies a tree of arrays to every device of this process."""
+        # By way of the host and never an alias: a step donates its state, and would delete the
+        # source with it.
+        host_tree = jax.device_get(tree)
+        return jax.device_put(host_tree, NamedSharding(self.mesh, P()), may_alias=False)
 
     def shard(self, batch: np.ndarray) -> jax.Array | np.ndarray:
         """[..., B] of the global batch, the same in every process -> [D, ..., B/D] on devices."""

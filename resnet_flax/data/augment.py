@@ -12,7 +12,7 @@ def normalize(images: jax.Array, mean: jax.Array) -> jax.Array:
 
     Both are divided by 255 first: BN removes the scale, and the inputs stay near 1.
     """
-    return (images.astype(jnp.float32) - mean) / 255.0
+    return (images.astype(jnp.float32) - mean[None]) / 255.0
 
 
 def pad_crop_flip(keys: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Array:

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_flax.data.augment import normalize, pad_crop_flip
+
+
+def augment(seed, images, pad, flip):
+    return pad_crop_flip(jax.random.split(jax.random.key(seed), len(images)), images, pad, flip)
+
+
+def test_normalisation_subtracts_the_mean_of_each_pixel():
+    images = np.array([[[[0], [255]]], [[[10], [55]]]], np.uint8)  # [2, 1, 2, 1]
+    mean = images.mean(0, dtype=np.float32)
+    expected = np.array([[[[-5.0], [100.0]]], [[[5.0], [-100.0]]]], np.float32) / 255
+    np.testing.assert_allclose(normalize(images, mean), expected, rtol=1e-6)  # One rounding.
+
+
+def test_every_crop_is_a_window_of_the_padded_image_and_all_windows_occur():
+    image = jnp.arange(1.0, 13.0).reshape(4, 3, 1)
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    windows = [padded[i : i + 4, j : j + 3] for i in range(3) for j in range(3)]
+    crops = augment(0, jnp.stack([image] * 300), pad=1, flip=False)
+    matches = np.array([[np.array_equal(crop, window) for window in windows] for crop in crops])
+    assert (matches.sum(1) == 1).all()
+    # 300 draws of 9: each is expected 33 times, and below 10 with probability 1e-6.
+    assert (matches.sum(0) >= 10).all()
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+    image = jnp.arange(1.0, 13.0).reshape(4, 3, 1)
+    out = augment(0, jnp.stack([image] * 400), pad=0, flip=True)
+    mirrored = np.array([np.array_equal(x, image[:, ::-1]) for x in out])
+    assert all(np.array_equal(x, image) for x in out[~mirrored])
+    assert 150 < mirrored.sum() < 250  # 5 deviations of a fair coin.
+
+
+def test_an_images_crop_depends_on_its_own_key_alone():
+    images = jax.random.normal(jax.random.key(0), (6, 4, 4, 1))
+    keys = jax.random.split(jax.random.key(1), 6)
+    whole = pad_crop_flip(keys, images, 2, True)
+    np.testing.assert_array_equal(pad_crop_flip(keys[3:], images[3:], 2, True), whole[3:])
+
+
+def test_without_padding_and_flip_nothing_changes():
+    images = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+    np.testing.assert_array_equal(augment(0, images, pad=0, flip=False), images)

@@ -1,0 +1,130 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from resnet_flax.data import sources
+from resnet_flax.errors import UserError
+
+needs_prepared_sets = pytest.mark.skipif(
+    not Path(os.environ.get("TFDS_DATA_DIR", ""), "cifar10").is_dir(),
+    reason="TFDS_DATA_DIR has no cifar10",
+)
+
+
+class Wide(tfds.core.GeneratorBasedBuilder):
+    """28x20 grey images of 100 classes, with feature names of its own."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "scan": tfds.features.Image(shape=(28, 20, 1)),
+                    "kind": tfds.features.ClassLabel(num_classes=100),
+                }
+            ),
+            supervised_keys=("scan", "kind"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(1300), "test": self._generate_examples(7)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            scan = np.full((28, 20), i % 256, np.uint8)
+            yield i, {"scan": Image.fromarray(scan), "kind": i % 100}
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    Wide(data_dir=folder, file_format=sources.FILE_FORMAT).download_and_prepare()
+    return folder
+
+
+def test_digits_are_scikit_learns_and_every_one_is_in_one_split():
+    train, test = (sources.load_split("digits", split) for split in ("train", "test"))
+    assert (len(train.images), len(test.images)) == (1536, 261)
+    scans, labels = load_digits(return_X_y=True)
+    ours = {
+        (image.tobytes(), int(label))
+        for split in (train, test)
+        for image, label in zip(split.images, split.labels, strict=True)
+    }
+    theirs = {
+        (np.round(scan * 15.9375).astype(np.uint8).tobytes(), int(label))
+        for scan, label in zip(scans, labels, strict=True)
+    }
+    assert ours == theirs
+    assert train.images.shape[1:] == (8, 8, 1)
+    assert train.images.dtype == np.uint8
+    assert train.images.max() == 255
+
+
+def test_a_prepared_set_is_read_whole_by_name_with_its_own_feature_names(wide_folder):
+    split = sources.load_split("wide", "train", wide_folder)
+    assert split.images.shape == (1300, 28, 20, 1)
+    assert split.num_classes == 100
+    np.testing.assert_array_equal(np.sort(split.labels), np.sort(np.arange(1300) % 100))
+    np.testing.assert_array_equal(split.images[:, 5, 5, 0] % 4, split.labels % 4)
+
+
+def test_split_expressions_are_tfdss(wide_folder):
+    first, rest = (
+        sources.load_split("wide", split, wide_folder) for split in ("train[:300]", "train[300:]")
+    )
+    whole = sources.load_split("wide", "train", wide_folder)
+    np.testing.assert_array_equal(np.concatenate([first.images, rest.images]), whole.images)
+
+
+def test_the_variable_that_tfds_honours_names_the_folder(wide_folder, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", wide_folder)
+    assert len(sources.load_split("wide", "test").images) == 7
+
+
+def test_the_mean_is_of_each_pixel():
+    images = np.random.RandomState(0).randint(0, 256, (50, 4, 3, 2)).astype(np.uint8)
+    expected = images.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(sources.per_pixel_mean(images), expected, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(
+    "name, split, message",
+    [
+        ("cifar100", "train", "not prepared in .* run `make prepare DATASET=cifar100`"),
+        ("no_such_set", "train", "Unknown data set data.name='no_such_set'"),
+        ("wide", "validation", "Unknown split 'validation'. Should be one of"),
+        ("wide", "train[:0]", "Expected images in split"),
+        ("digits", "trian", "Unknown split 'trian'"),
+    ],
+)
+def test_what_cannot_be_read_is_said_at_once_in_one_line(wide_folder, name, split, message):
+    with pytest.raises(UserError, match=message) as error:
+        sources.load_split(name, split, wide_folder)
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_and_classes_are_known_of_a_set_that_is_not_prepared(tmp_path):
+    assert sources.describe("cifar100", str(tmp_path)) == ((32, 32, 3), 100)
+    assert sources.describe("digits") == ((8, 8, 1), 10)
+
+
+@needs_prepared_sets
+def test_cifar10_has_its_known_mean():
+    train = sources.load_split("cifar10", "train")
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    # The field's constants, (0.4914, 0.4822, 0.4465), are rounded to 4 digits.
+    mean = sources.per_pixel_mean(train.images).mean((0, 1)) / 255
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
+
+
+@needs_prepared_sets
+def test_images_of_varying_size_are_refused_in_words():
+    with pytest.raises(UserError, match="Expected equally sized uint8 images"):
+        sources.load_split("caltech_subset", "train")
