@@ -129,6 +129,7 @@ class _Run:
                 timer.restart(self.step)
             if last or stop.received or self.step % config.checkpoint_every == 0:
                 checkpoints.save(self.step, state)
+                self.write_status("running")
             if stop.received and not last:
                 self.progress.say(
                     f"{self.folder.name}: {stop.received}; saved step {self.step}."

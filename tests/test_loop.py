@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_flax import checkpoints, loop, steps
+from resnet_flax.errors import UserError
+from resnet_flax.records import RunFolder
+
+
+def last_state(path):
+    with checkpoints.Checkpoints(RunFolder(path).checkpoints) as saved:
+        return saved.steps(), saved.restore()
+
+
+def measured(path):
+    """All records but what the clock decides."""
+    return [
+        {key: value for key, value in record.items() if key != "images_per_second"}
+        for record in RunFolder(path).metrics()
+    ]
+
+
+def assert_same_run(a, b):
+    assert measured(a) == measured(b)
+    assert last_state(a)[0] == last_state(b)[0]
+    jax.tree.map(np.testing.assert_array_equal, last_state(a)[1], last_state(b)[1])
+
+
+class PulledPlug(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+
+
+def pull_plug(monkeypatch, owner, name, calls):
+    """Ends the process, as far as Python can, at the given call of a function."""
+    original, count = getattr(owner, name), iter(range(1, calls + 1))
+
+    def call(*args, **kwargs):
+        if next(count, calls) == calls:
+            raise PulledPlug
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A function: the folder of a run that was never disturbed, one a config."""
+    folders = {}
+
+    def run(config):
+        key = json.dumps(config)
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("whole") / "run"
+            assert loop.train_and_evaluate(config, folders[key]) == "finished"
+        return folders[key]
+
+    return run
+
+
+def test_a_run_leaves_the_records_that_are_promised(tiny_config, whole_run):
+    folder = RunFolder(whole_run(tiny_config))
+    train = [record for record in folder.metrics() if record["kind"] == "train"]
+    assert [record["step"] for record in train] == [4, 8, 12, 16, 20, 24]
+    keys = {"step", "epoch", "kind", "loss", "error", "lr", "images_per_second"}
+    assert all(record.keys() == keys for record in train)
+    np.testing.assert_allclose([r["lr"] for r in train], [0.1] * 3 + [0.01] * 3, rtol=1e-6)
+    assert train[0]["epoch"] == 4 * 16 / 92
+    scored = [(r["step"], r["split"], r["images"]) for r in folder.metrics() if r["kind"] == "eval"]
+    assert scored == [(12, "test", 37), (24, "test", 37), (24, "train", 92)]
+    assert folder.status()[:4] == ("finished", 24, 1, None)
+    assert last_state(folder.path)[0] == [16, 24]
+    (environment,) = folder.environments()
+    assert environment["device_count"] == 4
+    assert environment["packages"]["jax"] == jax.__version__
+    assert list(folder.tensorboard.glob("events*"))
+
+
+def test_digits_are_learned(tiny_config, whole_run):
+    tiny_config |= {"steps": 48, "eval_every": 48, "checkpoint_every": 48}
+    tiny_config["data"] |= {"pad": 0, "flip": False}
+    tiny_config["model"]["widths"] = (8, 16, 16)
+    tiny_config["optim"]["boundaries"] = ()
+    records = measured(whole_run(tiny_config))
+    # Chance is 90 %.
+    assert [r["error"] < 0.3 for r in records if r.get("split") == "train"] == [True]
+
+
+def test_the_same_config_gives_the_same_bits(tiny_config, whole_run, tmp_path):
+    loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole_run(tiny_config))
+
+
+@pytest.mark.parametrize(
+    "owner, name, calls",
+    [
+        (steps, "init_state", 1),
+        (checkpoints.Checkpoints, "save", 1),
+        (checkpoints.Checkpoints, "save", 2),
+        (RunFolder, "append_metrics", 3),
+        (RunFolder, "append_metrics", 5),  # The last record before a checkpoint.
+        (RunFolder, "append_metrics", 9),
+        (loop._Run, "_record_evaluation", 2),
+        (RunFolder, "write_status", 5),  # All is done but to say so.
+    ],
+)
+@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_never_stopped(
+    tiny_config, whole_run, tmp_path, owner, name, calls, backend
+):
+    tiny_config["parallel"] = backend
+    with pytest.MonkeyPatch.context() as patch:
+        pull_plug(patch, owner, name, calls)
+        with pytest.raises(PulledPlug):
+            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").status().state == "running"
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert_same_run(tmp_path / "run", whole_run(tiny_config))
+    assert RunFolder(tmp_path / "run").status().attempt == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_where_it_can_resume(
+    tiny_config, whole_run, tmp_path, monkeypatch, number
+):
+    original = loop._Run._record_training
+
+    def signalled(self, state, timer):
+        if self.step == 4:
+            os.kill(os.getpid(), number)
+        return original(self, state, timer)
+
+    monkeypatch.setattr(loop._Run, "_record_training", signalled)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
+    folder = RunFolder(tmp_path / "run")
+    assert folder.status()[:2] == ("preempted", 4)
+    assert last_state(folder.path)[0] == [4]
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert measured(folder.path) == measured(whole_run(tiny_config))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        last_state(folder.path)[1],
+        last_state(whole_run(tiny_config))[1],
+    )
+
+
+def test_a_finished_run_says_so_and_is_left_alone(tiny_config, whole_run, capsys):
+    path = whole_run(tiny_config)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    assert loop.train_and_evaluate(tiny_config, path) == "finished"
+    assert "finished at step 24; nothing to do" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_with_its_record(tiny_config, tmp_path):
+    tiny_config["optim"]["lr"] = 1e30
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "diverged"
+    folder = RunFolder(tmp_path / "run")
+    assert folder.status()[:2] == ("diverged", 4)
+    assert folder.metrics()[-1]["loss"] is None
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "diverged"
+    assert folder.status().attempt == 1
+
+
+def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("the device is on fire\nat length")
+
+    monkeypatch.setattr(loop._Run, "_record_evaluation", fail)
+    with pytest.raises(RuntimeError, match="on fire"):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    status = RunFolder(tmp_path / "run").status()
+    assert (status.state, status.error) == ("failed", "RuntimeError: the device is on fire")
+    monkeypatch.undo()
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+
+
+@pytest.mark.parametrize(
+    "section, field, value, message",
+    [
+        ("model", "depth", 21, "the nearest: 20 and 26"),
+        ("model", "family", "vgg", "Expected model.shortcut"),
+        ("data", "name", "cifar100", "not prepared"),
+        ("data", "batch_size", 18, "divisible by the number of devices, 4, got 18"),
+        ("optim", "lr", "fast", "config.optim.lr"),
+    ],
+)
+def test_a_wrong_config_writes_nothing(
+    tiny_config, tmp_path, monkeypatch, section, field, value, message
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    tiny_config[section][field] = value
+    with pytest.raises(UserError, match=message):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_is_refused_in_a_folder_with_a_run(tiny_config, whole_run):
+    path = whole_run(tiny_config)
+    tiny_config["optim"]["lr"] = 0.2
+    with pytest.raises(UserError, match=r"another config: optim.lr \(0.1 there, 0.2 here\)"):
+        loop.train_and_evaluate(tiny_config, path)
+
+
+@pytest.mark.parametrize("shortcut, dtype", [("none", "float32"), ("projection", "bfloat16")])
+def test_other_networks_and_types_train_too(tiny_config, tmp_path, shortcut, dtype):
+    tiny_config["model"] |= {"shortcut": shortcut, "dtype": dtype, "bn_scope": "global"}
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    losses = [r["loss"] for r in measured(tmp_path / "run") if r["kind"] == "train"]
+    assert losses[-1] < losses[0]

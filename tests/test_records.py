@@ -1,0 +1,110 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_flax import records
+from resnet_flax.errors import UserError
+from resnet_flax.records import RunFolder, Status
+
+CONFIG = {"seed": 0, "optim": {"lr": 0.1, "boundaries": [1, 2]}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    return folder
+
+
+def test_a_folder_is_claimed_by_one_config_and_names_what_differs(folder):
+    folder.claim(CONFIG)
+    other = {"seed": 0, "optim": {"lr": 0.2, "boundaries": [1, 2]}, "steps": 3}
+    with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.2 here\); steps \('absent'"):
+        folder.claim(other)
+    assert folder.config() == CONFIG
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write to workdir .*file/run: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").claim(CONFIG)
+
+
+def test_a_folder_without_config_is_no_runs(tmp_path):
+    with pytest.raises(UserError, match="is .* a run's folder"):
+        RunFolder(tmp_path).config()
+
+
+def test_status_and_environment_are_read_as_written(folder):
+    assert folder.status() is None
+    assert folder.environments() == []
+    folder.write_status(Status("failed", 7, 2, "ValueError: no"))
+    folder.add_environment({"attempt": 1})
+    folder.add_environment({"attempt": 2})
+    assert folder.status()[:4] == ("failed", 7, 2, "ValueError: no")
+    assert folder.environments() == [{"attempt": 1}, {"attempt": 2}]
+
+
+def test_no_file_is_ever_half_written(folder, monkeypatch):
+    folder.write_status(Status("running", 1))
+
+    def crash(descriptor):
+        raise OSError("the plug was pulled")
+
+    monkeypatch.setattr(records.os, "fsync", crash)
+    with pytest.raises(OSError, match="plug"):
+        folder.write_status(Status("finished", 2))
+    assert folder.status().state == "running"
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_line_cut_off_by_a_crash_is_left_out_and_dropped_on_resume(folder, cut):
+    for step in (1, 2):
+        folder.append_metrics({"step": step, "loss": 0.5})
+    text = folder.metrics_file.read_text()
+    folder.metrics_file.write_text(text[:-cut])
+    assert [record["step"] for record in folder.metrics()] == [1]
+    folder.drop_metrics_after(1)
+    folder.append_metrics({"step": 2, "loss": 0.25})
+    assert folder.metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", "null", '{"step": "1"}', '{"loss": 1}', ""])
+def test_any_other_bad_line_is_named_with_the_way_out(folder, line):
+    folder.metrics_file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match="line 2: expected a JSON object.*Delete the line"):
+        folder.metrics()
+
+
+def test_records_past_the_restored_step_are_forgotten(folder):
+    for step in (1, 2, 2, 3):
+        folder.append_metrics({"step": step})
+    folder.drop_metrics_after(2)
+    assert [record["step"] for record in folder.metrics()] == [1, 2, 2]
+
+
+def test_a_number_that_is_not_finite_is_null(folder):
+    folder.append_metrics({"step": 1, "loss": math.nan, "error": math.inf})
+    assert folder.metrics() == [{"step": 1, "loss": None, "error": None}]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_whatever_stands_in_a_run_folder_is_read_or_refused(tmp_path_factory, content):
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    for name in ("config.json", "status.json", "environment.json", "metrics.jsonl"):
+        (folder.path / name).write_bytes(content + b"\n")
+    for read in (folder.config, folder.status, folder.environments, folder.metrics):
+        try:
+            read()
+        except UserError as error:
+            assert "\n" not in str(error)

@@ -1,0 +1,49 @@
+import pytest
+
+from configs import digits
+from resnet_flax import schema
+from resnet_flax.errors import UserError
+
+
+def config(**changes):
+    values = digits.get_config("resnet20").to_dict()
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        inner = values
+        for section in sections:
+            inner = inner[section]
+        if value is None:
+            del inner[field]
+        else:
+            inner[field] = value
+    return values
+
+
+def test_a_whole_config_is_read_with_its_types():
+    read = schema.parse(config(optim__boundaries=(1, 2)), schema.RunConfig)
+    assert read.optim.boundaries == (1, 2)
+    assert read.model_dump(mode="json")["optim"]["boundaries"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__depth": "20"}, r"config.model.depth: .*integer, got '20'"),
+        ({"model__depth": 20.5}, r"config.model.depth: .*integer"),
+        ({"model__shortcut": "foo"}, r"config.model.shortcut: .*'projection_all', got 'foo'"),
+        ({"model__colour": 1}, r"config.model.colour: Extra inputs"),
+        ({"optim__lr": None}, r"config.optim.lr: Field required"),
+        ({"optim__lr": -0.1}, r"config.optim.lr: .*greater than or equal to 0, got -0.1"),
+        ({"optim__lr": float("nan")}, r"config.optim.lr: "),
+        ({"optim__nesterov": 1}, r"config.optim.nesterov: .*boolean"),
+        ({"seed": -1}, r"config.seed: "),
+        ({"seed": 2**32}, r"config.seed: "),
+        ({"steps": 0}, r"config.steps: "),
+        ({"log_every": 10}, r"log_every to be a multiple of steps_per_dispatch, 12, got 10"),
+        ({"data": 3}, r"config.data: "),
+    ],
+)
+def test_a_wrong_field_is_one_line_that_names_it(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        schema.parse(config(**changes), schema.RunConfig)
+    assert "\n" not in str(error.value)
