@@ -82,9 +82,9 @@ def _unknown_field(argv: list[str]) -> str:
 
 def _keep_compiled_programs() -> None:
     """The second run of a network starts in seconds. JAX_COMPILATION_CACHE_DIR moves the folder."""
-    if "jax" not in sys.modules:  # A report needs none.
+    jax = sys.modules.get("jax")
+    if jax is None:  # A report needs none.
         return
-    jax = sys.modules["jax"]
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "resnet_flax" / "xla"))

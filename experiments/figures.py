@@ -70,8 +70,8 @@ def save_curves(curves: pd.DataFrame, paths: list[Path]) -> None:
             axes.set_title(f"{kind}: training (running) dashed, test solid")
             axes.set_xlabel("step")
             _percent(axes)
-            axes.legend(title="depth", frameon=False)
         panels[0].set_ylabel("error")
+        panels[-1].legend(title="depth", frameon=False)
         _save(figure, paths)
 
 

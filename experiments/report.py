@@ -13,15 +13,15 @@ from rich.table import Table
 from experiments import cli, figures, results
 
 _HEADINGS = {
-    "train_error": "training error, %",
-    "running_error": "running, %",
-    "test_error": "test error, %",
+    "train_error": "training",
+    "running_error": "running",
+    "test_error": "test",
 }
 
 
-def write(workdir: Path, console: Console | None = None) -> None:
+def write(workdir: Path) -> None:
     """Writes table.csv, degradation.png and .svg, curves.png; prints the table and the paths."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     runs = results.read_runs(workdir)
     summary = results.summarize(runs)
     for run in runs[runs["state"] != "finished"].itertuples():
@@ -40,7 +40,9 @@ def write(workdir: Path, console: Console | None = None) -> None:
 
 
 def _printed(summary: pd.DataFrame) -> Table:
-    table = Table("kind", "depth", "parameters", *_HEADINGS.values(), "n")
+    table = Table(caption="errors in %: mean ± deviation over n seeds")
+    for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
+        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
         errors = [_mean_and_deviation(row[name], row[f"{name}_std"]) for name in _HEADINGS]
         names = row["kind"], str(row["depth"]), f"{row['parameters']:,.0f}"

@@ -1,0 +1,117 @@
+"""The entry points as a user runs them: each command in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from resnet_flax.records import RunFolder
+
+TINY = [
+    "--config.steps=24",
+    "--config.eval_every=24",
+    "--config.model.widths=(4, 8, 8)",
+    "--config.data.train_split=train[:256]",
+    "--config.data.test_split=test[:37]",
+]
+
+
+def command(module, *flags, devices=1, **environment):
+    return (
+        [sys.executable, "-m", f"experiments.{module}", *flags],
+        os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | environment,
+    )
+
+
+def run(*args, **kwargs):
+    argv, environment = command(*args, **kwargs)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=configs/digits.py:plain21"], "Expected a depth of .*got 21"),
+        (["--config=configs/digits.py:alexnet"], "Expected plainN or resnetN"),
+        (["--config=configs/digits.py", "--config.model.shortcut=foo"], "config.model.shortcut"),
+        (["--config=configs/digits.py", "--config.optim.lr=fast"], "could not convert string"),
+        (["--config=configs/digits.py", "--config.optim.rl=1"], "accepted: boundaries, .*lr"),
+        (["--config=configs/digits.py", "--config.optm.lr=1"], "accepted: .*optim"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
+        ([], "Expected --config=FILE"),
+        (["--config=configs/digits.py", "more"], "Unexpected arguments: more"),
+        (["--config=configs/imagenet.py"], "'imagenet2012' is not prepared"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2_and_nothing_is_written(tmp_path, flags, message):
+    workdir = tmp_path / "run"
+    done = run("train", f"--workdir={workdir}", *flags, TFDS_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train: ")
+    assert re.search(message, line), line
+    assert not workdir.exists()
+
+
+def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):
+    flags = ["--config=configs/digits.py", "--config.data.batch_size=100"]
+    done = run("train", f"--workdir={tmp_path}/run", *flags, devices=3)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "divisible by the number of devices, 3, got 100; the nearest: 99 and 102" in done.stderr
+
+
+def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    train = ["train", "--config=configs/digits.py:resnet8", workdir, *TINY]
+    train += ["--config.checkpoint_every=12"]
+    argv, environment = command(*train, devices=4)
+    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "step 12/24" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate()
+    assert process.returncode == 75
+    assert RunFolder(tmp_path / "run").status().state == "preempted"
+
+    done = run(*train, devices=1)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step 12" in done.stdout
+    folder = RunFolder(tmp_path / "run")
+    assert [entry["device_count"] for entry in folder.environments()] == [4, 1]
+    scored = next(r for r in folder.metrics() if r.get("split") == "test")
+    done = run("evaluate", workdir, devices=3)
+    assert f"error {scored['error']:.2%}  loss {scored['loss']:.4f}  images 37" in done.stdout
+
+
+def test_kill_9_in_the_middle_of_a_sweep_loses_nothing(tmp_path):
+    def sweep(workdir):
+        flags = ["--config=configs/degradation.py:digits", f"--workdir={tmp_path}/{workdir}"]
+        flags += [flag.replace("--config.", "--config.run.") for flag in TINY]
+        flags += ["--config.depths=(8,)", "--config.seeds=(0,)"]
+        return ["sweep", *flags, "--config.run.checkpoint_every=12"]
+
+    assert run(*sweep("whole")).returncode == 0
+    argv, environment = command(*sweep("killed"))
+    process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "plain-8-s0" / "checkpoints" / "12"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = run(*sweep("killed"))
+    assert done.returncode == 0, done.stderr
+    assert "degradation.svg" in done.stdout
+    table = "table.csv"
+    assert (tmp_path / "killed" / table).read_text() == (tmp_path / "whole" / table).read_text()
+    for kind in ("plain", "residual"):
+        both = [RunFolder(tmp_path / w / f"{kind}-8-s0").metrics() for w in ("whole", "killed")]
+        for record in both[0] + both[1]:
+            record.pop("images_per_second", None)
+        assert both[0] == both[1]

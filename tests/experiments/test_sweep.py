@@ -1,0 +1,176 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import degradation
+from experiments import grid, report, results, sweep
+from resnet_flax import loop
+from resnet_flax.errors import UserError
+from resnet_flax.records import RunFolder, Status
+
+
+@pytest.fixture
+def tiny_sweep(tiny_config):
+    config = degradation.get_config("digits").to_dict()
+    config |= {"run": tiny_config, "depths": (8, 14), "seeds": (0, 1)}
+    config["run"] |= {"steps": 4, "eval_every": 4, "checkpoint_every": 4}
+    return config
+
+
+def begin(config, workdir):
+    runs = grid.expand(config)
+    workdir.mkdir(exist_ok=True)
+    grid.save(runs, workdir)
+    return runs
+
+
+def test_a_sweep_runs_the_grid_skips_what_is_finished_and_survives_a_failed_run(
+    tiny_sweep, tmp_path, monkeypatch, capsys
+):
+    runs = begin(tiny_sweep, tmp_path)
+    train, begun = loop.train_and_evaluate, []
+
+    def train_or_fail(config, workdir, progress):
+        begun.append(workdir.name)
+        if workdir.name == "residual-8-s0" and len(begun) < 5:
+            raise RuntimeError("the device is on fire")
+        return train(config, workdir, progress)
+
+    monkeypatch.setattr(loop, "train_and_evaluate", train_or_fail)
+    states = sweep.run_sweep(runs, tmp_path)
+    assert begun == [run.name for run in runs]
+    assert [name for name, state in states.items() if state != "finished"] == ["residual-8-s0"]
+    assert "residual-8-s0: failed: RuntimeError: the device is on fire" in capsys.readouterr().out
+    unchanged = (tmp_path / "plain-8-s0" / "metrics.jsonl").read_bytes()
+
+    states = sweep.run_sweep(runs, tmp_path)
+    assert set(states.values()) == {"finished"}
+    assert len(states) == 8
+    assert (tmp_path / "plain-8-s0" / "metrics.jsonl").read_bytes() == unchanged
+    assert "plain-8-s0: finished at step 4; nothing to do" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(
+    tiny_sweep, tmp_path, monkeypatch
+):
+    begun = []
+
+    def stopped(config, workdir, progress):
+        begun.append(workdir.name)
+        return "preempted"
+
+    monkeypatch.setattr(loop, "train_and_evaluate", stopped)
+    states = sweep.run_sweep(begin(tiny_sweep, tmp_path), tmp_path)
+    assert begun == ["plain-8-s0"]
+    assert states == {"plain-8-s0": "preempted"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"depths": (8, 21)}, None),  # Depths are checked with the network, before any run.
+        ({"depths": ()}, "config.depths"),
+        ({"kinds": {"../plain": "none"}}, "config.kinds"),
+        ({"kinds": {"plain": "foo"}}, "config.kinds.plain"),
+        ({"seeds": (-1,)}, "config.seeds"),
+        ({"colour": 1}, "config.colour"),
+    ],
+)
+def test_a_wrong_grid_is_refused_in_words(tiny_sweep, change, message):
+    tiny_sweep |= change
+    if message is None:
+        assert grid.expand(tiny_sweep)
+    else:
+        with pytest.raises(UserError, match=message):
+            grid.expand(tiny_sweep)
+
+
+def write_run(folder, config, error, test_error, steps=10):
+    folder.claim(config)
+    folder.add_environment({"parameters": 1000})
+    for step in (steps // 2, steps):
+        folder.append_metrics({"step": step, "kind": "train", "error": error + 0.01})
+        folder.append_metrics({"step": step, "kind": "eval", "split": "test", "error": test_error})
+    folder.append_metrics({"step": steps, "kind": "eval", "split": "train", "error": error})
+    folder.write_status(Status("finished", steps))
+
+
+@pytest.fixture
+def written_sweep(tiny_sweep, tmp_path):
+    """Records with errors known beforehand: seed 1 is 0.02 above seed 0."""
+    for run in begin(tiny_sweep, tmp_path):
+        config = run.config.model_dump(mode="json")
+        depth = run.config.model.depth
+        error = (depth / 100 if run.kind == "plain" else 0.01) + 0.02 * run.config.seed
+        write_run(RunFolder(tmp_path / run.name), config, error, 2 * error)
+    return tmp_path
+
+
+def test_the_report_means_over_seeds_with_the_samples_deviation(written_sweep):
+    report.write(written_sweep)
+    table = pd.read_csv(written_sweep / "table.csv").set_index(["kind", "depth"])
+    assert table.index.tolist() == [("plain", 8), ("plain", 14), ("residual", 8), ("residual", 14)]
+    row = table.loc[("plain", 14)]
+    deviation = np.std([0.14, 0.16], ddof=1)
+    expected = {
+        "parameters": 1000,
+        "n": 2,
+        "train_error": 0.15,
+        "train_error_std": deviation,
+        "running_error": 0.16,
+        "running_error_std": deviation,
+        "test_error": 0.30,
+        "test_error_std": 2 * deviation,
+    }
+    assert row.to_dict() == pytest.approx(expected)
+    for name in ("degradation.png", "degradation.svg", "curves.png"):
+        assert (written_sweep / name).stat().st_size > 5000
+
+
+def test_the_report_says_which_runs_are_missing_and_leaves_them_out(written_sweep, capsys):
+    for name, state in (("plain-8-s0", "diverged"), ("plain-8-s1", "failed")):
+        RunFolder(written_sweep / name).write_status(Status(state, 5))
+    report.write(written_sweep)
+    printed = capsys.readouterr().out
+    assert "plain-8-s0: diverged at step 5; not in the table." in printed
+    table = pd.read_csv(written_sweep / "table.csv")
+    assert table[["kind", "depth"]].values.tolist() == [
+        ["plain", 14],
+        ["residual", 8],
+        ["residual", 14],
+    ]
+
+
+def test_the_same_records_give_the_same_svg(written_sweep):
+    report.write(written_sweep)
+    first = (written_sweep / "degradation.svg").read_bytes()
+    report.write(written_sweep)
+    assert (written_sweep / "degradation.svg").read_bytes() == first
+
+
+def test_a_report_before_the_first_run_says_so(tiny_sweep, tmp_path, capsys):
+    begin(tiny_sweep, tmp_path)
+    report.write(tmp_path)
+    assert "No run has finished yet" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match=r"it has no sweep\.json"):
+        results.read_runs(tmp_path)
+
+
+def test_a_report_needs_no_jax(written_sweep):
+    code = (
+        "import sys; sys.modules['jax'] = sys.modules['orbax'] = None\n"
+        "import runpy; runpy.run_module('experiments.report', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"--workdir={written_sweep}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "degradation.svg" in done.stdout
+    assert json.loads((written_sweep / "sweep.json").read_text())["runs"].keys()

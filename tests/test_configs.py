@@ -1,0 +1,66 @@
+import importlib
+from pathlib import Path
+
+import pytest
+
+from experiments import grid
+from resnet_flax import experiment, schema
+from resnet_flax.records import differing_fields
+
+RUN_CONFIGS = {
+    "digits": ["plain56", "resnet8"],
+    "cifar10": ["plain20", "resnet110"],
+    "imagenet": ["plain34", "resnet50", "vgg19"],
+}
+
+
+def parse(name, net):
+    config = importlib.import_module(f"configs.{name}").get_config(net)
+    return schema.parse(config.to_dict(), schema.RunConfig)
+
+
+@pytest.mark.parametrize("name, net", [(n, net) for n, nets in RUN_CONFIGS.items() for net in nets])
+def test_a_config_is_whole_and_names_a_network(name, net):
+    experiment.build_model(parse(name, net).model, num_classes=10)
+
+
+def test_no_config_is_missing_from_these_tests():
+    files = {path.stem for path in Path("configs").glob("*.py")} - {"__init__"}
+    assert files == {*RUN_CONFIGS, "degradation"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+@pytest.mark.parametrize("depth", [20, 56, 110])
+def test_plain_and_residual_differ_in_exactly_one_field(name, depth):
+    plain, residual = (parse(name, f"{kind}{depth}").model_dump() for kind in ("plain", "resnet"))
+    (difference,) = differing_fields(plain, residual)
+    assert difference == "model.shortcut ('none' there, 'pad' here)"
+
+
+def test_the_cifar10_config_is_section_4_2s_recipe():
+    config = parse("cifar10", "resnet20")
+    assert (config.steps, config.data.batch_size, config.optim.boundaries) == (
+        64_000,
+        128,
+        (32_000, 48_000),
+    )
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (config.data.pad, config.data.flip, config.optim.nesterov) == (4, True, False)
+    assert config.optim.warmup_steps == 0
+    assert parse("cifar10", "plain110").optim.warmup_steps == 400
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_a_sweep_has_every_kind_depth_and_seed_once(name):
+    config = importlib.import_module("configs.degradation").get_config(name).to_dict()
+    runs = grid.expand(config)
+    points = {(run.kind, run.config.model.depth, run.config.seed) for run in runs}
+    assert len(points) == len({run.name for run in runs}) == len(runs)
+    assert len(runs) == 2 * len(config["depths"]) * len(config["seeds"])
+
+
+@pytest.mark.parametrize("depth, kind", [(20, "plain"), (110, "residual")])
+def test_a_sweeps_run_is_the_run_that_train_would_make(depth, kind):
+    config = importlib.import_module("configs.degradation").get_config("cifar10").to_dict()
+    (run,) = (run for run in grid.expand(config) if run.name == f"{kind}-{depth}-s0")
+    assert run.config == parse("cifar10", f"{'resnet' if kind == 'residual' else kind}{depth}")

@@ -1,0 +1,87 @@
+"""The layout's rules, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+# A file imports only from lower rungs.
+RUNGS = [
+    {"errors"},
+    {
+        "models.blocks", "models.conv", "data.digits", "data.augment", "data.order", "optim",
+        "metrics", "checkpoints", "records", "parallel", "progress", "interrupt", "environment",
+    },
+    {"models.resnet", "models.vgg", "data.sources", "steps"},
+    {"schema", "evaluation"},
+    {"experiment"},
+    {"loop", "runs"},
+]  # fmt: skip
+FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem != "__init__")
+# Libraries with one importer.
+ONLY_IN = {"orbax": "checkpoints", "tensorboardX": "loop", "rich": "progress"}
+
+
+def name_of(path):
+    return ".".join(path.with_suffix("").parts[1:])
+
+
+def imports(path):
+    """All modules a file imports, in full."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rung_of(module):
+    """The rung of `resnet_flax.X[.name]`, None if it is not a file of the library."""
+    for rung, names in enumerate(RUNGS):
+        for name in names:
+            if f"{module}.".startswith(f"resnet_flax.{name}."):
+                return rung
+    return None
+
+
+def test_every_file_stands_on_one_rung():
+    assert sorted(name for names in RUNGS for name in names) == sorted(map(name_of, FILES))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_from_lower_rungs(path):
+    own = rung_of(f"resnet_flax.{name_of(path)}")
+    for module in imports(path):
+        assert not module.startswith(("experiments", "configs", "ml_collections")), module
+        if module.startswith("resnet_flax"):
+            assert rung_of(module) < own, f"{path} imports {module}"
+        for library, importer in ONLY_IN.items():
+            if module.startswith(library):
+                assert name_of(path) == importer, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_pmap_and_shard_map_are_called_in_one_file_only(path):
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    assert name_of(path) == "parallel" or not names & {"pmap", "shard_map"}
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=str)
+def test_a_config_is_data_and_never_imports_the_library(path):
+    assert all(
+        module in ("re", "ml_collections") or module.startswith("configs.")
+        for module in imports(path)
+    )
+
+
+@pytest.mark.parametrize("module", ["records", "errors"])
+def test_records_are_read_without_jax(module):
+    allowed = {*sys.stdlib_module_names, "resnet_flax.errors"}
+    for name in imports(Path("resnet_flax", f"{module}.py")):
+        assert name.split(".")[0] in allowed or name.startswith("resnet_flax.errors."), name
