@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from absl import flags
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ def write(workdir: Path) -> None:
 
 
 def _printed(summary: pd.DataFrame) -> Table:
-    table = Table(caption="errors in %: mean ± deviation over n seeds")
+    table = Table(box=SIMPLE_HEAD, caption="errors in %: mean ± deviation over n seeds")
     for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
