@@ -41,7 +41,12 @@ def write(workdir: Path) -> None:
 
 
 def _printed(summary: pd.DataFrame) -> Table:
-    table = Table(box=SIMPLE_HEAD, caption="errors in %: mean ± deviation over n seeds")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption="errors in %: mean ± deviation over n seeds",
+    )
     for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):

@@ -14,9 +14,9 @@ from flax import linen as nn
 from resnet_flax import optim, schema
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
+from resnet_flax.models import vgg
 from resnet_flax.models.conv import conv_general_dilated
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.models.vgg import build_vgg
 from resnet_flax.parallel import DATA_AXIS, Devices
 
 
@@ -42,6 +42,11 @@ def build(config: Mapping[str, Any]) -> Experiment:
     devices.check_divisible("data.batch_size", data.batch_size)
     train = sources.load_split(data.name, data.train_split, data.data_dir)
     test = sources.load_split(data.name, data.test_split, data.data_dir)
+    if parsed.model.family == "vgg" and min(train.images.shape[1:3]) < vgg.SMALLEST_IMAGE:
+        raise UserError(
+            f"Expected images of at least {vgg.SMALLEST_IMAGE} pixels a side for VGG, got"
+            f" {train.images.shape[1:3]} in {data.name}."
+        )
     schedule = build_schedule(parsed.optim)
     return Experiment(
         config=parsed,
@@ -60,7 +65,7 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
     if config.family == "vgg":
         if config.shortcut != "none":
             raise UserError(f'Expected model.shortcut="none" for VGG, got {config.shortcut!r}.')
-        return build_vgg(config.depth, num_classes, dtype)
+        return vgg.build_vgg(config.depth, num_classes, dtype)
     return build_resnet(
         config.family,
         config.depth,

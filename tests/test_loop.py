@@ -199,6 +199,13 @@ def test_a_wrong_config_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_images_too_small_for_vgg_are_refused_before_anything_is_written(tiny_config, tmp_path):
+    tiny_config["model"] |= {"family": "vgg", "depth": 16, "shortcut": "none"}
+    with pytest.raises(UserError, match="at least 32 pixels a side for VGG, got \\(8, 8\\)"):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_config_is_refused_in_a_folder_with_a_run(tiny_config, whole_run):
     path = whole_run(tiny_config)
     tiny_config["optim"]["lr"] = 0.2

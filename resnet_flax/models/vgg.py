@@ -17,6 +17,7 @@ from resnet_flax.models import blocks
 WIDTHS = (64, 128, 256, 512, 512)
 VGG_NETS: dict[int, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 HIDDEN = 4096
+SMALLEST_IMAGE = 32  # Five max pools leave one pixel.
 
 
 class MaxPool(nn.Module):
@@ -36,7 +37,10 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """`images` [B, H, W, C] float32, H and W at least 32 -> logits [B, num_classes] float32."""
+        """`images` [B, H, W, C] float32 -> logits [B, num_classes] float32.
+
+        H and W are at least SMALLEST_IMAGE.
+        """
         del train  # No BN; the dropout of the original plays no part in its complexity.
         x = images
         for stage, (count, width) in enumerate(zip(self.convs_per_stage, WIDTHS, strict=True)):
