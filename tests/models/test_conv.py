@@ -1,24 +1,23 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from resnet_flax.models import blocks
 from resnet_flax.models.conv import conv_general_dilated
 
 # Both sides of the switch to a matrix product, even and odd, square and not, one pixel.
-SIZES = [(8, 8), (7, 9), (5, 2), (3, 3), (2, 2), (1, 1)]
+SIZES = [(8, 8), (7, 9), (2, 3), (1, 1)]
+# The networks' own (kernel, stride, padding), and two of other padding.
+KINDS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3), (5, 2, 3), (3, 1, 2)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kernel, stride", [*itertools.product([1, 3, 7], [1, 2])])
-def test_values_and_gradients_are_those_of_flaxs_convolution(size, kernel, stride):
+@pytest.mark.parametrize("kernel, stride, padding", KINDS)
+def test_values_and_gradients_are_those_of_flaxs_convolution(size, kernel, stride, padding):
     with jax.enable_x64():
         x = jax.random.normal(jax.random.key(0), (3, *size, 4), jnp.float64)
-        theirs = blocks.conv(5, kernel, stride, param_dtype=jnp.float64)
+        theirs = nn.Conv(5, (kernel, kernel), stride, padding, param_dtype=jnp.float64)
         ours = theirs.clone(conv_general_dilated=conv_general_dilated)
         variables = theirs.init(jax.random.key(1), x)
         weights = jax.random.normal(jax.random.key(2), theirs.apply(variables, x).shape)
@@ -28,7 +27,8 @@ def test_values_and_gradients_are_those_of_flaxs_convolution(size, kernel, strid
                 y = conv.apply(variables, x)
                 return jnp.sum(weights * jnp.sin(y)), y
 
-            return jax.value_and_grad(weighted_sum, argnums=(0, 1), has_aux=True)(variables, x)
+            gradients = jax.value_and_grad(weighted_sum, argnums=(0, 1), has_aux=True)
+            return jax.jit(gradients)(variables, x)
 
         # 1e-12: float64 sums of at most a few hundred terms in another order.
         jax.tree.map(

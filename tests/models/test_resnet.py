@@ -143,6 +143,9 @@ def test_bfloat16_is_of_the_computation_alone():
     logits, variables = model.init_with_output(jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert logits.dtype == jnp.float32
+    _, captured = model.apply(variables, image, capture_intermediates=True)
+    for name in ("conv", "bn", "stage3_block1"):
+        assert captured["intermediates"][name]["__call__"][0].dtype == jnp.bfloat16
     wide = build_resnet("cifar", 8, "pad", num_classes=10).apply(variables, image)
     assert not np.array_equal(wide, logits)
 
