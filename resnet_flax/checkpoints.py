@@ -44,8 +44,6 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Saves in the background; the state may be donated or changed as soon as this returns."""
         tree = serialization.to_state_dict(jax.device_get(state))
-        # Orbax refuses NumPy scalars and takes 0-d arrays.
-        tree = jax.tree.map(lambda x: np.array(x), tree)
         self._checkpointer.save_async(step, tree, force=True)
 
     def restore(self, step: int | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def test_depth_degrades_plain_networks_and_not_residual_ones(tmp_path):
     errors = {
         net: training_error(net, tmp_path / net) for net in ("plain20", "plain56", "resnet56")
     }
-    # Measured for two seeds each: 0.0, 69 to 87 and 0.0 to 0.4 %.
+    # Measured for five seeds each: 0.0 to 0.1, 69 to 89 and 0.4 to 8.3 %; for seed 0 0.0, 69, 0.4.
     assert errors["plain20"] < 0.02
     assert errors["plain56"] > 0.3
     assert errors["resnet56"] < 0.05
