@@ -33,7 +33,7 @@ def test_the_readmes_table_is_the_records(summary):
     assert len(rows) == len(summary)
     for kind, depth, cells in rows:
         row = summary.loc[(kind, int(depth))]
-        expected = [f"{row['parameters']:,}"]
+        expected = [f"{row['parameters']:,.0f}"]
         for name in results.ERRORS:
             expected.append(f"{row[name] * 100:.2f} ± {row[f'{name}_std'] * 100:.2f}")
-        assert cells.split(" | ") == [*expected, str(row["n"])]
+        assert cells.split(" | ") == [*expected, f"{row['n']:.0f}"]
