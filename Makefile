@@ -12,7 +12,7 @@ PREPARE := .venv-prepare
 .PHONY: sweep test slow prepare cifar10 lock
 
 sweep: .venv/installed
-	$(BIN)/python -m experiments.sweep --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
 
 test: .venv/installed-dev
 	$(BIN)/ruff format --check .

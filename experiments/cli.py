@@ -1,5 +1,6 @@
 """What every entry point does around its one call: flags, exit status, where JAX keeps programs."""
 
+import itertools
 import os
 import runpy
 import sys
@@ -55,21 +56,30 @@ def _parse_flags(argv: list[str]) -> list[str]:
         positional = flags.FLAGS(argv)
         if "config" in flags.FLAGS and not dict(flags.FLAGS.config or {}):
             raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
-    except (AttributeError, KeyError):
-        sys.exit(_complain(_unknown_field(argv), USAGE))
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        last_line = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        sys.exit(_complain(last_line.removeprefix("ValueError: "), USAGE))
+        if "workdir" in flags.FLAGS and not flags.FLAGS.workdir:
+            raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
+    except Exception as error:  # A config's file is code: it may raise anything.
+        sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:
         sys.exit(_complain(f"Unexpected arguments: {' '.join(positional[1:])}.", USAGE))
     return positional
 
 
+def _last_line(error: Exception) -> str:
+    """Of an error that may quote a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("ValueError: ") if lines else repr(error)
+
+
 def _unknown_field(argv: list[str]) -> str:
-    """What to say of the first flag that sets a field its config lacks."""
-    given = next(arg for arg in argv if arg.startswith(("--config=", "-config=")))
-    file, _, argument = given.partition("=")[2].partition(":")
-    config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
+    """What to say of the first flag that sets a field its config lacks; "" if none does."""
+    given = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
+    given += [value for arg, value in itertools.pairwise(argv) if arg == "--config"]
+    file, _, argument = "".join(given[:1]).partition(":")
+    try:
+        config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
+    except Exception:  # That is what is wrong, then, and said by the caller.
+        return ""
     for flag in (arg for arg in argv if arg.startswith("--config.")):
         section = config
         for name in flag.split("=")[0].split(".")[1:]:
@@ -77,7 +87,7 @@ def _unknown_field(argv: list[str]) -> str:
                 accepted = ", ".join(getattr(section, "keys", list)()) or "no field below it"
                 return f"Unknown config field in {flag}; accepted: {accepted}."
             section = section[name]
-    return f"Unknown config field among {' '.join(argv[1:])}."
+    return ""
 
 
 def _keep_compiled_programs() -> None:

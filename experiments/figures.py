@@ -1,5 +1,6 @@
 """The figures of a sweep, from tables of `results.py`."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,9 @@ def save_degradation(runs: pd.DataFrame, summary: pd.DataFrame, paths: list[Path
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
-        for (kind, rows), style in zip(summary.groupby("kind"), KIND_STYLES, strict=False):
+        for (kind, rows), style in zip(
+            summary.groupby("kind"), itertools.cycle(KIND_STYLES), strict=False
+        ):
             axes.errorbar(
                 rows["depth"],
                 rows["train_error"],

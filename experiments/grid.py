@@ -4,13 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, NonNegativeInt
+from pydantic import AfterValidator, Field, NonNegativeInt
 
+from experiments import results
 from resnet_flax import records, schema
 from resnet_flax.models.resnet import Shortcut
 
 # A kind becomes part of a folder's name.
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"expected distinct values, got {values}")
+    return values
 
 
 class SweepConfig(schema.Section):
@@ -19,8 +26,8 @@ class SweepConfig(schema.Section):
     run: schema.RunConfig
     kinds: Annotated[dict[KindName, Shortcut], Field(min_length=1)]
     """Name -> model.shortcut."""
-    depths: Annotated[tuple[int, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    depths: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]
     warmup_from_depth: NonNegativeInt
     """The depth from which `run.optim.warmup_steps` holds; below it there is no warm-up."""
 
@@ -54,8 +61,12 @@ def expand(config: Mapping[str, Any]) -> list[GridRun]:
 
 
 def save(runs: list[GridRun], workdir: Path) -> None:
-    """Writes `sweep.json`, from which a report knows what to expect."""
-    grid = {
-        run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs
-    }
-    records.write_json(workdir / "sweep.json", {"runs": grid})
+    """Writes `sweep.json`, from which a report knows what to expect.
+
+    Runs of an earlier grid in the same folder stay in it.
+    """
+    path = workdir / "sweep.json"
+    grid = results.read_grid(workdir) if path.exists() else {}
+    for run in runs:
+        grid[run.name] = {"kind": run.kind, "config": run.config.model_dump(mode="json")}
+    records.write_json(path, {"runs": grid})

@@ -16,17 +16,33 @@ def read_runs(workdir: Path) -> pd.DataFrame:
 
     Columns: run, kind, depth, seed, state, step, parameters, and of finished runs `train_error`
     (clean training split, eval mode), `running_error` (last interval, augmented, train mode) and
-    `test_error`. Raises UserError if the folder is no sweep's.
+    `test_error`; a finished run that lacks one of them is `incomplete`. Raises UserError if the
+    folder is no sweep's.
     """
-    grid = _grid(workdir)
+    grid = read_grid(workdir)
     return pd.DataFrame([_row(workdir / name, entry) for name, entry in grid.items()])
 
 
-def _grid(workdir: Path) -> dict[str, Any]:
+def read_grid(workdir: Path) -> dict[str, Any]:
+    """Run name -> {"kind", "config"}. Raises UserError if the folder is no sweep's."""
     path = workdir / "sweep.json"
     if not path.exists():
         raise UserError(f"Expected a sweep's folder, got {workdir}: it has no sweep.json.")
-    return read_json(path)["runs"]
+    grid = read_json(path)
+    runs = grid.get("runs") if isinstance(grid, dict) else None
+    if not isinstance(runs, dict) or not all(map(_is_entry, runs.values())):
+        raise UserError(f'Expected {{"runs": {{name: {{"kind", "config"}}}}}} in {path}.')
+    return runs
+
+
+def _is_entry(entry: Any) -> bool:
+    try:
+        return isinstance(entry["kind"], str) and {
+            type(entry["config"]["seed"]),
+            type(entry["config"]["model"]["depth"]),
+        } == {int}
+    except (KeyError, TypeError):
+        return False
 
 
 def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +52,10 @@ def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     row["state"] = status.state if status else "not begun"
     row["step"] = status.step if status else 0
     environments = folder.environments()
-    row["parameters"] = environments[-1]["parameters"] if environments else None
+    row["parameters"] = environments[-1].get("parameters") if environments else None
     finals = final_errors(folder) if row["state"] == "finished" else {}
+    if row["state"] == "finished" and finals.keys() != set(ERRORS):
+        row["state"] = "incomplete"
     return row | {name: finals.get(name) for name in ERRORS}
 
 
@@ -49,7 +67,7 @@ def _names(folder: RunFolder, entry: dict[str, Any]) -> dict[str, Any]:
 
 def final_errors(folder: RunFolder) -> dict[str, float]:
     """The last error of each kind of a run, by the names in `ERRORS`."""
-    return {_error_name(record): record["error"] for record in folder.metrics()}
+    return {_error_name(record): record.get("error") for record in folder.metrics()}
 
 
 def _error_name(record: dict[str, Any]) -> str:
@@ -59,10 +77,10 @@ def _error_name(record: dict[str, Any]) -> str:
 def read_curves(workdir: Path) -> pd.DataFrame:
     """All records, one row each: run, kind, depth, seed, step, measure (of `ERRORS`), error."""
     rows = []
-    for name, entry in _grid(workdir).items():
+    for name, entry in read_grid(workdir).items():
         folder = RunFolder(workdir / name)
         for record in folder.metrics():
-            measured = {"measure": _error_name(record), "error": record["error"]}
+            measured = {"measure": _error_name(record), "error": record.get("error")}
             rows.append(_names(folder, entry) | {"step": record["step"]} | measured)
     columns = ["run", "kind", "depth", "seed", "step", "measure", "error"]
     return pd.DataFrame(rows, columns=columns)

@@ -28,16 +28,17 @@ class Evaluator:
     """A network's `eval_step`, mapped over devices."""
 
     def __init__(self, model: nn.Module, devices: Devices, batch_size: int):
-        """`batch_size`: over all devices; rounded up to a multiple of their number."""
-        count = len(devices.devices)
-        self.devices, self.batch_size = devices, -(-batch_size // count) * count
+        """`batch_size`: at most this many images at once, rounded up to equal shares."""
+        self.devices, self.batch_size = devices, batch_size
         step = functools.partial(eval_step, model=model)
         self._step = devices.map(step, sharded=(False, False, False, True, True))
 
     def __call__(self, variables: Any, image_mean: jax.Array, data: Images) -> dict[str, float]:
         """Loss (nats) and error (fraction) over all images of `data`, and their count."""
         merged = metrics.zeros()
-        for indices, mask in padded_batches(data.images.shape[0], self.batch_size):
+        size, count = data.images.shape[0], len(self.devices.devices)
+        batch_size = -(-min(self.batch_size, size) // count) * count
+        for indices, mask in padded_batches(size, batch_size):
             share = self.devices.shard(indices), self.devices.shard(mask)
             totals = self._step(variables, image_mean, data, *share)
             merged = metrics.Totals(*(a + b for a, b in zip(merged, totals, strict=True)))

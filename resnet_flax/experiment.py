@@ -3,7 +3,7 @@
 Everything below this file takes typed arguments, not the config.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,11 +42,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     devices.check_divisible("data.batch_size", data.batch_size)
     train = sources.load_split(data.name, data.train_split, data.data_dir)
     test = sources.load_split(data.name, data.test_split, data.data_dir)
-    if parsed.model.family == "vgg" and min(train.images.shape[1:3]) < vgg.SMALLEST_IMAGE:
-        raise UserError(
-            f"Expected images of at least {vgg.SMALLEST_IMAGE} pixels a side for VGG, got"
-            f" {train.images.shape[1:3]} in {data.name}."
-        )
+    check_image_shape(parsed.model, train.images.shape[1:])
     schedule = build_schedule(parsed.optim)
     return Experiment(
         config=parsed,
@@ -63,8 +59,11 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
     """The network that a config names. Raises UserError if its family has none such."""
     dtype = jnp.dtype(config.dtype)
     if config.family == "vgg":
-        if config.shortcut != "none":
-            raise UserError(f'Expected model.shortcut="none" for VGG, got {config.shortcut!r}.')
+        if config.shortcut != "none" or config.widths:
+            raise UserError(
+                'Expected model.shortcut="none" and model.widths=() for VGG, got'
+                f" {config.shortcut!r} and {config.widths}."
+            )
         return vgg.build_vgg(config.depth, num_classes, dtype)
     return build_resnet(
         config.family,
@@ -79,6 +78,15 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
         dtype=dtype,
         conv_general_dilated=conv_general_dilated if jax.default_backend() == "cpu" else None,
     )
+
+
+def check_image_shape(config: schema.ModelConfig, shape: Sequence[int]) -> None:
+    """Raises UserError if the network cannot take images of shape (H, W, C)."""
+    if config.family == "vgg" and min(shape[:2]) < vgg.SMALLEST_IMAGE:
+        raise UserError(
+            f"Expected images of at least {vgg.SMALLEST_IMAGE} pixels a side for VGG, got"
+            f" {tuple(shape)}."
+        )
 
 
 def build_schedule(config: schema.OptimConfig) -> optax.Schedule:

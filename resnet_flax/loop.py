@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from resnet_flax import environment, experiment, metrics, steps
+from resnet_flax import environment, experiment, metrics, schema, steps
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.data import sources
 from resnet_flax.data.order import batch_indices
+from resnet_flax.errors import summary
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
@@ -23,31 +24,41 @@ from resnet_flax.records import RunFolder, State, Status
 
 
 def train_and_evaluate(
-    config: Mapping[str, Any], workdir: str | os.PathLike, progress: RunProgress | None = None
+    config: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    progress: RunProgress | None = None,
+    stop: StopRequest | None = None,
 ) -> State:
-    """Runs a config in a folder until it is finished, diverged or told to stop by a signal.
+    """Runs a config in a folder until it is finished, diverged or told to stop.
+
+    `progress` and `stop` are those of a sweep; without them the run shows itself and listens for
+    signals on its own.
 
     Given again, it resumes from the last checkpoint, and ends in the same bits as a run that was
     never stopped. Returns the state that `status.json` then holds. Raises UserError before anything
     is written if the config, the data or the folder cannot be used; any other error is recorded as
     `failed` and raised.
     """
-    if progress is None:
-        with RunProgress() as progress:
-            return train_and_evaluate(config, workdir, progress)
+    if progress is None or stop is None:
+        with RunProgress() as progress, StopRequest() as stop:
+            return train_and_evaluate(config, workdir, progress, stop)
     folder = RunFolder(workdir)
-    built = experiment.build(config)
-    folder.claim(built.config.model_dump(mode="json"))
-    before = folder.status()
+    resolved = schema.parse(config, schema.RunConfig).model_dump(mode="json")
+    before = folder.status() if folder.check(resolved) else None
     if before and before.state in ("finished", "diverged"):
         progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
         return before.state
-    run = _Run(built, folder, progress, attempt=before.attempt + 1 if before else 1)
+    # What cannot be read is said before anything is written.
+    folder.metrics()
+    folder.environments()
+    run = _Run(
+        experiment.build(config), folder, progress, attempt=before.attempt + 1 if before else 1
+    )
+    folder.claim(resolved)
     try:
-        return run.run()
+        return run.run(stop)
     except Exception as error:
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        run.write_status("failed", first_line)
+        run.write_status("failed", summary(error))
         raise
 
 
@@ -74,9 +85,9 @@ class _Run:
         batch_size = self.config.data.eval_batch_size
         self.evaluate = Evaluator(built.model, self.devices, batch_size)
 
-    def run(self) -> State:
+    def run(self, stop: StopRequest) -> State:
         self.write_status("running")
-        with StopRequest() as stop, Checkpoints(self.folder.checkpoints) as checkpoints:
+        with Checkpoints(self.folder.checkpoints, writable=True) as checkpoints:
             state = self._first_state(checkpoints)
             self._record_environment(state)
             self.folder.drop_metrics_after(self.step)

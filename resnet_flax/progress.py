@@ -15,19 +15,18 @@ class RunProgress:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.header: RenderableType = ""
+        self._name = self._values = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
         )
         self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
-        self._name = ""
 
     def _render(self) -> RenderableType:
-        return Group(self.header, self._bar)
+        return Group(self.header, self._bar, self._values)
 
     def __enter__(self) -> "RunProgress":
         if self.console.is_terminal:
@@ -41,14 +40,15 @@ class RunProgress:
         """Begins, or resumes, a run of `steps` steps at `step`."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        self._name, self._steps = name, steps
-        self._bar.add_task(name, total=steps, completed=step, values="")
+        self._name, self._steps, self._values = name, steps, ""
+        self._bar.add_task(name, total=steps, completed=step)
 
     def update(self, step: int, loss: float, error: float, images_per_second: float) -> None:
         """Shows a train record; `error` is a fraction."""
         values = f"loss {loss:.4f}  error {error:6.2%}  {images_per_second:,.0f} images/s"
         if self.console.is_terminal:
-            self._bar.update(self._bar.task_ids[0], completed=step, values=values)
+            self._bar.update(self._bar.task_ids[0], completed=step)
+            self._values = values
         else:
             self.say(f"{self._name}  step {step}/{self._steps}  {values}")
 

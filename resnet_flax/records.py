@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pydantic
+
 from resnet_flax.errors import UserError
 
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
@@ -46,6 +48,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"Expected JSON in {path}, got: {error}.") from error
 
 
+def _read_as(kind: Any, path: Path) -> Any:
+    """The JSON of a file as a type. Raises UserError if it is of another."""
+    value = read_json(path)
+    if kind is Status and isinstance(value, dict):
+        value = [value.get(name) for name in Status._fields]
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "its content"
+        raise UserError(f"Cannot use {path}: {field}: {first['msg']}.") from error
+
+
 def differing_fields(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of the fields in which two JSON values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -74,8 +89,11 @@ class RunFolder:
 
     def check(self, config: dict[str, Any]) -> bool:
         """Whether there is a run of this config. Raises UserError if there is one of another."""
-        if not self.config_file.exists():
-            return False
+        try:
+            if not self.config_file.exists():
+                return False
+        except OSError as error:
+            raise UserError(f"Cannot use workdir {self.path}: {error.strerror}.") from error
         differences = "; ".join(differing_fields(self.config(), config))
         if differences:
             raise UserError(
@@ -95,17 +113,12 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if this is not a run's folder."""
-        return read_json(self.config_file)
+        return _read_as(dict[str, Any], self.config_file)
 
     def status(self) -> Status | None:
         """None before the first attempt."""
         path = self.path / "status.json"
-        if not path.exists():
-            return None
-        try:
-            return Status(**read_json(path))
-        except TypeError as error:
-            raise UserError(f"Expected the fields {Status._fields} in {path}.") from error
+        return _read_as(Status, path) if path.exists() else None
 
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -114,7 +127,7 @@ class RunFolder:
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""
         path = self.path / "environment.json"
-        return read_json(path) if path.exists() else []
+        return _read_as(list[dict[str, Any]], path) if path.exists() else []
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         write_json(self.path / "environment.json", [*self.environments(), environment])
@@ -133,7 +146,10 @@ class RunFolder:
         """
         if not self.metrics_file.exists():
             return []
-        *lines, rest = self.metrics_file.read_text(errors="replace").split("\n")
+        try:
+            *lines, rest = self.metrics_file.read_text(errors="replace").split("\n")
+        except OSError as error:
+            raise UserError(f"Cannot read {self.metrics_file}: {error.strerror}.") from error
         records = [self._record(number, line) for number, line in enumerate(lines, 1)]
         del rest  # Empty, or a line that a crash cut off: a whole one ends in a newline.
         return records

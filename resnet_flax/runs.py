@@ -1,14 +1,17 @@
 """What a notebook needs: a finished or running run, loaded from its folder alone."""
 
+import functools
 import os
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from resnet_flax import experiment, schema, steps
 from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.data import augment
 from resnet_flax.records import RunFolder
 
 
@@ -23,17 +26,22 @@ class Run(NamedTuple):
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities [B, K] float32 of images [B, H, W, C] uint8."""
+        return np.asarray(_probabilities(self.model, self.variables, self.normalize(images)))
+
+    def normalize(self, images: np.ndarray) -> jax.Array:
+        """Images [B, H, W, C] uint8 -> float32, as the model takes them."""
         expected = self.image_mean.shape
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise ValueError(
                 f"Expected uint8 images [B, {', '.join(map(str, expected))}], got"
                 f" {images.dtype} {list(images.shape)}."
             )
-        logits = _predict(self.model, self.variables, self.image_mean, images)
-        return np.asarray(jax.nn.softmax(logits))
+        return augment.normalize(jnp.asarray(images), jnp.asarray(self.image_mean))
 
 
-_predict = jax.jit(steps.predict, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(steps.eval_logits(model, variables, images))
 
 
 def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:

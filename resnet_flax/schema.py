@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.resnet import Shortcut
@@ -20,7 +20,15 @@ S = TypeVar("S", bound="Section")
 class Section(pydantic.BaseModel):
     """Every field must be given, none may be unknown, and a type is never guessed."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+    )
+
+
+def _ascending(steps: tuple[int, ...]) -> tuple[int, ...]:
+    if list(steps) != sorted(set(steps)):
+        raise ValueError(f"expected ascending steps, got {steps}")
+    return steps
 
 
 class ModelConfig(Section):
@@ -47,8 +55,8 @@ class OptimConfig(Section):
     """SGD, Sec. 3.4 and 4.2."""
 
     lr: NonNegativeFloat
-    boundaries: tuple[NonNegativeInt, ...]
-    """Steps at which the rate is multiplied by `decay_factor`."""
+    boundaries: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
+    """Steps at which the rate is multiplied by `decay_factor`, ascending."""
     decay_factor: NonNegativeFloat
     warmup_steps: NonNegativeInt
     """Steps at `warmup_lr` before all else."""

@@ -135,14 +135,13 @@ def eval_step(
     model: nn.Module,
 ) -> metrics.Totals:
     """Totals over the images `indices` [B] int32 where `mask` [B] bool, with running averages."""
-    logits = predict(model, variables, image_mean, data.images[indices])
+    images = augment.normalize(data.images[indices], image_mean)
+    logits = eval_logits(model, variables, images)
     return jax.lax.psum(metrics.totals(logits, data.labels[indices], mask), DATA_AXIS)
 
 
-def predict(
-    model: nn.Module, variables: Any, image_mean: jax.Array, images: jax.Array
-) -> jax.Array:
-    """Logits [B, K] float32 of images [B, H, W, C] uint8, with running BN averages; no axis."""
-    logits = model.apply(variables, augment.normalize(images, image_mean), train=False)
+def eval_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] float32, normalised -> [B, K] float32, with running averages; no axis."""
+    logits = model.apply(variables, images, train=False)
     assert isinstance(logits, jax.Array)  # No collection is mutable.
     return logits

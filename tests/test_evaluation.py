@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnet_flax import optim, steps
+from resnet_flax.data.augment import normalize
 from resnet_flax.evaluation import Evaluator, padded_batches
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
@@ -33,7 +35,8 @@ def test_the_scores_are_those_of_all_images_at_once_on_any_device_count(
     evaluate = Evaluator(MODEL, devices, batch_size=8)
     data = devices.replicate(steps.Images(IMAGES[:size], LABELS[:size]))
     scores = evaluate(devices.replicate(VARIABLES), devices.replicate(MEAN), data)
-    logits = np.asarray(steps.predict(MODEL, VARIABLES, MEAN, IMAGES[:size]), np.float64)
+    logits = MODEL.apply(VARIABLES, normalize(jnp.asarray(IMAGES[:size]), MEAN))
+    logits = np.asarray(logits, np.float64)
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert scores["images"] == size
     assert scores["error"] == np.mean(logits.argmax(1) != LABELS[:size])

@@ -1,14 +1,17 @@
+import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, loop, steps
+from resnet_flax import checkpoints, experiment, loop, steps
 from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder
+from resnet_flax.parallel import Devices
+from resnet_flax.records import RunFolder, Status
 
 
 def last_state(path):
@@ -166,6 +169,40 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_with_its_record(tiny
     assert folder.status().attempt == 1
 
 
+@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
+def test_with_global_statistics_a_run_may_go_on_on_another_number_of_devices(
+    tiny_config, whole_run, tmp_path, monkeypatch, backend
+):
+    tiny_config |= {"parallel": backend, "steps": 12}
+    tiny_config["model"]["bn_scope"] = "global"
+    with pytest.MonkeyPatch.context() as patch:
+        pull_plug(patch, RunFolder, "append_metrics", 3)
+        with pytest.raises(PulledPlug):
+            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    one = functools.partial(Devices, devices=jax.devices()[:1])
+    monkeypatch.setattr(experiment, "Devices", one)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    # 1e-4: float32 sums in another order, through four steps at rate 0.1.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        last_state(tmp_path / "run")[1],
+        last_state(whole_run(tiny_config))[1],
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "status.json"])
+def test_a_record_that_cannot_be_read_is_said_before_anything_is_written(
+    tiny_config, whole_run, tmp_path, name
+):
+    shutil.copytree(whole_run(tiny_config), tmp_path / "run")
+    RunFolder(tmp_path / "run").write_status(Status("running", 16))
+    (tmp_path / "run" / name).write_text("x\n")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=name):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
 def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("the device is on fire\nat length")
@@ -200,8 +237,8 @@ def test_a_wrong_config_writes_nothing(
 
 
 def test_images_too_small_for_vgg_are_refused_before_anything_is_written(tiny_config, tmp_path):
-    tiny_config["model"] |= {"family": "vgg", "depth": 16, "shortcut": "none"}
-    with pytest.raises(UserError, match="at least 32 pixels a side for VGG, got \\(8, 8\\)"):
+    tiny_config["model"] |= {"family": "vgg", "depth": 16, "shortcut": "none", "widths": ()}
+    with pytest.raises(UserError, match="at least 32 pixels a side for VGG"):
         loop.train_and_evaluate(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

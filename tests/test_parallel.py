@@ -52,11 +52,10 @@ def test_the_second_call_is_not_compiled_again(backend):
 
     mapped = devices.map(step, (False, True), donate=0)
     state = devices.replicate(np.float32(0))
-    with jax.log_compiles():
+    state = mapped(state, devices.shard(np.ones(4, np.float32)))
+    compiled = len(traced)
+    for _ in range(3):
         state = mapped(state, devices.shard(np.ones(4, np.float32)))
-        compiled = len(traced)
-        for _ in range(3):
-            state = mapped(state, devices.shard(np.ones(4, np.float32)))
     assert len(traced) == compiled
     assert state == 16
 

@@ -49,6 +49,13 @@ def test_images_of_another_type_or_shape_are_refused_in_words(finished_run):
         run.predict(np.zeros((8, 8, 1), np.uint8))
 
 
+def test_the_model_takes_normalised_images(finished_run):
+    test = sources.load_split("digits", "test[:37]")
+    run = runs.load_run(finished_run)
+    logits = run.model.apply(run.variables, run.normalize(test.images))
+    np.testing.assert_array_equal(logits.argmax(1), run.predict(test.images).argmax(1))
+
+
 def test_a_folder_that_is_no_runs_is_left_as_it_was(tmp_path):
     with pytest.raises(UserError, match="is .* a run's folder"):
         runs.load_run(tmp_path)

@@ -35,6 +35,8 @@ def test_a_whole_config_is_read_with_its_types():
         ({"optim__lr": None}, r"config.optim.lr: Field required"),
         ({"optim__lr": -0.1}, r"config.optim.lr: .*greater than or equal to 0, got -0.1"),
         ({"optim__lr": float("nan")}, r"config.optim.lr: "),
+        ({"optim__lr": float("inf")}, r"config.optim.lr: "),
+        ({"optim__boundaries": (120, 120)}, r"config.optim.boundaries: expected ascending"),
         ({"optim__nesterov": 1}, r"config.optim.nesterov: .*boolean"),
         ({"seed": -1}, r"config.seed: "),
         ({"seed": 2**32}, r"config.seed: "),

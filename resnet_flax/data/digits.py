@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-TRAIN_IMAGES = 1536  # 12 batches of 128; the 261 that follow, by other writers, are the test split.
+TRAIN_IMAGES = 1536  # 12 batches of 128; the 261 that follow are the test split.
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from resnet_flax.data.digits import Digits
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, summary
 
 # Random access needs it; TFDS prepares TFRecord files unless told.
 FILE_FORMAT = "array_record"
@@ -43,7 +43,9 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     """
     builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
     image_key, label_key = _keys(builder)
-    num_classes = _check_features(builder, image_key, label_key)
+    (height, width, _), num_classes = _shape_and_classes(builder)
+    if not height or not width:
+        raise UserError(f"Expected images of one size in data set {name!r}, got varying sizes.")
     try:
         size = builder.info.splits[split].num_examples
     except ValueError as error:
@@ -67,9 +69,8 @@ def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
     Where sizes vary the paper's 224 stands for H and W. Raises UserError if the set is unknown.
     """
     builder = _digits_builder() if name == Digits.name else _builder(name, data_dir)
-    image_key, label_key = _keys(builder)
-    height, width, channels = builder.info.features[image_key].shape
-    return (height or 224, width or 224, channels), builder.info.features[label_key].num_classes
+    (height, width, channels), num_classes = _shape_and_classes(builder)
+    return (height or 224, width or 224, channels), num_classes
 
 
 def per_pixel_mean(images: np.ndarray) -> np.ndarray:
@@ -92,10 +93,11 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     data_dir = _folder(data_dir)
     try:
         return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except Exception as error:  # From a wrong version to a library that one set alone needs.
+        reason = "" if isinstance(error, tfds.core.DatasetNotFoundError) else f" ({summary(error)})"
         raise UserError(
-            f"Unknown data set data.name={name!r}: it is neither digits, nor registered in TFDS,"
-            f" nor prepared in {data_dir}."
+            f"Unknown data set data.name={name!r}{reason}: it is neither digits, nor registered in"
+            f" TFDS, nor prepared in {data_dir}."
         ) from error
 
 
@@ -122,21 +124,27 @@ def _folder(data_dir: str) -> str:
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     """The names of image and label among the features."""
-    return builder.info.supervised_keys or ("image", "label")
+    keys = builder.info.supervised_keys
+    return keys if keys and len(keys) == 2 else ("image", "label")
 
 
-def _check_features(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str) -> int:
-    """The number of classes, if there are equally sized uint8 images and class labels."""
+def _shape_and_classes(
+    builder: tfds.core.DatasetBuilder,
+) -> tuple[tuple[int | None, int | None, int], int]:
+    """Image shape, with None for a size that varies, and the number of classes.
+
+    Raises UserError unless there are uint8 images with one class label each.
+    """
     features = dict(builder.info.features or {})
+    image_key, label_key = _keys(builder)
     image, label = features.get(image_key), features.get(label_key)
     if (
         not isinstance(image, tfds.features.Image)
-        or None in image.shape
         or image.np_dtype != np.uint8
         or not isinstance(label, tfds.features.ClassLabel)
     ):
         raise UserError(
-            f"Expected equally sized uint8 images with a class label in {builder.name!r}, got"
+            f"Expected uint8 images with a class label in data set {builder.name!r}, got"
             f" {image_key}: {image} and {label_key}: {label}."
         )
-    return label.num_classes
+    return image.shape, label.num_classes

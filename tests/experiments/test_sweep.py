@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -34,11 +36,11 @@ def test_a_sweep_runs_the_grid_skips_what_is_finished_and_survives_a_failed_run(
     runs = begin(tiny_sweep, tmp_path)
     train, begun = loop.train_and_evaluate, []
 
-    def train_or_fail(config, workdir, progress):
+    def train_or_fail(config, workdir, progress, stop):
         begun.append(workdir.name)
         if workdir.name == "residual-8-s0" and len(begun) < 5:
             raise RuntimeError("the device is on fire")
-        return train(config, workdir, progress)
+        return train(config, workdir, progress, stop)
 
     monkeypatch.setattr(loop, "train_and_evaluate", train_or_fail)
     states = sweep.run_sweep(runs, tmp_path)
@@ -59,34 +61,62 @@ def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(
 ):
     begun = []
 
-    def stopped(config, workdir, progress):
+    def signalled(config, workdir, progress, stop):
+        os.kill(os.getpid(), signal.SIGINT)  # As in the last evaluation of a run.
         begun.append(workdir.name)
-        return "preempted"
+        return "diverged"
 
-    monkeypatch.setattr(loop, "train_and_evaluate", stopped)
+    monkeypatch.setattr(loop, "train_and_evaluate", signalled)
     states = sweep.run_sweep(begin(tiny_sweep, tmp_path), tmp_path)
     assert begun == ["plain-8-s0"]
-    assert states == {"plain-8-s0": "preempted"}
+    assert states == {"plain-8-s0": "diverged"}
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"depths": (8, 21)}, None),  # Depths are checked with the network, before any run.
         ({"depths": ()}, "config.depths"),
         ({"kinds": {"../plain": "none"}}, "config.kinds"),
         ({"kinds": {"plain": "foo"}}, "config.kinds.plain"),
         ({"seeds": (-1,)}, "config.seeds"),
+        ({"seeds": (1, 1)}, "config.seeds: expected distinct"),
         ({"colour": 1}, "config.colour"),
     ],
 )
 def test_a_wrong_grid_is_refused_in_words(tiny_sweep, change, message):
     tiny_sweep |= change
-    if message is None:
-        assert grid.expand(tiny_sweep)
-    else:
-        with pytest.raises(UserError, match=message):
-            grid.expand(tiny_sweep)
+    with pytest.raises(UserError, match=message):
+        grid.expand(tiny_sweep)
+
+
+@pytest.mark.parametrize("change", [{"depths": (8, 21)}, {"kinds": {"wide": "projection"}}])
+def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, tmp_path, change):
+    tiny_sweep["run"]["data"]["batch_size"] = 18 if "kinds" in change else 16
+    with pytest.raises(UserError, match="got 21|divisible"):
+        sweep.check(grid.expand(tiny_sweep | change), tmp_path)
+
+
+def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
+    begin(tiny_sweep, tmp_path)
+    begin(tiny_sweep | {"seeds": (3,), "depths": (20,)}, tmp_path)
+    runs = results.read_runs(tmp_path)
+    assert len(runs) == 8 + 2
+    assert set(runs["state"]) == {"not begun"}
+
+
+def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(written_sweep, capsys):
+    metrics = written_sweep / "plain-8-s0" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-5])
+    report.write(written_sweep)
+    assert "plain-8-s0: incomplete at step 10; not in the table." in capsys.readouterr().out
+    assert pd.read_csv(written_sweep / "table.csv").loc[0, "n"] == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"runs": 3}', '{"runs": {"a": {}}}', "{"])
+def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match="sweep.json"):
+        results.read_runs(tmp_path)
 
 
 def write_run(folder, config, error, test_error, steps=10):
