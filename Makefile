@@ -26,7 +26,7 @@ slow: .venv/installed-dev
 # TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
 prepare: $(PREPARE)/installed
 	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
-	$(PREPARE)/bin/tfds build $(DATASET) --file_format=array_record
+	$(PREPARE)/bin/python experiments/prepare.py $(DATASET)
 
 cifar10:
 	$(MAKE) prepare DATASET=cifar10

@@ -1,0 +1,26 @@
+"""Downloads and prepares a TFDS data set with TFDS's own builder, once.
+
+make prepare DATASET=cifar10
+
+Runs in an environment of its own, with TensorFlow, and imports nothing of this project.
+"""
+
+import sys
+
+import tensorflow_datasets as tfds
+
+
+def main(name: str) -> str | None:
+    """Prepares the set in TFDS_DATA_DIR or TFDS's default folder; returns what went wrong."""
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"prepare: cannot prepare {name!r} ({first_line})."
+    print(f"{name} is prepared in {builder.data_path}.")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
