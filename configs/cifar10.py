@@ -23,6 +23,9 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.log_every = 100
     config.eval_every = 2_000
     config.checkpoint_every = 2_000
+    config.keep_every = 0
+    config.init_from = ""
+    config.init_partial = False
     config.steps_per_dispatch = 10
     config.parallel = "pmap"
 

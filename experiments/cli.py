@@ -10,19 +10,26 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import ExplainedError, UserError
 from resnet_flax.records import State
 
 EXIT_STATUS: dict[State, int] = {"finished": 0, "preempted": 75}
 FAILURE = 1
-USAGE = 2
+USAGE = UserError.exit_status
 
 
-def run(main: Callable[[flags.FlagValues], int | None], *, config: bool, workdir: str = "") -> None:
+def run(
+    main: Callable[[flags.FlagValues], int | None],
+    *,
+    config: bool,
+    workdir: str = "",
+    processes: bool = False,
+) -> None:
     """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
 
     - `config`: whether there is --config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for its fields.
     - `workdir`: what --workdir means, if there is one.
+    - `processes`: whether several may do it together, with --coordinator and so on.
 
     A flag, config or folder that cannot be used is one line on stderr and exit status 2.
     """
@@ -30,6 +37,13 @@ def run(main: Callable[[flags.FlagValues], int | None], *, config: bool, workdir
         config_flags.DEFINE_config_file("config", help_string="FILE.py:ARGUMENT, see configs/.")
     if workdir:
         flags.DEFINE_string("workdir", None, workdir, required=True)
+    if processes:
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+        flags.DEFINE_integer("num_processes", None, "How many train together.", lower_bound=1)
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+        flags.DEFINE_integer(
+            "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
+        )
     _keep_compiled_programs()
     try:
         app.run(lambda _: _exit_status(main), flags_parser=_parse_flags)
@@ -40,8 +54,8 @@ def run(main: Callable[[flags.FlagValues], int | None], *, config: bool, workdir
 def _exit_status(main: Callable[[flags.FlagValues], int | None]) -> int:
     try:
         return main(flags.FLAGS) or 0
-    except UserError as error:
-        return _complain(str(error), USAGE)
+    except ExplainedError as error:
+        return _complain(str(error), error.exit_status)
 
 
 def _complain(line: str, status: int) -> int:
@@ -51,7 +65,9 @@ def _complain(line: str, status: int) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's, but what is wrong is said in one line, also where the config's file raises it."""
-    logging.set_verbosity(logging.ERROR)  # --verbosity=0 shows what the libraries have to say.
+    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
+    logging.set_verbosity(logging.FATAL)
+    argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
         if "config" in flags.FLAGS and not dict(flags.FLAGS.config or {}):
@@ -63,6 +79,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if len(positional) > 1:
         sys.exit(_complain(f"Unexpected arguments: {' '.join(positional[1:])}.", USAGE))
     return positional
+
+
+def _with_underscores(arg: str) -> str:
+    """--all-steps as --all_steps; the value is left as it is."""
+    name, equals, value = arg.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
 
 
 def _last_line(error: Exception) -> str:

@@ -7,16 +7,16 @@ from absl import flags
 
 from experiments import cli
 from resnet_flax.data import sources
+from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
-from resnet_flax.runs import load_run
+from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.steps import Images
 
 
-def main(args: flags.FlagValues) -> None:
-    run = load_run(args.workdir, args.step)
+def score(run: Run, split: str) -> None:
+    """Prints one line."""
     data = run.config.data
-    split = args.split or data.test_split
     images, labels, _ = sources.load_split(data.name, split, data.data_dir)
     devices = Devices(run.config.parallel)
     evaluate = Evaluator(run.model, devices, data.eval_batch_size)
@@ -28,7 +28,16 @@ def main(args: flags.FlagValues) -> None:
     )
 
 
+def main(args: flags.FlagValues) -> None:
+    if args.all_steps and args.step is not None:
+        raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
+    for step in saved_steps(args.workdir) if args.all_steps else [args.step]:
+        run = load_run(args.workdir, step)
+        score(run, args.split or run.config.data.test_split)
+
+
 if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last.")
+    flags.DEFINE_bool("all_steps", False, "Every checkpoint that is kept, one line each.")
     flags.DEFINE_string("split", None, "A TFDS split; by default the config's test split.")
     cli.run(main, config=False, workdir="The run's folder.")

@@ -1,5 +1,6 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def read_grid(workdir: Path) -> dict[str, Any]:
     runs = grid.get("runs") if isinstance(grid, dict) else None
     if not isinstance(runs, dict) or not all(map(_is_entry, runs.values())):
         raise UserError(f'Expected {{"runs": {{name: {{"kind", "config"}}}}}} in {path}.')
+    for name in runs:
+        if not re.fullmatch(r"\w[\w.-]*", name):  # It becomes a folder's name.
+            raise UserError(f"Expected names of letters, digits, - and _ in {path}, got {name!r}.")
     return runs
 
 

@@ -4,15 +4,16 @@ python -m experiments.sweep --config=configs/degradation.py:digits --workdir=run
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import cli, engine, grid, report
 from experiments.grid import GridRun
 from experiments.sweep_table import SweepTable
-from resnet_flax import experiment, loop
+from resnet_flax import experiment, hosts, loop, schema
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
@@ -22,7 +23,7 @@ from resnet_flax.records import RunFolder, State
 def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
     """Every run to its end, what is finished skipped; returns the state of each that was begun."""
     table = SweepTable(runs, workdir)
-    with RunProgress() as progress, StopRequest() as stop:
+    with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
         if progress.console.is_terminal:
             progress.header = table
 
@@ -33,7 +34,7 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
         def on_change(run: GridRun, state: State, error: str) -> None:
             table.update(run, state)
             if error:
-                progress.say(f"{run.name}: failed: {error}")
+                progress.say(f"{run.name}: {state}: {error}")
             if state == "finished":
                 errors, left = table.errors[run.name], table.minutes_left()
                 measured = [
@@ -51,28 +52,37 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
     for run in runs:
         config = run.config.model_dump(mode="json")
         experiment.build(config)
-        RunFolder(workdir / run.name).check(config)
+        RunFolder(workdir / run.name).check(config, schema.resolve)
 
 
 def main(args: flags.FlagValues) -> int:
-    workdir = Path(args.workdir).expanduser().absolute()
-    runs = grid.expand(args.config.to_dict())
+    peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
+    with hosts.together(*peers):
+        return sweep(args.config.to_dict(), Path(args.workdir).expanduser().absolute())
+
+
+def sweep(config: Mapping[str, Any], workdir: Path) -> int:
+    """Runs what is missing, writes the report, says what is still missing; the exit status."""
+    runs = grid.expand(config)
     check(runs, workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        grid.save(runs, workdir)
-    except OSError as error:
-        raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
+    if hosts.is_first():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            grid.save(runs, workdir)
+        except OSError as error:
+            raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
     states = run_sweep(runs, workdir)
-    report.write(workdir)
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)
+    if hosts.is_first():
+        report.write(workdir)
+        if missing:
+            parts = ", ".join(f"{count} {state}" for state, count in missing.items())
+            goes_on = " The same command goes on." if missing.keys() - {"diverged"} else ""
+            print(f"{finished} of {len(runs)} runs finished; {parts}.{goes_on}")
     if not missing:
         return 0
-    parts = ", ".join(f"{count} {state}" for state, count in missing.items())
-    goes_on = " The same command goes on." if missing.keys() - {"diverged"} else ""
-    print(f"{finished} of {len(runs)} runs finished; {parts}.{goes_on}")
-    stopped = missing.keys() & {"preempted", "not begun"}
+    stopped = missing.keys() & {"preempted", "running", "not begun"}
     return cli.EXIT_STATUS["preempted"] if stopped else cli.FAILURE
 
 
@@ -81,4 +91,5 @@ if __name__ == "__main__":
         main,
         config=True,
         workdir="The sweep's folder; the same command again does what is missing.",
+        processes=True,
     )

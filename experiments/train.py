@@ -6,13 +6,23 @@ python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/pl
 from absl import flags
 
 from experiments import cli
-from resnet_flax import loop
+from resnet_flax import hosts, loop
 
 
 def main(args: flags.FlagValues) -> int:
-    state = loop.train_and_evaluate(args.config.to_dict(), args.workdir)
+    peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
+    with hosts.together(*peers):
+        state = loop.train_and_evaluate(
+            args.config.to_dict(), args.workdir, from_scratch=args.from_scratch
+        )
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 
 
 if __name__ == "__main__":
-    cli.run(main, config=True, workdir="The run's folder; the same command again resumes the run.")
+    flags.DEFINE_bool("from_scratch", False, "Begin again if no saved step is left whole.")
+    cli.run(
+        main,
+        config=True,
+        workdir="The run's folder; the same command again resumes the run.",
+        processes=True,
+    )

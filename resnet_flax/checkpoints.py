@@ -1,5 +1,14 @@
-"""Saves and restores training states: the only importer of Orbax."""
+"""Saves, verifies and restores training states: the only importer of Orbax."""
 
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,70 +17,83 @@ import numpy as np
 from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
-from resnet_flax.errors import UserError, summary
+from resnet_flax.errors import FaultError, UserError, summary
 
 KEPT = 2
+SUMS = "SHA256SUMS"
 T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run, `folder/<step>/`; the last `KEPT` are kept.
+    """The checkpoints of one run, `folder/<step>/`, each with the SHA-256 sums of its files.
 
     States are stored as nested dicts of host arrays, so they restore on any number of devices and
-    without the code that made them.
+    without the code that made them. A step appears at once and whole, sums included; `sha256sum
+    --check SHA256SUMS` verifies it by hand.
     """
 
-    def __init__(self, folder: Path, *, writable: bool = False):
-        """Opens a folder to restore from it, or, if `writable`, makes it if need be to save too.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Opens a folder to restore from it; nothing in it is ever changed.
 
-        A writer deletes what a crash left half-written; a reader may come while a run is saving,
-        and leaves all as it is. Raises UserError if a reader finds no folder.
+        `say` hears of damage; by default it stands on stderr. Raises UserError if there is no such
+        folder.
         """
-        if not writable and not folder.is_dir():
+        if not folder.is_dir():
             raise UserError(f"No checkpoint in {folder}.")
-        self.folder = folder
-        self._checkpointer = ocp.training.Checkpointer(
-            folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
-            cleanup_tmp_directories=writable,
-        )
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Waits for the last save; its error is raised."""
-        self._checkpointer.close()
+        self.folder, self._say = folder, say or functools.partial(print, file=sys.stderr)
 
     def steps(self) -> list[int]:
-        """The steps that can be restored, ascending."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        """The steps there are, ascending."""
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
 
-    def save(self, step: int, state: Any) -> None:
-        """Saves in the background; the state may be donated or changed as soon as this returns."""
-        tree = serialization.to_state_dict(jax.device_get(state))
-        self._checkpointer.save_async(step, tree, force=True)
+    def last_good(self) -> int | None:
+        """The newest step whose files are what was saved, None if there is none."""
+        damaged = []
+        for step in reversed(self.steps()):
+            damage = _damage(self.folder / str(step))
+            if damage is None:
+                break
+            damaged.append(
+                f"{self.folder / str(step)} is damaged ({damage}){self._set_aside(step)}"
+            )
+        else:
+            step = None
+        for line in damaged:
+            self._say(f"{line}; " + (f"step {step} is used." if step else "no other is whole."))
+        return step
+
+    def _set_aside(self, step: int) -> str:
+        """What was done with a damaged step: nothing, by one who only reads."""
+        return ""
 
     def restore(self, step: int | None = None) -> dict[str, Any]:
-        """The state dict saved at `step`, by default the last, as host arrays.
+        """The state dict saved at `step`, by default the newest whole one, as host arrays.
 
-        Raises UserError if there is none, naming the steps there are.
+        Raises UserError if there is none, naming the steps there are, or if it is damaged.
         """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"No checkpoint in {self.folder}.")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"No checkpoint of step {step} in {self.folder}; there are: {steps}.")
-        try:
-            abstract = self._checkpointer.metadata(step).metadata
-            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-            return self._checkpointer.load(step, target)
-        except Exception as error:  # Orbax lets through what its many parts raise.
+        path = self.folder / str(step)
+        if step is None:
+            step = self.last_good()
+            if step is None:
+                raise UserError(f"No checkpoint in {self.folder}.")
+            path = self.folder / str(step)
+        elif step not in self.steps():
             raise UserError(
-                f"The checkpoint {self.folder / str(step)} is damaged ({summary(error)}). Move it"
-                " away to go on from the one before it."
-            ) from error
+                f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
+            )
+        elif damage := _damage(path):
+            raise UserError(f"{path} is damaged ({damage}); steps there are: {self.steps()}.")
+        try:
+            abstract: Any = ocp.metadata(path).metadata
+            return ocp.load(path, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
+        except Exception as error:  # Orbax lets through what its many parts raise.
+            raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
 
     def restore_into(self, state: T, step: int | None = None) -> T:
         """`state`, whose leaves need a shape and dtype alone, with the values saved at `step`.
@@ -79,7 +101,7 @@ class Checkpoints:
         Raises UserError if what was saved has other leaves: it is another model's.
         """
         saved = self.restore(step)
-        expected, found = (_leaves(tree) for tree in (serialization.to_state_dict(state), saved))
+        expected, found = (leaves(tree) for tree in (serialization.to_state_dict(state), saved))
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise UserError(
@@ -89,9 +111,190 @@ class Checkpoints:
         return serialization.from_state_dict(state, saved)
 
 
-def _leaves(tree: Any) -> dict[str, str]:
+class CheckpointWriter(Checkpoints):
+    """Saves too, in the background: with several processes all call, and the first one writes.
+
+    Kept are the last `KEPT` steps, the one of the least test error, and every `keep_every`-th.
+    Use as a context manager, which waits for the last save.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_every: int,
+        check_writer: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        """Makes the folder if need be, and clears away what a crash left half-written.
+
+        - `keep_every`: 0 keeps none besides.
+        - `check_writer`: raises if the run has become another process's.
+        """
+        self._first = jax.process_index() == 0
+        if self._first:
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob(".*.*"):
+                shutil.rmtree(path, ignore_errors=True)
+        self.folder, self._say = folder, say
+        self._keep_every, self._check_writer = keep_every, check_writer
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._save: Future[None] | None = None
+        self.saved: int | None = None
+        """The last step saved, whole and on disk."""
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Waits for the last save; its error is raised, unless another is on its way."""
+        with contextlib.suppress(*([Exception] if kind else [])):
+            self.wait()
+        self._thread.shutdown()
+
+    def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
+        """Begins to save; the state may be donated or changed as soon as this returns.
+
+        `test_errors`: of the steps evaluated so far, to know the best one. Raises FaultError if the
+        save before this one failed.
+        """
+        self.wait()
+        tree = serialization.to_state_dict(jax.device_get(state))
+        part = self.folder / f".{step}.part"
+        with self._faults(step, part):
+            if self._first:
+                self._check_writer()  # Orbax would make a folder that has vanished anew.
+            response = ocp.save_async(part, tree)
+        self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
+
+    def wait(self) -> None:
+        """Until the last save is whole and on disk. Raises FaultError if it failed."""
+        save, self._save = self._save, None
+        if save is not None:
+            save.result()
+
+    def poll(self) -> None:
+        """Raises FaultError if the last save has failed."""
+        if self._save is not None and self._save.done():
+            self.wait()
+
+    def _finish(
+        self, step: int, part: Path, response: Any, test_errors: Mapping[int, float]
+    ) -> None:
+        with self._faults(step, part):
+            response.result()
+            if self._first:
+                _write_sums(part)
+                self._check_writer()
+                part.rename(self.folder / str(step))
+                _sync(self.folder)
+                self._delete_old(test_errors)
+            self.saved = step
+
+    @contextlib.contextmanager
+    def _faults(self, step: int, part: Path) -> Iterator[None]:
+        """What goes wrong with a save becomes one line, and leaves nothing half-written."""
+        try:
+            yield
+        except Exception as error:
+            for path in self.folder.glob(f"{part.name}*") if self._first else ():
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, FaultError):
+                raise
+            raise FaultError(
+                f"Cannot save step {step} in {self.folder}: {_reason(error)}. What was saved before"
+                " stands; the same command goes on from there."
+            ) from error
+
+    def _delete_old(self, test_errors: Mapping[int, float]) -> None:
+        steps = self.steps()
+        kept = set(steps[-KEPT:])
+        kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
+        kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
+        for step in set(steps) - kept:
+            hidden = (self.folder / str(step)).rename(self.folder / f".{step}.old")
+            shutil.rmtree(hidden)
+
+    def _set_aside(self, step: int) -> str:
+        name = f"{step}.damaged"
+        while (self.folder / name).exists():
+            name += "-again"
+        (self.folder / str(step)).rename(self.folder / name)
+        return f", set aside as {name}"
+
+    def has_damaged(self) -> bool:
+        """Whether a step was ever set aside."""
+        return any(self.folder.glob("*.damaged*"))
+
+
+def leaves(tree: Any) -> dict[str, str]:
     """Dotted name -> type and shape of each array of a state dict."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a checkpoint, sums and hidden files apart."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(f) for f in files if str(f) != SUMS and not f.name.startswith("."))
+
+
+def _write_sums(folder: Path) -> None:
+    """Writes the sums of all files, after all of them are on disk."""
+    lines = []
+    for name in _files(folder):
+        lines.append(f"{_sha256(folder / name)}  {name}\n")
+        _sync(folder / name)
+    path = folder / SUMS
+    path.write_text("".join(lines))
+    for written in (path, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        _sync(written)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is."""
+    try:
+        *lines, rest = (folder / SUMS).read_text().split("\n")
+        sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
+        if rest or not sums:
+            return f"{SUMS} is not what was saved"
+        for name in sorted({*sums, *_files(folder)}):
+            if name not in sums:
+                return f"{name} is not in {SUMS}"
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _sha256(folder / name) != sums[name]:
+                return f"{name} is not what was saved"
+    except FileNotFoundError:
+        return f"{SUMS} is missing"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except ValueError:
+        return f"{SUMS} is not what was saved"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Returns when a file or a folder's list of names is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's word for it where there is one."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return summary(error)

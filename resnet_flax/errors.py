@@ -1,14 +1,31 @@
-"""The one exception that means: what the user gave cannot be used."""
+"""The exceptions whose message is for the user: one line, printed without a traceback."""
 
 
-class UserError(ValueError):
-    """A wrong config, flag, folder or data set.
+class ExplainedError(Exception):
+    """Its message is one line that says what came, what is accepted and the way out."""
 
-    Its message is one line that says what came, what is accepted and the way out; the entry points
-    print it without a traceback and exit with status 2.
-    """
+    exit_status = 1
+
+
+class UserError(ExplainedError, ValueError):
+    """A wrong config, flag, folder or data set."""
+
+    exit_status = 2
+
+
+class FaultError(ExplainedError, RuntimeError):
+    """What befell a run: a full disk, a vanished folder, a lost lock."""
+
+    exit_status = 1
+
+
+class TryAgainError(ExplainedError, RuntimeError):
+    """What passes by itself: another process is at work in the folder."""
+
+    exit_status = 75
 
 
 def summary(error: BaseException) -> str:
-    """The first line of an error, with its type."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """The first line of an error, with its type unless it explains itself."""
+    text = str(error) if isinstance(error, ExplainedError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0]

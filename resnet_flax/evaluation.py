@@ -1,7 +1,7 @@
 """Scores every image of a split exactly once, on any number of devices."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,13 +33,24 @@ class Evaluator:
         step = functools.partial(eval_step, model=model)
         self._step = devices.map(step, sharded=(False, False, False, True, True))
 
-    def __call__(self, variables: Any, image_mean: jax.Array, data: Images) -> dict[str, float]:
-        """Loss (nats) and error (fraction) over all images of `data`, and their count."""
+    def __call__(
+        self,
+        variables: Any,
+        image_mean: jax.Array,
+        data: Images,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """Loss (nats) and error (fraction) over all images of `data`, and their count.
+
+        `before_batch` may raise to end it; it is called at most two batches ahead of the devices.
+        """
         merged = metrics.zeros()
         size, count = data.images.shape[0], len(self.devices.devices)
         batch_size = -(-min(self.batch_size, size) // count) * count
         for indices, mask in padded_batches(size, batch_size):
+            before_batch()
             share = self.devices.shard(indices), self.devices.shard(mask)
+            jax.block_until_ready(merged)
             totals = self._step(variables, image_mean, data, *share)
             merged = metrics.Totals(*(a + b for a, b in zip(merged, totals, strict=True)))
         return {**metrics.means(merged), "images": int(merged.images)}

@@ -1,34 +1,72 @@
-"""Turns the first SIGINT or SIGTERM into a flag, so that a run stops where it can resume."""
+"""Turns SIGINT and SIGTERM into a question, so that a run stops where it can resume."""
 
+import os
 import signal
 import threading
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h"
+
 
 class StopRequest:
-    """A context in which the first signal sets `received`, and a second one acts at once.
+    """A context in which the first signal asks to stop, and a second one ends the process at once.
 
-    Signals reach the main thread alone; in another thread this does nothing.
+    With several processes, a signal to any one of them stops all at the same step. Signals reach
+    the main thread alone; in another thread this does nothing.
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None  # The name of the signal.
+        self.received: str | None = None
+        """Why to stop, once `reached` has said so."""
+        self._signal: str | None = None
+        self._questions = 0
         self._previous: dict[int, object] = {}
+
+    def reached(self) -> bool:
+        """Whether to stop here. Every process has to ask, and asks equally often."""
+        self._questions += 1
+        if jax.process_count() == 1:
+            self.received = self._signal
+        elif multihost_utils.reached_preemption_sync_point(self._questions):
+            self.received = "a signal to one of the processes"
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return self.received is not None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+            # A thread hears the signals: the main one may be inside a long computation.
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            for number in SIGNALS:
+                # jax.distributed handles SIGTERM, and no longer would with a handler of ours.
+                if number == signal.SIGINT or jax.process_count() == 1:
+                    self._previous[number] = signal.signal(number, self._note)
+            threading.Thread(target=self._listen, daemon=True, name="signals").start()
         return self
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous = {}
+    def _listen(self) -> None:
+        heard = 0
+        while number := int.from_bytes(os.read(self._pipe[0], 1)):
+            heard += number in self._previous
+            if heard == 2:
+                os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
+                os._exit(128 + number)
+            if heard == 1 and jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        os.close(self._pipe[0])
 
     def __exit__(self, *exc_info: object) -> None:
-        self._restore()
+        if self._previous:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.set_wakeup_fd(self._previous_fd)
+            os.close(self._pipe[1])  # Ends the thread.
+            self._previous = {}

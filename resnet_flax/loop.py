@@ -1,26 +1,30 @@
 """Trains and evaluates one run, from its beginning or from its last checkpoint."""
 
+import contextlib
 import functools
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from resnet_flax import environment, experiment, metrics, schema, steps
-from resnet_flax.checkpoints import Checkpoints
+from resnet_flax import environment, experiment, hosts, metrics, schema, steps
+from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.data.order import batch_indices
-from resnet_flax.errors import summary
+from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State, Status
+from resnet_flax.tensorboard import EventFile
+from resnet_flax.transfer import transfer
+
+DONE: tuple[State, ...] = ("finished", "diverged")
 
 
 def train_and_evaluate(
@@ -28,51 +32,75 @@ def train_and_evaluate(
     workdir: str | os.PathLike,
     progress: RunProgress | None = None,
     stop: StopRequest | None = None,
+    *,
+    from_scratch: bool = False,
 ) -> State:
     """Runs a config in a folder until it is finished, diverged or told to stop.
 
-    `progress` and `stop` are those of a sweep; without them the run shows itself and listens for
-    signals on its own.
+    - `progress`, `stop`: those of a sweep; without them the run shows itself and listens for
+      signals on its own.
+    - `from_scratch`: whether to begin again where checkpoints were saved and none is left whole.
 
     Given again, it resumes from the last checkpoint, and ends in the same bits as a run that was
     never stopped. Returns the state that `status.json` then holds. Raises UserError before anything
-    is written if the config, the data or the folder cannot be used; any other error is recorded as
-    `failed` and raised.
+    is written if the config, the data or the folder cannot be used, TryAgainError if another
+    process is at work in the folder; any other error is recorded as `failed` and raised.
+
+    With several processes every one calls this; the first writes.
     """
     if progress is None or stop is None:
-        with RunProgress() as progress, StopRequest() as stop:
-            return train_and_evaluate(config, workdir, progress, stop)
-    folder = RunFolder(workdir)
-    resolved = schema.parse(config, schema.RunConfig).model_dump(mode="json")
-    before = folder.status() if folder.check(resolved) else None
-    if before and before.state in ("finished", "diverged"):
+        with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
+            return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
+    folder = RunFolder(workdir, writes=hosts.is_first())
+    resolved = schema.resolve(config)
+    before = folder.status() if folder.check(resolved, schema.resolve) else None
+    ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
+    ended = hosts.agree(ended)
+    if before and ended < len(DONE):
         progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
-        return before.state
+        return DONE[ended]
     # What cannot be read is said before anything is written.
     folder.metrics()
     folder.environments()
-    run = _Run(
-        experiment.build(config), folder, progress, attempt=before.attempt + 1 if before else 1
-    )
-    folder.claim(resolved)
-    try:
-        return run.run(stop)
-    except Exception as error:
-        run.write_status("failed", summary(error))
-        raise
+    run = _Run(experiment.build(config), folder, progress, before, from_scratch)
+    with folder.claim(resolved, progress.say):
+        try:
+            return run.run(stop)
+        except Exception as error:
+            if isinstance(error, OSError):
+                error = FaultError(f"{folder.path}: {error}. The same command goes on.")
+            with contextlib.suppress(FaultError):  # Where nothing can be written any more.
+                run.write_status("failed", summary(error))
+            raise error
+
+
+class _Stopped(Exception):
+    """A request to stop was heard."""
 
 
 class _Run:
     """One attempt at a run.
 
-    The records of a step are on disk before its checkpoint is begun, and what lies past the
-    restored checkpoint is dropped on resume: no record is missing, none is there twice.
+    The train record of a step is on disk before its checkpoint is begun, and what lies past the
+    restored checkpoint is dropped on resume; the evaluations of a step come after its checkpoint,
+    and a resumed run begins with those that are due at its step and not recorded. So no record is
+    missing and none is there twice, and a stop need not wait for an evaluation.
     """
 
-    def __init__(self, built: Experiment, folder: RunFolder, progress: RunProgress, attempt: int):
+    def __init__(
+        self,
+        built: Experiment,
+        folder: RunFolder,
+        progress: RunProgress,
+        before: Status | None,
+        from_scratch: bool,
+    ):
         self.config, self.built, self.devices = built.config, built, built.devices
-        self.folder, self.progress, self.attempt = folder, progress, attempt
-        self.step = 0
+        self.folder, self.progress = folder, progress
+        self.attempt = before.attempt + 1 if before else 1
+        self.step = self.begun = 0  # The last step taken, and the last whose save was begun.
+        self.saved = before.step if before and not from_scratch else 0
+        self.from_scratch = from_scratch
         train_steps = functools.partial(
             steps.train_steps,
             model=built.model,
@@ -84,21 +112,36 @@ class _Run:
         self.train_steps = self.devices.map(train_steps, sharded=(False, False, True), donate=0)
         batch_size = self.config.data.eval_batch_size
         self.evaluate = Evaluator(built.model, self.devices, batch_size)
+        # Made before anything is written: `init_from` may not fit.
+        self.initial = None if folder.checkpoints.is_dir() else self._initial_state()
 
     def run(self, stop: StopRequest) -> State:
         self.write_status("running")
-        with Checkpoints(self.folder.checkpoints, writable=True) as checkpoints:
-            state = self._first_state(checkpoints)
+        self.checkpoints = CheckpointWriter(
+            self.folder.checkpoints,
+            keep_every=self.config.keep_every,
+            check_writer=self.folder.check_writer,
+            say=self.progress.say,
+        )
+        with self.checkpoints, contextlib.ExitStack() as stack:
+            state = self._first_state()
             self._record_environment(state)
             self.folder.drop_metrics_after(self.step)
-            log_dir = str(self.folder.tensorboard)
-            with SummaryWriter(log_dir, purge_step=self.step + 1) as self.tensorboard:
-                end = self._train(state, checkpoints, stop)
+            if self.folder.writes:
+                events = EventFile(self.folder.tensorboard, self.attempt, self.step)
+                self.events = stack.enter_context(contextlib.closing(events))
+            self.evaluated = {
+                (record["step"], record["split"]): record["error"]
+                for record in self.folder.metrics()
+                if "split" in record
+            }
+            end = self._train(state, stop)
+        self.saved = self.step
         self.write_status(end)
         return end
 
     def write_status(self, state: State, error: str | None = None) -> None:
-        self.folder.write_status(Status(state, self.step, self.attempt, error))
+        self.folder.write_status(Status(state, self.saved, self.attempt, error))
 
     def _record_environment(self, state: steps.TrainState) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -106,48 +149,107 @@ class _Run:
             {"attempt": self.attempt, "parameters": parameters, **environment.describe()}
         )
 
-    def _first_state(self, checkpoints: Checkpoints) -> steps.TrainState:
-        """The last checkpoint's state, or else the initial one, on all devices."""
+    def _first_state(self) -> steps.TrainState:
+        """The last whole checkpoint's state, or else the initial one, on all devices."""
+        step = self._step_to_resume() if hosts.is_first() else -1
+        step = hosts.agree(step)
+        if step < 0:
+            state = self.initial or self._initial_state()
+            if self.config.init_from:  # From here on the other run may change.
+                self.checkpoints.save(0, state, {})
+            return self.devices.replicate(state)
         mean = sources.per_pixel_mean(self.built.train.images)
-        init = functools.partial(steps.init_state, self.built.model, self.built.optimizer)
-        if not checkpoints.steps():
-            return self.devices.replicate(jax.jit(init)(np.uint32(self.config.seed), mean))
-        state = checkpoints.restore_into(jax.eval_shape(init, np.uint32(0), mean))
-        self.step = int(state.step)
+        shapes = jax.eval_shape(self._init, np.uint32(0), mean)
+        state = self.checkpoints.restore_into(shapes, step)
+        self.step = self.begun = self.saved = step
         self.progress.say(f"{self.folder.name}: resuming from step {self.step}.")
         return self.devices.replicate(state)
 
-    def _train(self, state: steps.TrainState, checkpoints: Checkpoints, stop: StopRequest) -> State:
+    def _step_to_resume(self) -> int:
+        """-1 for a run that has saved nothing yet."""
+        step = self.checkpoints.last_good()
+        if step is not None:
+            return step
+        if (self.saved or self.checkpoints.has_damaged()) and not self.from_scratch:
+            raise UserError(
+                f"{self.folder.path} has a history, but no whole checkpoint to go on from. Put one"
+                f" back into {self.folder.checkpoints}, or give --from_scratch to begin again."
+            )
+        return -1
+
+    @functools.cached_property
+    def _init(self) -> Callable[[Any, Any], steps.TrainState]:
+        return functools.partial(steps.init_state, self.built.model, self.built.optimizer)
+
+    def _initial_state(self) -> steps.TrainState:
+        """Raises UserError if `init_from` is no run's folder or does not fit."""
+        mean = sources.per_pixel_mean(self.built.train.images)
+        state = jax.jit(self._init)(np.uint32(self.config.seed), mean)
+        if not self.config.init_from:
+            return state
+        folder = RunFolder(self.config.init_from)
+        source = Checkpoints(folder.checkpoints, say=self.progress.say).restore()
+        try:
+            variables, left = transfer(
+                state.variables,
+                {name: source[name] for name in state.variables},
+                partial=self.config.init_partial,
+            )
+        except UserError as error:
+            raise UserError(f"config.init_from={self.config.init_from}: {error}") from error
+        line = f"{self.folder.name}: initialised from step {int(source['step'])} of {folder.path}"
+        self.progress.say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
+        return state.replace(**variables)
+
+    def _train(self, state: steps.TrainState, stop: StopRequest) -> State:
         """Trains to the end, a divergence or a stop; where it stops by request it can resume."""
         config = self.config
         train, test = (self._on_devices(split) for split in (self.built.train, self.built.test))
         self.progress.start(self.folder.name, self.step, config.steps)
-        timer = _Timer(self.step)
-        while self.step < config.steps:
-            count = min(config.steps_per_dispatch, config.steps - self.step)
-            state = self.train_steps(state, train, self.devices.shard(self._indices(count)))
-            self.step += count
-            last = self.step == config.steps
-            if last or self.step % config.log_every == 0:
-                loss = self._record_training(state, timer)
-                if not math.isfinite(loss):
-                    self.progress.say(f"{self.folder.name}: diverged at step {self.step}.")
-                    return "diverged"
-            if last or self.step % config.eval_every == 0:
-                self._record_evaluation("test", state, test)
-                if last:
-                    self._record_evaluation("train", state, train)
-                timer.restart(self.step)
-            if last or stop.received or self.step % config.checkpoint_every == 0:
-                checkpoints.save(self.step, state)
-                self.write_status("running")
-            if stop.received and not last:
-                self.progress.say(
-                    f"{self.folder.name}: {stop.received}; saved step {self.step}."
-                    " The same command resumes it."
-                )
-                return "preempted"
+        self.timer = _Timer(self.step)
+        try:
+            self._evaluate(state, train, test, stop)
+            while self.step < config.steps:
+                count = min(config.steps_per_dispatch, config.steps - self.step)
+                indices = self.devices.shard(self._indices(count))
+                # Waiting bounds how far the devices lag behind a signal or a lost peer.
+                jax.block_until_ready(state)
+                state = self.train_steps(state, train, indices)
+                self.step += count
+                last = self.step == config.steps
+                if last or self.step % config.log_every == 0:
+                    loss = self._record_training(state)
+                    if not math.isfinite(loss):
+                        self.progress.say(f"{self.folder.name}: diverged at step {self.step}.")
+                        return "diverged"
+                stopping = stop.reached()
+                if last or stopping or self.step % config.checkpoint_every == 0:
+                    self._save(state)
+                if stopping:
+                    raise _Stopped
+                self._note_saved()
+                self._evaluate(state, train, test, stop)
+        except _Stopped:
+            if self.step > self.begun:
+                self._save(state)
+            self.progress.say(
+                f"{self.folder.name}: {stop.received}; saved step {self.step}."
+                " The same command resumes it."
+            )
+            return "preempted"
         return "finished"
+
+    def _save(self, state: steps.TrainState) -> None:
+        errors = {step: error for (step, split), error in self.evaluated.items() if split == "test"}
+        self.checkpoints.save(self.step, state, errors)
+        self.begun = self.step
+
+    def _note_saved(self) -> None:
+        """Keeps the status true to the checkpoints; raises what befell the last save."""
+        self.checkpoints.poll()
+        if self.checkpoints.saved not in (None, self.saved):
+            self.saved = self.checkpoints.saved
+            self.write_status("running")
 
     def _on_devices(self, split: sources.Split) -> steps.Images:
         return self.devices.replicate(steps.Images(split.images, split.labels))
@@ -159,26 +261,43 @@ class _Run:
         next_steps = range(self.step, self.step + count)
         return np.stack([batch_indices(seed, step, batch_size, size) for step in next_steps])
 
-    def _record_training(self, state: steps.TrainState, timer: "_Timer") -> float:
+    def _record_training(self, state: steps.TrainState) -> float:
         """Records the means since the last record; returns the loss."""
         means = metrics.means(state.totals)
-        rate = timer.restart(self.step) * self.config.data.batch_size
+        rate = self.timer.restart(self.step) * self.config.data.batch_size
         learning_rate = float(self.built.schedule(self.step - 1))
         self._record({"kind": "train", **means, "lr": learning_rate, "images_per_second": rate})
         self.progress.update(self.step, means["loss"], means["error"], rate)
         return means["loss"]
 
-    def _record_evaluation(self, split: str, state: steps.TrainState, data: steps.Images) -> None:
-        scores = self.evaluate(state.variables, state.image_mean, data)
-        self._record({"kind": "eval", "split": split, **scores})
+    def _evaluate(
+        self, state: steps.TrainState, train: steps.Images, test: steps.Images, stop: StopRequest
+    ) -> None:
+        """Records the evaluations that are due at this step and not recorded yet."""
+
+        def before_batch() -> None:
+            if stop.reached():
+                raise _Stopped
+
+        last = self.step == self.config.steps
+        due = {"test": test} if last or self.step % self.config.eval_every == 0 < self.step else {}
+        due |= {"train": train} if last else {}
+        for split, data in due.items():
+            if (self.step, split) not in self.evaluated:
+                mean = state.image_mean
+                scores = self.evaluate(state.variables, mean, data, before_batch)
+                self._record({"kind": "eval", "split": split, **scores})
+                self.evaluated[self.step, split] = scores["error"]
+        self.timer.restart(self.step)
 
     def _record(self, values: dict[str, Any]) -> None:
         epoch = self.step * self.config.data.batch_size / len(self.built.train.images)
         self.folder.append_metrics({"step": self.step, "epoch": epoch, **values})
-        name = values.get("split", "running")
-        for key in ("loss", "error", "lr", "images_per_second"):
-            if key in values:
-                self.tensorboard.add_scalar(f"{key}/{name}", values[key], self.step)
+        if self.folder.writes:
+            name = values.get("split", "running")
+            tags = ("loss", "error", "lr", "images_per_second")
+            shown = {f"{tag}/{name}": values[tag] for tag in tags if tag in values}
+            self.events.add_scalars(self.step, shown)
 
 
 class _Timer:

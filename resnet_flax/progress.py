@@ -12,8 +12,9 @@ class RunProgress:
     a line for each update. Use as a context manager.
     """
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        """`quiet`: shows nothing, for all but the first of several processes."""
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self.header: RenderableType = ""
         self._name = self._values = ""
         self._bar = Progress(

@@ -3,28 +3,37 @@
 config.json       the resolved config
 environment.json  versions and devices, one object an attempt
 status.json       {"state", "step", "attempt", "error", "updated"}
+lock.json         who writes here; see lock.py
 metrics.jsonl     one object a line: train records and evaluation records
 checkpoints/      see checkpoints.py
 tensorboard/      event files
 """
 
+import contextlib
+import functools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import pydantic
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import FaultError, UserError
+from resnet_flax.lock import FolderLock
 
+P = ParamSpec("P")
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
 
 
 class Status(NamedTuple):
-    """Where a run stands; `attempt` counts the processes that worked on it, from 1."""
+    """Where a run stands.
+
+    - `step`: the last one saved; once it has finished or diverged, the last one taken.
+    - `attempt`: counts the processes that worked on it, from 1.
+    """
 
     state: State
     step: int = 0
@@ -33,9 +42,20 @@ class Status(NamedTuple):
     updated: str = ""  # UTC, ISO 8601; set when written.
 
 
+class _Record(pydantic.BaseModel):
+    """What readers rely on in a line of metrics.jsonl."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+    step: Annotated[int, pydantic.Field(ge=0)]
+    split: str = ""
+    loss: float | None = None
+    error: float | None = None
+    __pydantic_extra__: dict[str, float | str | None]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
-    _replace(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    _replace(path, _pretty(value))
 
 
 def read_json(path: Path) -> Any:
@@ -44,7 +64,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Expected JSON in {path}, got: {error}.") from error
 
 
@@ -72,29 +92,58 @@ def differing_fields(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix} ({old!r} there, {new!r} here)"
 
 
+def _write(method: Callable[Concatenate["RunFolder", P], None]) -> Callable[..., None]:
+    """A method that writes: in the first process alone, as long as the folder is its own."""
+
+    @functools.wraps(method)
+    def checked(self: "RunFolder", *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.writes:
+            return
+        self.check_writer()
+        try:
+            method(self, *args, **kwargs)
+        except OSError as error:
+            raise FaultError(
+                f"Cannot write to {self.path}: {error.strerror}. What was saved before stands; the"
+                " same command goes on from there."
+            ) from error
+
+    return checked
+
+
 class RunFolder:
     """The records of one run. Errors are fractions; a number that is not finite becomes null."""
 
-    def __init__(self, path: str | os.PathLike):
-        """Touches nothing; relative paths are made absolute."""
+    def __init__(self, path: str | os.PathLike, *, writes: bool = True):
+        """Touches nothing; relative paths are made absolute.
+
+        `writes`: false in all but the first of several processes, whose writes then do nothing.
+        """
         self.path = Path(path).expanduser().absolute()
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.writes = writes
+        self._lock: FolderLock | None = None
 
     @property
     def name(self) -> str:
         return self.path.name
 
-    def check(self, config: dict[str, Any]) -> bool:
-        """Whether there is a run of this config. Raises UserError if there is one of another."""
+    def check(
+        self, config: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> bool:
+        """Whether there is a run of this config. Raises UserError if there is one of another.
+
+        `resolve` gives an older config the fields that came later.
+        """
         try:
             if not self.config_file.exists():
                 return False
         except OSError as error:
             raise UserError(f"Cannot use workdir {self.path}: {error.strerror}.") from error
-        differences = "; ".join(differing_fields(self.config(), config))
+        differences = "; ".join(differing_fields(resolve(self.config()), config))
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config: {differences}. Choose another"
@@ -102,14 +151,32 @@ class RunFolder:
             )
         return True
 
-    def claim(self, config: dict[str, Any]) -> None:
-        """Makes the folder, or goes on in it. Raises UserError if it is another config's."""
+    @contextlib.contextmanager
+    def claim(self, config: dict[str, Any], say: Callable[[str], None]) -> Iterator[None]:
+        """Makes the folder, or goes on in it, as its one writer until the context ends.
+
+        `say` hears of waiting. Raises TryAgainError while another process writes here.
+        """
+        if not self.writes:
+            yield
+            return
         try:
-            if not self.check(config):
-                self.path.mkdir(parents=True, exist_ok=True)
-                write_json(self.config_file, config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path)
+            self._lock.acquire(say)
         except OSError as error:
             raise UserError(f"Cannot write to workdir {self.path}: {error.strerror}.") from error
+        try:
+            if not self.config_file.exists():
+                _replace(self.config_file, _pretty(config))
+            yield
+        finally:
+            self._lock.release()
+
+    def check_writer(self) -> None:
+        """Raises FaultError if another process has become this folder's writer."""
+        assert self._lock is not None, "Writing takes `claim`."
+        self._lock.check()
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if this is not a run's folder."""
@@ -120,18 +187,29 @@ class RunFolder:
         path = self.path / "status.json"
         return _read_as(Status, path) if path.exists() else None
 
+    @_write
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.path / "status.json", status._replace(updated=now)._asdict())
+        text, path = _pretty(status._replace(updated=now)._asdict()), self.path / "status.json"
+        try:
+            _replace(path, text)
+        except OSError:
+            # A full disk has no room for a new file, yet what befell the run shall be known.
+            with path.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""
         path = self.path / "environment.json"
         return _read_as(list[dict[str, Any]], path) if path.exists() else []
 
+    @_write
     def add_environment(self, environment: dict[str, Any]) -> None:
-        write_json(self.path / "environment.json", [*self.environments(), environment])
+        path = self.path / "environment.json"
+        _replace(path, _pretty([*self.environments(), environment]))
 
+    @_write
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Appends one record; on disk when this returns."""
         with self.metrics_file.open("a") as file:
@@ -144,33 +222,38 @@ class RunFolder:
 
         Raises UserError if any other line is not a record.
         """
-        if not self.metrics_file.exists():
-            return []
+        return [record for _, record in self._metrics_lines()]
+
+    def _metrics_lines(self) -> list[tuple[str, dict[str, Any]]]:
         try:
-            *lines, rest = self.metrics_file.read_text(errors="replace").split("\n")
+            text = self.metrics_file.read_text(errors="replace")
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise UserError(f"Cannot read {self.metrics_file}: {error.strerror}.") from error
-        records = [self._record(number, line) for number, line in enumerate(lines, 1)]
-        del rest  # Empty, or a line that a crash cut off: a whole one ends in a newline.
-        return records
+        # After the last newline stands nothing, or a line that a crash cut off.
+        lines = text.split("\n")[:-1]
+        return [(line, self._record(number, line)) for number, line in enumerate(lines, 1)]
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
         try:
-            record = json.loads(line)
-            if isinstance(record.get("step"), int):
-                return record
-        except (ValueError, AttributeError):
-            pass
-        raise UserError(
-            f"{self.metrics_file}, line {number}: expected a JSON object with a step, got"
-            f" {line[:60]!r}. Delete the line to go on without it."
-        )
+            _Record.model_validate_json(line)
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{self.metrics_file}, line {number}: expected a JSON object with a step, values"
+                f" numbers, null or text, got {line[:60]!r}. Delete the line to go on without it."
+            ) from error
 
+    @_write
     def drop_metrics_after(self, step: int) -> None:
         """Forgets what a resumed run will record again, so that no step appears twice."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        if self.metrics_file.exists():
-            _replace(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = [line for line, record in self._metrics_lines() if record["step"] <= step]
+        _replace(self.metrics_file, "".join(f"{line}\n" for line in kept))
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from resnet_flax import experiment, schema, steps
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.data import augment
+from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
 
@@ -44,15 +45,24 @@ def _probabilities(model: nn.Module, variables: Any, images: jax.Array) -> jax.A
     return jax.nn.softmax(steps.eval_logits(model, variables, images))
 
 
-def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
-    """Restores a checkpoint, by default the last, knowing only the run's folder.
+def saved_steps(folder: str | os.PathLike) -> list[int]:
+    """The steps that `load_run` can be asked for, ascending. Raises UserError if there are none."""
+    checkpoints = RunFolder(folder).checkpoints
+    steps = Checkpoints(checkpoints).steps()
+    if not steps:
+        raise UserError(f"No checkpoint in {checkpoints}.")
+    return steps
 
-    The data set is not needed. Raises UserError if the folder is no run's or lacks that step.
+
+def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
+    """Restores a checkpoint, by default the newest whole one, knowing only the run's folder.
+
+    The data set is not needed. Raises UserError if the folder is no run's, or lacks that step
+    (naming those it has), or if that step is damaged.
     """
     records = RunFolder(folder)
     config = schema.parse(records.config(), schema.RunConfig)
-    with Checkpoints(records.checkpoints) as checkpoints:
-        state = checkpoints.restore(step)
+    state = Checkpoints(records.checkpoints).restore(step)
     num_classes = state["params"]["fc"]["bias"].shape[0]
     return Run(
         config=config,

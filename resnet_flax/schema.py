@@ -18,7 +18,11 @@ S = TypeVar("S", bound="Section")
 
 
 class Section(pydantic.BaseModel):
-    """Every field must be given, none may be unknown, and a type is never guessed."""
+    """No field may be unknown, and a type is never guessed.
+
+    Every field must be given, but for those with a default: they came later, and the default is
+    what older runs did.
+    """
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False
@@ -71,7 +75,8 @@ class OptimConfig(Section):
 class DataConfig(Section):
     """A TFDS image classification set."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(/[\w.\-]+)?(:[\w.]+)?$")]
+    """`name`, `name/config` or `name/config:version`."""
     data_dir: str
     """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default."""
     train_split: str
@@ -93,6 +98,12 @@ class RunConfig(Section):
     log_every: PositiveInt
     eval_every: PositiveInt
     checkpoint_every: PositiveInt
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of this stay, besides the last two and the best; 0: none."""
+    init_from: str = ""
+    """The folder of a run whose last checkpoint gives the initial parameters and BN statistics."""
+    init_partial: bool = False
+    """Whether some of them, on either side, may be without a counterpart of name and shape."""
     steps_per_dispatch: PositiveInt
     """Steps scanned in one call of the device; the three intervals are multiples of it."""
     parallel: Backend
@@ -123,3 +134,8 @@ def parse(config: Mapping[str, Any], schema: type[S]) -> S:
         got = f", got {first['input']!r}" if first["loc"] and first["type"] != "missing" else ""
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{field}: {said}{got}.") from error
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config as its folder records it: every field, in JSON types. Raises UserError."""
+    return parse(config, RunConfig).model_dump(mode="json")

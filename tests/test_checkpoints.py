@@ -1,13 +1,33 @@
+import errno
+import os
+import random
+import shutil
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import optim, steps
-from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.errors import UserError
+from resnet_flax import checkpoints, optim, steps
+from resnet_flax.checkpoints import SUMS, Checkpoints, CheckpointWriter
+from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
+
+
+def writer(folder, keep_every=0, check_writer=lambda: None, say=print):
+    return CheckpointWriter(folder, keep_every=keep_every, check_writer=check_writer, say=say)
+
+
+def save(folder, *steps, test_errors=None, **kwargs):
+    with writer(folder, **kwargs) as saving:
+        for step in steps:
+            saving.save(step, {"value": jnp.full(300, step, jnp.float32)}, test_errors or {})
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +37,19 @@ def state():
     return steps.init_state(model, optim.sgd(lambda _: 0.1), np.uint32(2**32 - 1), mean)
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """Steps 1 and 2; tests work on copies."""
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    save(folder, 1, 2)
+    return folder
+
+
 def test_a_state_is_restored_bit_for_bit_in_another_process_of_the_library(tmp_path, state):
     on_devices = Devices().replicate(state)
-    with Checkpoints(tmp_path / "checkpoints", writable=True) as checkpoints:
-        checkpoints.save(3, on_devices)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        restored = checkpoints.restore_into(jax.eval_shape(lambda: state))
+    with writer(tmp_path / "checkpoints") as saving:
+        saving.save(3, on_devices, {})
+    restored = Checkpoints(tmp_path / "checkpoints").restore_into(jax.eval_shape(lambda: state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
     dtypes = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (restored, state)]
@@ -33,51 +60,67 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     devices = Devices()
     add = devices.map(lambda s, x: s + 1, (False, True), donate=0)
     state = devices.replicate(np.zeros(1 << 20, np.float32))
-    with Checkpoints(tmp_path, writable=True) as checkpoints:
+    with writer(tmp_path) as saving:
         for step in (1, 2):
             state = add(state, devices.shard(np.zeros(4)))
-            checkpoints.save(step, {"value": state})
+            saving.save(step, {"value": state}, {})
             state = add(state, devices.shard(np.zeros(4)))
-        first, second = (checkpoints.restore(step)["value"] for step in (1, 2))
+    first, second = (Checkpoints(tmp_path).restore(step)["value"] for step in (1, 2))
     np.testing.assert_array_equal(first, 1)
     np.testing.assert_array_equal(second, 3)
 
 
-def test_the_last_two_are_kept_and_a_wrong_step_is_answered_with_those_there_are(tmp_path):
-    with Checkpoints(tmp_path, writable=True) as checkpoints:
-        for step in (1, 5, 9):
-            checkpoints.save(step, {"value": jnp.float32(step)})
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [5, 9]
-        assert checkpoints.restore(5)["value"] == 5
-        assert checkpoints.restore()["value"] == 9
-        with pytest.raises(UserError, match=r"No checkpoint of step 1 .*there are: \[5, 9\]"):
-            checkpoints.restore(1)
+@pytest.mark.parametrize(
+    "keep_every, test_errors, kept",
+    [
+        (0, {}, [40, 50]),
+        (0, {10: 0.3, 20: 0.2, 30: 0.25}, [20, 40, 50]),
+        (0, {10: 0.3, 50: 0.2}, [40, 50]),
+        (0, {10: 0.2, 20: 0.2}, [10, 40, 50]),  # The first of equals.
+        (0, {15: 0.1, 30: 0.2}, [30, 40, 50]),  # 15 was evaluated and never saved.
+        (20, {10: 0.1}, [10, 20, 40, 50]),
+    ],
+)
+def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path, keep_every, test_errors, kept):
+    save(tmp_path, 10, 20, 30, 40, 50, keep_every=keep_every, test_errors=test_errors)
+    assert Checkpoints(tmp_path).steps() == kept
+    assert len(list(tmp_path.iterdir())) == len(kept)
+
+
+def test_a_wrong_step_is_answered_with_those_there_are(two_steps):
+    saved = Checkpoints(two_steps)
+    assert saved.restore(1)["value"][0] == 1
+    assert saved.restore()["value"][0] == 2
+    with pytest.raises(UserError, match=r"No checkpoint of step 3 .*there are: \[1, 2\]"):
+        saved.restore(3)
 
 
 def test_an_empty_folder_is_answered_in_words(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="No checkpoint in"):
-        checkpoints.restore()
+    with pytest.raises(UserError, match="No checkpoint in"):
+        Checkpoints(tmp_path).restore()
 
 
-def test_what_a_crash_left_of_a_save_is_not_taken_for_a_checkpoint(tmp_path):
-    with Checkpoints(tmp_path, writable=True) as checkpoints:
-        checkpoints.save(1, {"value": jnp.float32(1)})
-    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [1]
+def test_what_a_crash_left_of_a_save_is_no_checkpoint_and_is_cleared_by_the_next_writer(tmp_path):
+    save(tmp_path, 1)
+    for name in (".2.part", ".2.part.orbax-checkpoint-tmp", ".0.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+    assert Checkpoints(tmp_path).steps() == [1]
+    assert len(list(tmp_path.iterdir())) == 4
+    with writer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_reader_leaves_the_writers_unfinished_save_alone(tmp_path):
-    with Checkpoints(tmp_path, writable=True) as writer:
-        writer.save(1, {"value": jnp.zeros(1 << 22)})
-        writer._checkpointer.wait()
-        writer.save(2, {"value": jnp.ones(1 << 22)})
-        for _ in range(5):
-            with Checkpoints(tmp_path) as reader:
-                reader.restore(1)
-    with Checkpoints(tmp_path) as reader:
-        assert reader.restore(2)["value"].sum() == 1 << 22
+def test_a_step_appears_at_once_and_whole_while_others_read(tmp_path):
+    save(tmp_path, 1)
+    with writer(tmp_path) as saving:
+        saving.save(2, {"value": jnp.ones(1 << 22)}, {})
+        seen = set()
+        while 2 not in seen:
+            reader = Checkpoints(tmp_path, say=pytest.fail)
+            seen.add(reader.last_good())
+            reader.restore()
+    assert seen <= {1, 2}
 
 
 def test_a_reader_makes_no_folder(tmp_path):
@@ -90,21 +133,114 @@ def test_a_reader_makes_no_folder(tmp_path):
     "other", [{"a": jnp.zeros(3)}, {"a": jnp.zeros(2, int)}, {"b": jnp.zeros(2)}, {}]
 )
 def test_another_models_checkpoint_is_refused_naming_a_leaf(tmp_path, other):
-    with Checkpoints(tmp_path, writable=True) as checkpoints:
-        checkpoints.save(1, {"a": jnp.zeros(2), "c": jnp.zeros(2)})
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.restore_into({"a": jnp.ones(2), "c": jnp.ones(2)})
-        with pytest.raises(UserError, match="of another model: expected [abc] to be"):
-            checkpoints.restore_into({**other, "c": jnp.ones(2)})
+    with writer(tmp_path) as saving:
+        saving.save(1, {"a": jnp.zeros(2), "c": jnp.zeros(2)}, {})
+    saved = Checkpoints(tmp_path)
+    saved.restore_into({"a": jnp.ones(2), "c": jnp.ones(2)})
+    with pytest.raises(UserError, match="of another model: expected [abc] to be"):
+        saved.restore_into({**other, "c": jnp.ones(2)})
 
 
-def test_a_truncated_checkpoint_is_one_line_with_the_way_out(tmp_path):
-    with Checkpoints(tmp_path, writable=True) as checkpoints:
-        checkpoints.save(1, {"value": jnp.arange(1000.0)})
-    for file in (tmp_path / "1").rglob("*"):
-        if file.is_file() and "/d/" in str(file):
-            file.write_bytes(file.read_bytes()[:-10])
-    damaged = pytest.raises(UserError, match="damaged .* Move it away")
-    with Checkpoints(tmp_path) as checkpoints, damaged as error:
-        checkpoints.restore()
+def flip_a_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def assert_step_1_is_used_instead(folder, damaged):
+    """By a reader, who changes nothing, and by a writer, who sets step 2 aside."""
+    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+        before = files(folder)
+        np.testing.assert_array_equal(opened.restore()["value"], np.full(300, 1))
+        (line,) = said
+        assert str(damaged) in line
+        assert "step 1 is used" in line
+        said.clear()
+        if type(opened) is Checkpoints:
+            assert files(folder) == before
+            with pytest.raises(UserError, match=f"2 is damaged .*{damaged}"):
+                opened.restore(2)
+        else:
+            assert len(files(folder)) == len(before)
+            assert opened.steps() == [1]
+            assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
+            assert opened.has_damaged()
+
+
+def test_none_of_60_flipped_bits_is_ever_loaded(two_steps, tmp_path):
+    rng = random.Random(0)
+    for trial in range(60):
+        folder = tmp_path / str(trial)
+        shutil.copytree(two_steps, folder)
+        victim = rng.choice([path for path in files(folder / "2") if path.stat().st_size])
+        flip_a_bit(victim, rng)
+        name = "" if victim.name == SUMS else victim.relative_to(folder / "2")
+        assert_step_1_is_used_instead(folder, name)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "grow"])
+def test_no_file_may_be_shorter_longer_or_missing(two_steps, tmp_path, damage):
+    for trial, path in enumerate(files(two_steps / "2")):
+        folder = tmp_path / str(trial)
+        shutil.copytree(two_steps, folder)
+        name = path.relative_to(two_steps / "2")
+        victim = folder / "2" / name
+        if damage == "delete":
+            victim.unlink()
+        elif damage == "grow":
+            victim.write_bytes(victim.read_bytes() + b"\0")
+        elif victim.stat().st_size:
+            victim.write_bytes(victim.read_bytes()[:-1])
+        else:
+            continue
+        assert_step_1_is_used_instead(folder, "" if victim.name == SUMS else name)
+
+
+def test_sums_cut_at_a_line_do_not_leave_a_file_unverified(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "copy")
+    sums = tmp_path / "copy" / "2" / SUMS
+    lines = sums.read_text().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        sums.write_text("".join(lines[:kept]))
+        assert Checkpoints(tmp_path / "copy", say=print).last_good() == 1
+
+
+def test_a_second_damaged_save_of_the_same_step_is_set_aside_beside_the_first(tmp_path):
+    for _ in range(3):
+        save(tmp_path, 2)
+        (tmp_path / "2" / SUMS).unlink()
+        assert writer(tmp_path).last_good() is None
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_sums_are_those_of_the_standard_tool(two_steps):
+    done = subprocess.run(["sha256sum", "--check", SUMS], cwd=two_steps / "2", capture_output=True)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == len(files(two_steps / "2")) - 1
+
+
+def test_a_save_that_fails_is_one_line_and_leaves_the_last_one(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def fail(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "_write_sums", fail)
+    with pytest.raises(FaultError, match=r"save step 2 in .*: No space left on device\.") as error:
+        save(tmp_path, 2)
     assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert Checkpoints(tmp_path).restore()["value"][0] == 1
+
+
+def test_a_writer_that_lost_its_lock_neither_saves_nor_deletes(tmp_path):
+    save(tmp_path, 1, 2)
+    answers = iter([None, FaultError("taken over")])  # Lost while the save was under way.
+
+    def check():
+        if error := next(answers):
+            raise error
+
+    with pytest.raises(FaultError, match="taken over"):
+        save(tmp_path, 3, check_writer=check)
+    assert Checkpoints(tmp_path).steps() == [1, 2]

@@ -8,15 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, experiment, loop, steps
+from resnet_flax import checkpoints, experiment, loop
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
 from resnet_flax.records import RunFolder, Status
 
 
 def last_state(path):
-    with checkpoints.Checkpoints(RunFolder(path).checkpoints) as saved:
-        return saved.steps(), saved.restore()
+    saved = checkpoints.Checkpoints(RunFolder(path).checkpoints)
+    return saved.steps(), saved.restore()
 
 
 def measured(path):
@@ -31,6 +32,12 @@ def assert_same_run(a, b):
     assert measured(a) == measured(b)
     assert last_state(a)[0] == last_state(b)[0]
     jax.tree.map(np.testing.assert_array_equal, last_state(a)[1], last_state(b)[1])
+
+
+def rewrite_status(path, status):
+    folder = RunFolder(path)
+    with folder.claim({}, print):
+        folder.write_status(status)
 
 
 class PulledPlug(BaseException):
@@ -100,14 +107,16 @@ def test_the_same_config_gives_the_same_bits(tiny_config, whole_run, tmp_path):
 @pytest.mark.parametrize(
     "owner, name, calls",
     [
-        (steps, "init_state", 1),
-        (checkpoints.Checkpoints, "save", 1),
-        (checkpoints.Checkpoints, "save", 2),
+        (RunFolder, "add_environment", 1),
+        (checkpoints.CheckpointWriter, "save", 1),
+        (checkpoints.CheckpointWriter, "save", 2),
         (RunFolder, "append_metrics", 3),
         (RunFolder, "append_metrics", 5),  # The last record before a checkpoint.
         (RunFolder, "append_metrics", 9),
-        (loop._Run, "_record_evaluation", 2),
-        (RunFolder, "write_status", 5),  # All is done but to say so.
+        (Evaluator, "__call__", 1),
+        (Evaluator, "__call__", 2),
+        (Evaluator, "__call__", 3),
+        (checkpoints.CheckpointWriter, "__exit__", 1),  # All is done but to say so.
     ],
 )
 @pytest.mark.parametrize("backend", ["pmap", "shard_map"])
@@ -131,10 +140,10 @@ def test_a_signal_stops_the_run_where_it_can_resume(
 ):
     original = loop._Run._record_training
 
-    def signalled(self, state, timer):
+    def signalled(self, state):
         if self.step == 4:
             os.kill(os.getpid(), number)
-        return original(self, state, timer)
+        return original(self, state)
 
     monkeypatch.setattr(loop._Run, "_record_training", signalled)
     assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
@@ -195,7 +204,7 @@ def test_a_record_that_cannot_be_read_is_said_before_anything_is_written(
     tiny_config, whole_run, tmp_path, name
 ):
     shutil.copytree(whole_run(tiny_config), tmp_path / "run")
-    RunFolder(tmp_path / "run").write_status(Status("running", 16))
+    rewrite_status(tmp_path / "run", Status("running", 16))
     (tmp_path / "run" / name).write_text("x\n")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     with pytest.raises(UserError, match=name):
@@ -207,7 +216,7 @@ def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("the device is on fire\nat length")
 
-    monkeypatch.setattr(loop._Run, "_record_evaluation", fail)
+    monkeypatch.setattr(Evaluator, "__call__", fail)
     with pytest.raises(RuntimeError, match="on fire"):
         loop.train_and_evaluate(tiny_config, tmp_path / "run")
     status = RunFolder(tmp_path / "run").status()

@@ -1,12 +1,15 @@
+import errno
 import json
 import math
+import os
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_flax import records
-from resnet_flax.errors import UserError
+from resnet_flax.errors import FaultError, UserError
 from resnet_flax.records import RunFolder, Status
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1, "boundaries": [1, 2]}}
@@ -15,22 +18,63 @@ CONFIG = {"seed": 0, "optim": {"lr": 0.1, "boundaries": [1, 2]}}
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
-    return folder
+    with folder.claim(CONFIG, print):
+        yield folder
 
 
-def test_a_folder_is_claimed_by_one_config_and_names_what_differs(folder):
-    folder.claim(CONFIG)
+def test_a_folder_is_one_configs_and_names_what_differs(folder):
+    assert folder.check(CONFIG, dict)
     other = {"seed": 0, "optim": {"lr": 0.2, "boundaries": [1, 2]}, "steps": 3}
     with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.2 here\); steps \('absent'"):
-        folder.claim(other)
+        folder.check(other, dict)
     assert folder.config() == CONFIG
+
+
+def test_a_field_that_came_later_has_its_default_in_an_older_folder(folder):
+    assert folder.check(CONFIG | {"later": 0}, lambda config: {"later": 0} | config)
+    with pytest.raises(UserError, match=r"later \(0 there, 1 here\)"):
+        folder.check(CONFIG | {"later": 1}, lambda config: {"later": 0} | config)
+
+
+def test_of_several_processes_only_the_first_writes(tmp_path):
+    other = RunFolder(tmp_path / "run", writes=False)
+    with other.claim(CONFIG, print):
+        other.write_status(Status("running"))
+        other.append_metrics({"step": 1})
+        other.add_environment({})
+        other.drop_metrics_after(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_that_lost_its_lock_writes_nothing_more(folder):
+    folder.append_metrics({"step": 1})
+    (folder.path / "lock.json").write_text('{"token": "another", "pid": 3, "host": "there"}')
+    before = {file: file.read_bytes() for file in folder.path.iterdir()}
+    writes = [
+        lambda: folder.append_metrics({"step": 2}),
+        lambda: folder.write_status(Status("running")),
+        lambda: folder.add_environment({}),
+        lambda: folder.drop_metrics_after(0),
+    ]
+    for write in writes:
+        with pytest.raises(FaultError, match="taken over by process 3 on there"):
+            write()
+    assert {file: file.read_bytes() for file in folder.path.iterdir()} == before
+
+
+def test_a_folder_that_vanished_is_not_made_anew(folder):
+    shutil.rmtree(folder.path)
+    with pytest.raises(FaultError, match=r"lock.json is gone"):
+        folder.append_metrics({"step": 2})
+    assert not folder.path.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write to workdir .*file/run: Not a directory"):
-        RunFolder(tmp_path / "file" / "run").claim(CONFIG)
+    folder = RunFolder(tmp_path / "file" / "run")
+    refused = pytest.raises(UserError, match="Cannot write to workdir .*file/run: Not a directory")
+    with refused, folder.claim(CONFIG, print):
+        pass
 
 
 def test_a_folder_without_config_is_no_runs(tmp_path):
@@ -52,12 +96,28 @@ def test_no_file_is_ever_half_written(folder, monkeypatch):
     folder.write_status(Status("running", 1))
 
     def crash(descriptor):
-        raise OSError("the plug was pulled")
+        raise KeyboardInterrupt("the plug was pulled")
 
     monkeypatch.setattr(records.os, "fsync", crash)
-    with pytest.raises(OSError, match="plug"):
+    with pytest.raises(KeyboardInterrupt):
         folder.write_status(Status("finished", 2))
     assert folder.status().state == "running"
+
+
+def test_a_record_that_cannot_be_written_is_one_line_that_says_why(folder, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records.os, "fsync", fail)
+    with pytest.raises(FaultError, match=r"Cannot write to .*run: No space left on device\."):
+        folder.append_metrics({"step": 1})
+
+
+def test_what_is_kept_on_resume_is_kept_byte_for_byte(folder):
+    lines = ['{"step": 1, "loss": 0.1, "epoch": 2}', '{"epoch": 0.10, "step": 2}', '{"step": 3}']
+    folder.metrics_file.write_text("\n".join(lines))
+    folder.drop_metrics_after(2)
+    assert folder.metrics_file.read_text() == "\n".join(lines[:2]) + "\n"
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -72,7 +132,11 @@ def test_a_line_cut_off_by_a_crash_is_left_out_and_dropped_on_resume(folder, cut
     assert folder.metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", "null", '{"step": "1"}', '{"loss": 1}', ""])
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", "null", "[" * 9999, '{"step": "1"}', '{"step": -1}', '{"loss": 1}', ""]
+    + ['{"step": 1, "error": "x"}', '{"step": 1, "lr": [1]}'],
+)
 def test_any_other_bad_line_is_named_with_the_way_out(folder, line):
     folder.metrics_file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(UserError, match="line 2: expected a JSON object.*Delete the line"):

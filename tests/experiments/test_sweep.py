@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import degradation
 from experiments import grid, report, results, sweep
@@ -112,6 +114,46 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(written_sweep,
     assert pd.read_csv(written_sweep / "table.csv").loc[0, "n"] == 1
 
 
+@pytest.mark.parametrize("name", ["../plain-8-s0", "/etc", "..", ".", "", "a/b", "a\nb"])
+def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
+    entry = {"kind": "plain", "config": {"seed": 0, "model": {"depth": 8}}}
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: entry}}))
+    with pytest.raises(UserError, match="Expected names of letters"):
+        results.read_runs(tmp_path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["step", "kind", "split", "loss", "error", "epoch", "state", "attempt", "parameters"]
+near_records = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(entry=json_values, record=near_records, status=near_records, environment=near_records)
+def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
+    tmp_path_factory, entry, record, status, environment
+):
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "plain-8-s0").mkdir()
+    plain = {"kind": "plain", "config": {"seed": 0, "model": {"depth": 8}}}
+    for grid_entry in (entry, plain):
+        files = {
+            "sweep.json": {"runs": {"plain-8-s0": grid_entry}},
+            "plain-8-s0/status.json": {"state": "finished", "step": 1, "attempt": 1} | status,
+            "plain-8-s0/environment.json": [environment],
+            "plain-8-s0/metrics.jsonl": {"step": 1, "error": 0.5} | record,
+        }
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content) + "\n")
+        try:
+            report.write(folder)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"runs": 3}', '{"runs": {"a": {}}}', "{"])
 def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
@@ -120,13 +162,14 @@ def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
 
 
 def write_run(folder, config, error, test_error, steps=10):
-    folder.claim(config)
-    folder.add_environment({"parameters": 1000})
-    for step in (steps // 2, steps):
-        folder.append_metrics({"step": step, "kind": "train", "error": error + 0.01})
-        folder.append_metrics({"step": step, "kind": "eval", "split": "test", "error": test_error})
-    folder.append_metrics({"step": steps, "kind": "eval", "split": "train", "error": error})
-    folder.write_status(Status("finished", steps))
+    scored = {"kind": "eval", "split": "test", "error": test_error}
+    with folder.claim(config, print):
+        folder.add_environment({"parameters": 1000})
+        for step in (steps // 2, steps):
+            folder.append_metrics({"step": step, "kind": "train", "error": error + 0.01})
+            folder.append_metrics({"step": step, **scored})
+        folder.append_metrics({"step": steps, "kind": "eval", "split": "train", "error": error})
+        folder.write_status(Status("finished", steps))
 
 
 @pytest.fixture
@@ -163,7 +206,9 @@ def test_the_report_means_over_seeds_with_the_samples_deviation(written_sweep):
 
 def test_the_report_says_which_runs_are_missing_and_leaves_them_out(written_sweep, capsys):
     for name, state in (("plain-8-s0", "diverged"), ("plain-8-s1", "failed")):
-        RunFolder(written_sweep / name).write_status(Status(state, 5))
+        folder = RunFolder(written_sweep / name)
+        with folder.claim({}, print):
+            folder.write_status(Status(state, 5))
     report.write(written_sweep)
     printed = capsys.readouterr().out
     assert "plain-8-s0: diverged at step 5; not in the table." in printed

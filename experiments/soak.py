@@ -1,0 +1,168 @@
+"""Kills training runs again and again, and compares their ends with those of undisturbed ones.
+
+python -m experiments.soak --workdir=runs/soak --kills=5
+"""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.records import RunFolder
+
+# Short, and with much saving and evaluating to be hit.
+FLAGS = (
+    "--config.steps=600", "--config.log_every=20", "--config.eval_every=60",
+    "--config.checkpoint_every=60", "--config.steps_per_dispatch=20", "--config.model.depth=8",
+    "--config.model.widths=(4,8,8)", "--config.data.batch_size=32",
+    "--config.optim.boundaries=(300,450)",
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What became of a run that was killed on the way."""
+
+    kills: Counter[str]
+    """By moment."""
+    attempts: int
+    mismatches: list[str]
+    """What differs from the undisturbed run; none is what is promised."""
+
+
+def start(
+    net: str, workdir: Path, devices: int, options: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Trains in a process of its own, on so many virtual CPU devices."""
+    command = [sys.executable, "-m", "experiments.train", f"--config=configs/digits.py:{net}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    command += [f"--workdir={workdir}", *FLAGS, *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def soak(
+    net: str, workdir: Path, devices: int, options: Sequence[str], kills: int, rng: random.Random
+) -> Outcome:
+    """Trains `net` undisturbed, then killed `kills` times, at each moment in turn."""
+    whole, killed = workdir / "whole", workdir / "killed"
+    shutil.rmtree(workdir, ignore_errors=True)
+    finish(start(net, whole, devices, options))
+    counts: Counter[str] = Counter()
+    for name in itertools.islice(itertools.cycle(MOMENTS), kills):
+        process = start(net, killed, devices, options)
+        MOMENTS[name](killed, process, rng)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            counts[name] += 1
+    finish(start(net, killed, devices, options))
+    return Outcome(counts, RunFolder(killed).status().attempt, mismatches(whole, killed))
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a run's end. Raises RuntimeError if it is not a good one."""
+    if process.wait():
+        raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args}.")
+
+
+def mismatches(one: Path, other: Path) -> list[str]:
+    """In what two finished runs differ: arrays bit for bit, records but for the speed."""
+    states = [Checkpoints(RunFolder(path).checkpoints).restore() for path in (one, other)]
+    arrays = [dict(jax.tree_util.tree_leaves_with_path(state)) for state in states]
+    differing = [
+        jax.tree_util.keystr(path)
+        for path in arrays[0].keys() | arrays[1].keys()
+        if not np.array_equal(*(tree.get(path) for tree in arrays), equal_nan=True)
+    ]
+    records = [[_timeless(r) for r in RunFolder(path).metrics()] for path in (one, other)]
+    pairs = itertools.zip_longest(*records)
+    return differing + [f"record {i}" for i, (a, b) in enumerate(pairs) if a != b]
+
+
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "images_per_second"}
+
+
+def _wait_for(sign: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and not sign():
+        time.sleep(0.0005)
+
+
+def _at_start(folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    time.sleep(rng.uniform(0, 3))
+
+
+def _in_compilation(folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    before = RunFolder(folder).status()
+    _wait_for(lambda: RunFolder(folder).status() != before, process)
+    time.sleep(rng.uniform(0, 1))
+
+
+def _in_training(folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    count = len(RunFolder(folder).metrics()) + rng.randrange(1, 12)
+    _wait_for(lambda: len(RunFolder(folder).metrics()) >= count, process)
+    time.sleep(rng.uniform(0, 0.05))
+
+
+def _in_a_save(folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    def parts() -> set[Path]:
+        return set((folder / "checkpoints").glob(".*"))
+
+    left = parts()  # Those of an earlier kill are deleted first.
+    _wait_for(lambda: bool(parts() - left), process)
+    time.sleep(rng.uniform(0, 0.06))
+
+
+def _in_an_evaluation(folder: Path, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    def begun() -> bool:
+        records = RunFolder(folder).metrics()
+        return len(records) > count and records[-1]["step"] % 60 == 0 and "lr" in records[-1]
+
+    count = len(RunFolder(folder).metrics())
+    _wait_for(begun, process)
+    time.sleep(rng.uniform(0, 0.03))
+
+
+MOMENTS: dict[str, Callable[[Path, subprocess.Popen[bytes], random.Random], None]] = {
+    "compile": _in_compilation,
+    "train": _in_training,
+    "save": _in_a_save,
+    "evaluate": _in_an_evaluation,
+    "start": _at_start,
+}
+
+
+def main(args: flags.FlagValues) -> int:
+    rng, wrong = random.Random(args.seed), 0
+    print(f"| net | devices | backend | {' | '.join(MOMENTS)} | resumes | mismatches |")
+    print("|---" * (5 + len(MOMENTS)) + "|")
+    for backend, devices, net in itertools.product(
+        ("pmap", "shard_map"), (1, 4), ("plain8", "resnet8")
+    ):
+        workdir = Path(args.workdir).absolute() / f"{net}-{devices}-{backend}"
+        options = [f"--config.parallel={backend}"]
+        outcome = soak(net, workdir, devices, options, args.kills, rng)
+        kills = " | ".join(str(outcome.kills[name]) for name in MOMENTS)
+        resumes, differing = outcome.attempts - 1, len(outcome.mismatches)
+        print(f"| {net} | {devices} | {backend} | {kills} | {resumes} | {differing} |", flush=True)
+        wrong += differing
+    return cli.FAILURE if wrong else 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("kills", 5, "Of each run, in turn at each moment.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the moments.")
+    cli.run(main, config=False, workdir="Where the runs are made; it is emptied first.")

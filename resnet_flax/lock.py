@@ -1,0 +1,155 @@
+"""One writer a folder: a lock that names its holder, and is taken over once that is dead."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from resnet_flax.errors import FaultError, TryAgainError
+
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 30.0
+
+
+class FolderLock:
+    """`lock.json` in a folder, held by one process at a time.
+
+    A holder on this host is alive while its process is. Of one on another host only the heartbeat
+    is seen, the file's modification time: who wants the lock watches it for `STALE_SECONDS`, so
+    that no clocks are compared. A holder that was frozen and has lost its lock finds out in
+    `check`, which every write has to pass.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "lock.json"
+        self._holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "process_created": psutil.Process().create_time(),
+            "token": uuid.uuid4().hex,
+        }
+        self._released = threading.Event()
+
+    def acquire(self, say: Callable[[str], None]) -> None:
+        """Takes the lock. Raises TryAgainError, naming the holder, if that is alive."""
+        while not self._create():
+            holder = self._read()
+            if holder is not None and self._is_alive(holder, say):
+                raise TryAgainError(
+                    f"{self.path.parent} is in use by process {holder.get('pid')} on"
+                    f" {holder.get('host')}, started {holder.get('started')}. Wait for it to end,"
+                    " or stop it."
+                )
+            self._remove(holder)
+        threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
+
+    def check(self) -> None:
+        """Raises FaultError unless the lock is still this process's."""
+        holder = self._read()
+        if holder is None:
+            raise FaultError(
+                f"{self.path} is gone: the run's folder was moved or deleted, or its lock was."
+                " Nothing more is written."
+            )
+        if holder.get("token") != self._holder["token"]:
+            raise FaultError(
+                f"{self.path.parent} was taken over by process {holder.get('pid')} on"
+                f" {holder.get('host')}. Nothing more is written here."
+            )
+
+    def release(self) -> None:
+        """Gives the lock back; not if it has become another's."""
+        self._released.set()
+        with contextlib.suppress(OSError):
+            self._remove(self._holder)
+
+    def _create(self) -> bool:
+        with _alone(self.path.parent):
+            try:
+                with self.path.open("x") as file:
+                    json.dump(self._holder, file)
+            except FileExistsError:
+                return False
+        return True
+
+    def _read(self) -> dict[str, Any] | None:
+        """The holder, None if there is none; of a file that a crash cut off, what it says: {}."""
+        try:
+            holder = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _remove(self, holder: dict[str, Any] | None) -> None:
+        """Deletes the lock of that holder, and no other's."""
+        with _alone(self.path.parent):
+            if holder is not None and self._read() == holder:
+                self.path.unlink()
+
+    def _is_alive(self, holder: dict[str, Any], say: Callable[[str], None]) -> bool:
+        if holder.get("host") == self._holder["host"]:
+            try:
+                process = psutil.Process(holder["pid"])
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return False
+                created = process.create_time() - holder["process_created"]
+                if abs(created) < 2:  # Seconds; the wall clock may be set while a process lives.
+                    return True
+                if holder["pid"] == os.getpid():
+                    return False
+            except psutil.NoSuchProcess:
+                return False
+            except (KeyError, TypeError, ValueError):
+                pass
+        say(
+            f"{self.path} is held by process {holder.get('pid')} on {holder.get('host')}; watching"
+            f" its heartbeat for up to {STALE_SECONDS:.0f} s."
+        )
+        return self._beats()
+
+    def _beats(self) -> bool:
+        first, end = self._modified(), time.monotonic() + STALE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.2)
+            if self._modified() != first:
+                return self.path.exists()
+        return False
+
+    def _modified(self) -> int | None:
+        try:
+            # Opened, because network file systems remember what `stat` said.
+            with self.path.open() as file:
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError, FaultError):
+                self.check()
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the lock file, on file systems that can."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
