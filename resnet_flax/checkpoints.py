@@ -17,7 +17,7 @@ import numpy as np
 from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
-from resnet_flax.errors import FaultError, UserError, summary
+from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 
 KEPT = 2
 SUMS = "SHA256SUMS"
@@ -144,13 +144,20 @@ class CheckpointWriter(Checkpoints):
         """The last step saved, whole and on disk."""
 
     def __enter__(self) -> "CheckpointWriter":
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
+
+    def _unraisable(self, unraisable: Any) -> None:
+        # When one array cannot be written, Orbax leaves those of the others to no one.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         """Waits for the last save; its error is raised, unless another is on its way."""
         with contextlib.suppress(*([Exception] if kind else [])):
             self.wait()
         self._thread.shutdown()
+        sys.unraisablehook = self._hook
 
     def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
         """Begins to save; the state may be donated or changed as soon as this returns.
@@ -172,6 +179,13 @@ class CheckpointWriter(Checkpoints):
         save, self._save = self._save, None
         if save is not None:
             save.result()
+
+    def close(self, test_errors: Mapping[int, float]) -> None:
+        """Waits, and keeps what is to be kept by the errors known at the end."""
+        self.wait()
+        if self._first:
+            self._check_writer()
+            self._delete_old(test_errors)
 
     def poll(self) -> None:
         """Raises FaultError if the last save has failed."""
@@ -202,8 +216,7 @@ class CheckpointWriter(Checkpoints):
             if isinstance(error, FaultError):
                 raise
             raise FaultError(
-                f"Cannot save step {step} in {self.folder}: {_reason(error)}. What was saved before"
-                " stands; the same command goes on from there."
+                f"Cannot save step {step} in {self.folder}: {_reason(error)}. {GOES_ON}"
             ) from error
 
     def _delete_old(self, test_errors: Mapping[int, float]) -> None:

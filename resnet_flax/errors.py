@@ -1,5 +1,7 @@
 """The exceptions whose message is for the user: one line, printed without a traceback."""
 
+GOES_ON = "What was saved before stands; the same command goes on from there."
+
 
 class ExplainedError(Exception):
     """Its message is one line that says what came, what is accepted and the way out."""

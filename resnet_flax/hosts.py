@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -17,8 +18,9 @@ from jax.experimental import multihost_utils
 
 from resnet_flax.errors import ExplainedError, TryAgainError, UserError
 
-_C_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_on_abort = _C_HANDLER(lambda _: _leave("Lost a peer. The same commands go on."))
+MEET_SECONDS = 300
+_LOST = f"Lost a peer, or met none within {MEET_SECONDS} s; the same commands go on."
+_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(_LOST))
 
 
 @contextlib.contextmanager
@@ -41,18 +43,26 @@ def together(
     try:
         yield
     except Exception as error:
-        if jax.process_count() > 1:
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                # A peer's death shows as an error of some collective, now or when the runtime
-                # misses its heartbeat, which then aborts this process.
-                if "gloo" not in str(error).lower():
-                    time.sleep(1.5 * heartbeat_seconds)
-                else:
-                    _leave("Lost a peer. The same commands go on.")
-            if isinstance(error, ExplainedError):
-                _leave(str(error), error.exit_status)
-            _leave(traceback.format_exc().rstrip(), 1)
-        raise
+        if jax.process_count() == 1:
+            raise
+        if lost_peer(error):
+            if "gloo" not in str(error).lower():
+                # Unsure; the runtime misses a lost peer's heartbeat, and then aborts this process.
+                time.sleep(1.5 * heartbeat_seconds)
+            else:
+                _leave(_LOST)
+        if isinstance(error, ExplainedError):
+            _leave(str(error), error.exit_status)
+        _leave(traceback.format_exc().rstrip(), 1)
+
+
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether an error can be how a lost peer shows: some collective's."""
+    while error is not None:
+        if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
+            return jax.process_count() > 1
+        error = error.__cause__
+    return False
 
 
 def is_first() -> bool:
@@ -79,18 +89,43 @@ def _join(
             "Expected all of --coordinator=HOST:PORT, --num_processes and --process_id, or none,"
             f" got {coordinator}, {num_processes} and {process_id}."
         )
+    if coordinator is not None:
+        _check_address(coordinator, binds=process_id == 0)
+    # A task that is alone would get but one of its GPUs from jax's detection.
+    elif os.environ.get("SLURM_NTASKS") == "1":
+        return
+    # The runtime aborts when it misses a peer, often from a thread of its own: Python's own signal
+    # handlers would run too late.
+    set_signal = ctypes.CDLL(None).signal
+    set_signal.restype = ctypes.c_void_p
+    set_signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    before = set_signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=MEET_SECONDS,
+            heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except ValueError as error:
-        if any(given):
+        set_signal(signal.SIGABRT, before)
+        if any(given) or "coordinator_address should be defined" not in str(error):
             raise UserError(f"Cannot join the other processes: {error}") from error
-        return  # Nothing here names any peers.
-    if jax.process_count() > 1:
-        # The runtime aborts when a peer is lost, from a thread of its own: Python's own signal
-        # handlers would run too late.
-        ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+        # Nothing here names any peers.
+
+
+def _check_address(coordinator: str, *, binds: bool) -> None:
+    """Raises UserError where jax would crash: without a port, or with one in use here."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"Expected --coordinator=HOST:PORT, got {coordinator}.")
+    if binds:
+        try:
+            with socket.create_server(("", int(port))):
+                pass
+        except (OSError, OverflowError) as error:
+            raise UserError(f"Cannot listen on port {port}: {error}. Choose another.") from error
 
 
 def _leave(line: str, status: int = TryAgainError.exit_status) -> NoReturn:

@@ -15,7 +15,7 @@ from resnet_flax import environment, experiment, hosts, metrics, schema, steps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.data.order import batch_indices
-from resnet_flax.errors import FaultError, UserError, summary
+from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
@@ -68,9 +68,10 @@ def train_and_evaluate(
             return run.run(stop)
         except Exception as error:
             if isinstance(error, OSError):
-                error = FaultError(f"{folder.path}: {error}. The same command goes on.")
+                error = FaultError(f"Cannot use {folder.path}: {error}. {GOES_ON}")
+            end: State = "preempted" if hosts.lost_peer(error) else "failed"
             with contextlib.suppress(FaultError):  # Where nothing can be written any more.
-                run.write_status("failed", summary(error))
+                run.write_status(end, summary(error))
             raise error
 
 
@@ -131,11 +132,12 @@ class _Run:
                 events = EventFile(self.folder.tensorboard, self.attempt, self.step)
                 self.events = stack.enter_context(contextlib.closing(events))
             self.evaluated = {
-                (record["step"], record["split"]): record["error"]
+                (record["step"], record["split"]): record.get("error")
                 for record in self.folder.metrics()
                 if "split" in record
             }
             end = self._train(state, stop)
+            self.checkpoints.close(self._test_errors())
         self.saved = self.step
         self.write_status(end)
         return end
@@ -240,9 +242,12 @@ class _Run:
         return "finished"
 
     def _save(self, state: steps.TrainState) -> None:
-        errors = {step: error for (step, split), error in self.evaluated.items() if split == "test"}
-        self.checkpoints.save(self.step, state, errors)
+        self.checkpoints.save(self.step, state, self._test_errors())
         self.begun = self.step
+
+    def _test_errors(self) -> dict[int, float]:
+        errors = self.evaluated.items()
+        return {step: e for (step, split), e in errors if split == "test" and e is not None}
 
     def _note_saved(self) -> None:
         """Keeps the status true to the checkpoints; raises what befell the last save."""

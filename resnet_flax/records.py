@@ -21,7 +21,7 @@ from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import pydantic
 
-from resnet_flax.errors import FaultError, UserError
+from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.lock import FolderLock
 
 P = ParamSpec("P")
@@ -103,10 +103,8 @@ def _write(method: Callable[Concatenate["RunFolder", P], None]) -> Callable[...,
         try:
             method(self, *args, **kwargs)
         except OSError as error:
-            raise FaultError(
-                f"Cannot write to {self.path}: {error.strerror}. What was saved before stands; the"
-                " same command goes on from there."
-            ) from error
+            reason = f"Cannot write to {self.path}: {error.strerror}. {GOES_ON}"
+            raise FaultError(reason) from error
 
     return checked
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import checkpoints, experiment, loop
-from resnet_flax.errors import UserError
+from resnet_flax.errors import FaultError, UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
 from resnet_flax.records import RunFolder, Status
@@ -158,6 +158,200 @@ def test_a_signal_stops_the_run_where_it_can_resume(
         last_state(folder.path)[1],
         last_state(whole_run(tiny_config))[1],
     )
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
+    tiny_config, whole_run, tmp_path, monkeypatch, call
+):
+    tiny_config["data"]["eval_batch_size"] = 4
+    original, calls = Evaluator.__call__, []
+
+    def signalled(self, variables, mean, data, before_batch):
+        calls.append(1)
+        batches = []
+
+        def before():
+            batches.append(1)
+            if len(calls) == call and len(batches) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            before_batch()
+
+        try:
+            return original(self, variables, mean, data, before)
+        finally:
+            assert len(calls) < call or len(batches) == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", signalled)
+        assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
+    step = 12 if call == 1 else 24
+    assert RunFolder(tmp_path / "run").status()[:2] == ("preempted", step)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert measured(tmp_path / "run") == measured(whole_run(tiny_config))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        last_state(tmp_path / "run")[1],
+        last_state(whole_run(tiny_config))[1],
+    )
+
+
+def killed_at_the_last_step(config, path):
+    """A run with checkpoints 16 and 24 that has yet to record its last evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        pull_plug(patch, Evaluator, "__call__", 3)
+        with pytest.raises(PulledPlug):
+            loop.train_and_evaluate(config, path)
+    return RunFolder(path)
+
+
+def damage(folder, step):
+    """Cuts off a file of a checkpoint; returns its name."""
+    path = folder.checkpoints / str(step) / "state" / "_METADATA"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "state/_METADATA"
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_leads_to_the_same_bits(
+    tiny_config, whole_run, tmp_path, capsys
+):
+    folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
+    name = damage(folder, 24)
+    assert loop.train_and_evaluate(tiny_config, folder.path) == "finished"
+    assert (
+        f"checkpoints/24 is damaged ({name} is not what was saved), set aside as 24.damaged;"
+        " step 16 is used.\n"
+    ) in capsys.readouterr().out
+    assert (folder.checkpoints / "24.damaged" / name).exists()
+    assert_same_run(folder.path, whole_run(tiny_config))
+
+
+def test_with_no_whole_checkpoint_left_a_run_stops_and_starts_anew_only_when_told(
+    tiny_config, whole_run, tmp_path
+):
+    folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
+    for step in (16, 24):
+        damage(folder, step)
+    for _ in range(2):  # Also when they have been set aside.
+        with pytest.raises(UserError, match="no whole checkpoint to go on from.*--from_scratch"):
+            loop.train_and_evaluate(tiny_config, folder.path)
+    assert len(folder.metrics()) == 8
+    end = loop.train_and_evaluate(tiny_config, folder.path, from_scratch=True)
+    assert end == "finished"
+    assert_same_run(folder.path, whole_run(tiny_config))
+
+
+def test_checkpoints_that_have_vanished_are_missed(tiny_config, tmp_path):
+    folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        loop.train_and_evaluate(tiny_config, folder.path)
+
+
+def test_the_status_says_what_is_saved(tiny_config, tmp_path, monkeypatch):
+    """Not what was taken: a crash before the first save is no history."""
+    with monkeypatch.context() as patch:
+        pull_plug(patch, checkpoints.CheckpointWriter, "save", 1)
+        with pytest.raises(PulledPlug):
+            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").status()[:2] == ("running", 0)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+
+
+def test_every_nth_checkpoint_and_the_best_stay(tiny_config, tmp_path):
+    tiny_config |= {"checkpoint_every": 4, "eval_every": 4, "keep_every": 8}
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    scored = {r["step"]: r["error"] for r in measured(tmp_path / "run") if r.get("split") == "test"}
+    best = min(sorted(scored), key=scored.get)
+    assert set(last_state(tmp_path / "run")[0]) == {8, 16, 20, 24, best}
+
+
+def plain(config):
+    return config | {"model": config["model"] | {"shortcut": "none"}}
+
+
+def test_a_run_begins_with_another_runs_parameters_and_statistics(
+    tiny_config, whole_run, tmp_path, capsys
+):
+    source = whole_run(tiny_config)
+    config = plain(tiny_config) | {"init_from": str(source), "steps": 2, "optim": no_learning()}
+    assert loop.train_and_evaluate(config, tmp_path / "run") == "finished"
+    assert "initialised from step 24 of" in capsys.readouterr().out
+    ours, theirs = last_state(tmp_path / "run")[1], last_state(source)[1]
+    jax.tree.map(np.testing.assert_array_equal, ours["params"], theirs["params"])
+    assert ours["step"] == 2
+    assert last_state(tmp_path / "run")[0] == [0, 2]
+
+
+def no_learning():
+    from configs import digits
+
+    return digits.get_config().optim.to_dict() | {"lr": 0.0}
+
+
+def test_an_initialised_run_resumes_without_the_other_one(tiny_config, whole_run, tmp_path):
+    shutil.copytree(whole_run(tiny_config), tmp_path / "source")
+    config = plain(tiny_config) | {"init_from": str(tmp_path / "source")}
+    assert loop.train_and_evaluate(config, tmp_path / "whole") == "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        pull_plug(patch, RunFolder, "append_metrics", 1)
+        with pytest.raises(PulledPlug):
+            loop.train_and_evaluate(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "source")
+    assert loop.train_and_evaluate(config, tmp_path / "run") == "finished"
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_does_not_match_is_listed_and_refused_unless_allowed(
+    tiny_config, whole_run, tmp_path, capsys
+):
+    config = tiny_config | {"init_from": str(whole_run(tiny_config)), "steps": 2}
+    config["model"] = config["model"] | {"depth": 14, "widths": (4, 8, 16)}
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert "params.fc.kernel ([8, 10] there, [16, 10] here)" in str(error.value)
+    assert "params.stage1_block2.conv1.kernel (absent there" in str(error.value)
+    assert "Give config.init_partial=True" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    assert loop.train_and_evaluate(config | {"init_partial": True}, tmp_path / "run") == "finished"
+    assert "left over: batch_stats.stage" in capsys.readouterr().out
+
+
+def test_a_run_to_begin_with_that_is_none_is_refused_before_anything_is_written(
+    tiny_config, tmp_path
+):
+    with pytest.raises(UserError, match="No checkpoint in .*nowhere"):
+        loop.train_and_evaluate(tiny_config | {"init_from": "nowhere"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_made_before_a_field_came_goes_on(tiny_config, tmp_path):
+    folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
+    old = folder.config()
+    for name in ("keep_every", "init_from", "init_partial"):
+        del old[name]
+    folder.config_file.write_text(json.dumps(old))
+    assert loop.train_and_evaluate(tiny_config, folder.path) == "finished"
+
+
+def test_a_run_that_another_process_took_over_stops_before_it_writes_again(
+    tiny_config, tmp_path, monkeypatch
+):
+    original = loop._Run._record_training
+
+    def taken_over(self, state):
+        if self.step == 12:
+            lock = self.folder.path / "lock.json"
+            lock.write_text(json.dumps({"token": "another's", "pid": 7, "host": "elsewhere"}))
+        return original(self, state)
+
+    monkeypatch.setattr(loop._Run, "_record_training", taken_over)
+    with pytest.raises(FaultError, match="taken over by process 7 on elsewhere"):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.metrics()[-1]["step"] == 8
+    assert folder.status().state == "running"
+    assert json.loads((folder.path / "lock.json").read_text())["pid"] == 7
 
 
 def test_a_finished_run_says_so_and_is_left_alone(tiny_config, whole_run, capsys):

@@ -1,42 +1,141 @@
-import json
-import socket
-import subprocess
-import sys
+"""Several processes that train one run, over loopback, and what may befall them."""
+
+import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 
+from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.records import RunFolder
+from tests.processes import (
+    assert_same_bits,
+    end,
+    finish,
+    free_port,
+    signal_one,
+    start,
+    until_it_trains,
+)
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+
+def state_of(workdir):
+    return Checkpoints(RunFolder(workdir).checkpoints).restore()
 
 
-def train(count, devices_each, backend):
-    """The end of the training in each of `count` processes."""
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes"]
-            + [str(rank), str(count), str(devices_each), backend, port],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
+def assert_close(one, other):
+    # 1e-3: float32 sums in another order, through 120 steps.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        *(state_of(workdir) for workdir in (one, other)),
+    )
+    errors = [
+        [(r["step"], r["error"]) for r in RunFolder(path).metrics() if "split" in r]
+        for path in (one, other)
     ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * count
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
-def test_two_processes_of_two_devices_train_as_one_of_four(backend):
-    (one,) = train(1, 4, backend)
-    two = train(2, 2, backend)
-    assert one["devices"] == two[0]["devices"] == 4
-    assert two[0] == two[1]
-    assert two[0]["scores"]["images"] == 50
-    # 2e-5: float32 sums in another order, through three steps at rate 0.1.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), two[0], one)
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """A run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    finish(workdir, devices=4)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """An undisturbed run of two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    finish(workdir, processes=2, devices=2)
+    return workdir
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(one_process, two_processes):
+    assert_close(one_process, two_processes)
+    (environment,) = RunFolder(two_processes).environments()
+    assert (environment["process_count"], environment["device_count"]) == (2, 4)
+    steps = [r["step"] for r in RunFolder(two_processes).metrics() if r["kind"] == "train"]
+    assert steps == list(range(10, 121, 10))
+
+
+def test_so_do_they_under_shard_map_where_slurm_tells_them_of_each_other(one_process, tmp_path):
+    job = str(free_port())
+    running = [
+        start(
+            tmp_path / "run", "--config.parallel=shard_map", devices=2,
+            SLURM_JOB_ID=job, SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2",
+            SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), JAX_COORDINATOR_PORT=job,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    statuses, lines = end([process for (process,) in running])
+    assert statuses == [0, 0], lines
+    assert RunFolder(tmp_path / "run").environments()[0]["process_count"] == 2
+    assert_close(one_process, tmp_path / "run")
+
+
+def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
+    two_processes, tmp_path
+):
+    workdir = tmp_path / "run"
+
+    def go_on():
+        return start(workdir, processes=2, devices=2)
+
+    for rank, number in [(1, signal.SIGKILL), (0, signal.SIGSTOP)]:
+        statuses, (line,) = signal_one(go_on(), rank, number)
+        assert statuses == [75]
+        assert line.startswith("train: Lost a peer")
+    for rank, number in [(1, signal.SIGTERM), (0, signal.SIGINT)]:
+        statuses, lines = signal_one(go_on(), rank, number)
+        assert statuses == [75, 75], lines
+        status = RunFolder(workdir).status()
+        assert status.state == "preempted"
+        assert status.step in Checkpoints(RunFolder(workdir).checkpoints).steps()
+    statuses, lines = end(go_on())
+    assert statuses == [0, 0], lines
+    assert_same_bits(two_processes, workdir)
+    assert RunFolder(workdir).status().attempt == 5
+
+
+def test_a_run_goes_on_on_another_number_of_processes_and_devices(one_process, tmp_path):
+    workdir = tmp_path / "run"
+    for processes, devices in [(1, 4), (2, 2)]:
+        running = start(workdir, processes=processes, devices=devices)
+        statuses, lines = signal_one(running, 0, signal.SIGTERM)
+        assert set(statuses) == {75}, lines
+    finish(workdir, devices=1)
+    counts = [(e["process_count"], e["device_count"]) for e in RunFolder(workdir).environments()]
+    assert counts == [(1, 4), (2, 4), (1, 1)]
+    assert_close(one_process, workdir)
+
+
+def test_a_second_signal_ends_a_process_at_once_even_while_it_compiles(tmp_path):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    (process,) = start(tmp_path / "run", "--config.model.depth=56", **cache)
+    while not RunFolder(tmp_path / "run").environments():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # Two signals at once would be one to the system.
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 128 + signal.SIGTERM
+    process.communicate()
+
+
+def test_a_second_process_is_refused_by_name_while_the_first_one_trains(tmp_path):
+    (first,) = running = start(tmp_path / "run", "--config.steps=20000")
+    until_it_trains(running)
+    statuses, (line,) = end(start(tmp_path / "run", "--config.steps=20000"))
+    assert statuses == [75]
+    assert f"run is in use by process {first.pid} on" in line
+    assert ", started 20" in line
+    assert RunFolder(tmp_path / "run").status().attempt == 1
+    first.kill()
+    first.communicate()
+    running = start(tmp_path / "run", "--config.steps=20000")  # The dead one's lock is taken over.
+    statuses, lines = signal_one(running, 0, signal.SIGTERM)
+    assert statuses == [75], lines
+    assert RunFolder(tmp_path / "run").status()[:3:2] == ("preempted", 2)

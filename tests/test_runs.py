@@ -1,4 +1,7 @@
+import ast
+import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,6 +57,71 @@ def test_the_model_takes_normalised_images(finished_run):
     run = runs.load_run(finished_run)
     logits = run.model.apply(run.variables, run.normalize(test.images))
     np.testing.assert_array_equal(logits.argmax(1), run.predict(test.images).argmax(1))
+
+
+def test_the_last_whole_step_is_taken_and_a_damaged_one_is_refused_when_asked_for(
+    finished_run, capsys
+):
+    metadata = finished_run / "checkpoints" / "24" / "state" / "_METADATA"
+    metadata.write_bytes(b"")
+    assert runs.load_run(finished_run).step == 16
+    assert "24 is damaged (state/_METADATA is not what was saved); step 16 is used." in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="24 is damaged"):
+        runs.load_run(finished_run, 24)
+    assert metadata.exists()
+    assert runs.saved_steps(finished_run) == [16, 24]
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_a_run_of_a_newer_jax_predicts_here_what_it_predicted_there():
+    """Made on jax 0.12 by the command in predictions.json; make it anew if the format changes."""
+    golden = json.loads((GOLDEN / "predictions.json").read_text())
+    run = runs.load_run(GOLDEN / "run")
+    assert RunFolder(GOLDEN / "run").environments()[-1]["packages"]["jax"].startswith("0.12")
+    images = sources.load_split("digits", "test[:5]").images
+    # 1e-5: float32, and another version may add in another order.
+    np.testing.assert_allclose(run.predict(images), golden["probabilities"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"name": "../../secret"}},
+        {"data": {"name": "huggingface:someone/code"}},
+        {"model": {"family": "os.system"}},
+        {"model": {"depth": 10**30}},
+        {"parallel": ["pmap"]},
+        {"seed": float("nan")},
+    ],
+)
+def test_a_config_made_by_someone_else_is_at_worst_refused(finished_run, change):
+    folder = RunFolder(finished_run)
+    config = folder.config()
+    for name, value in change.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    folder.config_file.write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        runs.load_run(finished_run)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_here_unpickles_or_evaluates():
+    """Orbax stores arrays as zarr, and everything else in a run folder is JSON."""
+    banned = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "eval", "exec"}
+    for path in [*Path("resnet_flax").rglob("*.py"), *Path("experiments").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+                names.add((getattr(node, "module", None) or "").split(".")[0])
+            if isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", path
+        assert not names & banned, path
 
 
 def test_a_folder_that_is_no_runs_is_left_as_it_was(tmp_path):

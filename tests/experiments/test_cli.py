@@ -72,11 +72,11 @@ def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):
 def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     train = ["train", "--config=configs/digits.py:resnet8", workdir, *TINY]
-    train += ["--config.checkpoint_every=12"]
+    train += ["--config.checkpoint_every=12", "--config.steps=1200", "--config.eval_every=1200"]
     argv, environment = command(*train, devices=4)
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if "step 12/24" in line:
+        if "step 12/1200" in line:
             process.send_signal(signal.SIGINT)
             break
     process.communicate()
@@ -85,12 +85,37 @@ def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tm
 
     done = run(*train, devices=1)
     assert done.returncode == 0, done.stderr
-    assert "resuming from step 12" in done.stdout
+    assert "resuming from step" in done.stdout
     folder = RunFolder(tmp_path / "run")
     assert [entry["device_count"] for entry in folder.environments()] == [4, 1]
     scored = next(r for r in folder.metrics() if r.get("split") == "test")
     done = run("evaluate", workdir, devices=3)
     assert f"error {scored['error']:.2%}  loss {scored['loss']:.4f}  images 37" in done.stdout
+    done = run("evaluate", workdir, "--all-steps")
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["1188", "1200"]
+    for flags in (["--all-steps", "--step=1188"], ["--step=13"]):
+        done = run("evaluate", workdir, *flags)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "there are: [1188, 1200]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--coordinator=127.0.0.1:1"], "Expected all of --coordinator=HOST:PORT"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "HOST:PORT, got here"),
+        (["--coordinator=h:99999", "--num_processes=2", "--process_id=0"], "Cannot listen on port"),
+        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "Cannot join"),
+        (["--num_processes=0"], "num_processes"),
+    ],
+)
+def test_processes_that_cannot_meet_are_told_in_one_line_and_status_2(tmp_path, flags, message):
+    train = ["train", "--config=configs/digits.py", f"--workdir={tmp_path}/run"]
+    done = run(*train, *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_kill_9_in_the_middle_of_a_sweep_loses_nothing(tmp_path):

@@ -1,0 +1,89 @@
+"""Starts `experiments.train` as a user does, alone or as several processes that train together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from experiments.soak import mismatches
+from resnet_flax.records import RunFolder
+
+SECONDS = 120  # For whatever takes seconds; more on a busy machine.
+FLAGS = (
+    "--config=configs/digits.py:resnet8", "--config.steps=120", "--config.log_every=10",
+    "--config.eval_every=40", "--config.checkpoint_every=20", "--config.steps_per_dispatch=10",
+    "--config.model.widths=(4,8,8)", "--config.model.bn_scope=global",
+    "--config.data.batch_size=16", "--config.data.train_split=train[:92]",
+    "--config.data.test_split=test[:37]", "--config.optim.boundaries=(60,)",
+)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(workdir, *flags, processes=1, devices=1, heartbeat=6, **environment):
+    """The processes of one run, with so many virtual devices each."""
+    command = [sys.executable, "-m", "experiments.train", *FLAGS, *flags, f"--workdir={workdir}"]
+    peers = []
+    if processes > 1:
+        peers += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+        peers += [f"--heartbeat_seconds={heartbeat}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | environment
+    return [
+        subprocess.Popen(
+            [*command, *peers, *([f"--process_id={rank}"] if peers else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def end(running):
+    """(exit statuses, the last line of each on stderr) once all have ended."""
+    outputs = [process.communicate(timeout=SECONDS) for process in running]
+    lines = [errors.splitlines()[-1:] for _, errors in outputs]
+    return [process.returncode for process in running], ["".join(line) for line in lines]
+
+
+def finish(workdir, *flags, **kwargs):
+    """Trains to the end."""
+    statuses, lines = end(start(workdir, *flags, **kwargs))
+    assert set(statuses) == {0}, lines
+
+
+def until_it_trains(running, records=2):
+    """Returns once so many train records were printed."""
+    for line in running[0].stdout:
+        records -= "images/s" in line
+        if records == 0:
+            return
+    raise AssertionError(f"Ended before: {end(running)}")
+
+
+def signal_one(running, rank, number):
+    """Sends a signal to one of the processes while they train; what `end` then says.
+
+    One that is killed or frozen is left out of it.
+    """
+    until_it_trains(running)
+    running[rank].send_signal(number)
+    gone = number in (signal.SIGKILL, signal.SIGSTOP)
+    others = [process for process in running if not gone or process is not running[rank]]
+    try:
+        return end(others)
+    finally:
+        running[rank].kill()
+        running[rank].communicate()
+
+
+def assert_same_bits(one, other):
+    assert mismatches(one, other) == []
+    recorded = [(r["step"], r.get("split")) for r in RunFolder(other).metrics()]
+    assert len(set(recorded)) == len(recorded)
