@@ -9,7 +9,7 @@ WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
 BIN := .venv/bin
 PREPARE := .venv-prepare
 
-.PHONY: sweep test slow prepare cifar10 lock
+.PHONY: sweep test slow soak prepare cifar10 lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -22,6 +22,10 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+
+# Kills runs at 40 moments and compares their ends with those of undisturbed ones.
+soak: .venv/installed
+	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
 # TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
 prepare: $(PREPARE)/installed

@@ -141,7 +141,11 @@ class RunFolder:
                 return False
         except OSError as error:
             raise UserError(f"Cannot use workdir {self.path}: {error.strerror}.") from error
-        differences = "; ".join(differing_fields(resolve(self.config()), config))
+        try:
+            old = resolve(self.config())
+        except UserError as error:
+            raise UserError(f"Cannot use {self.config_file}: {error}") from error
+        differences = "; ".join(differing_fields(old, config))
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config: {differences}. Choose another"
@@ -165,6 +169,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Cannot write to workdir {self.path}: {error.strerror}.") from error
         try:
+            for left in self.path.glob(".*.new"):  # By a crash.
+                left.unlink()
             if not self.config_file.exists():
                 _replace(self.config_file, _pretty(config))
             yield

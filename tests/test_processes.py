@@ -47,9 +47,19 @@ def one_process(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """An undisturbed run of two processes with two devices each."""
+    """An undisturbed run of two processes with two devices each, told of each other by Slurm."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    finish(workdir, processes=2, devices=2)
+    port = str(free_port())
+    running = [
+        start(
+            workdir, devices=2, SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="2", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+            JAX_COORDINATOR_PORT=port,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    statuses, lines = end([process for (process,) in running])
+    assert statuses == [0, 0], lines
     return workdir
 
 
@@ -59,22 +69,6 @@ def test_two_processes_of_two_devices_train_as_one_of_four(one_process, two_proc
     assert (environment["process_count"], environment["device_count"]) == (2, 4)
     steps = [r["step"] for r in RunFolder(two_processes).metrics() if r["kind"] == "train"]
     assert steps == list(range(10, 121, 10))
-
-
-def test_so_do_they_under_shard_map_where_slurm_tells_them_of_each_other(one_process, tmp_path):
-    job = str(free_port())
-    running = [
-        start(
-            tmp_path / "run", "--config.parallel=shard_map", devices=2,
-            SLURM_JOB_ID=job, SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2",
-            SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), JAX_COORDINATOR_PORT=job,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    statuses, lines = end([process for (process,) in running])
-    assert statuses == [0, 0], lines
-    assert RunFolder(tmp_path / "run").environments()[0]["process_count"] == 2
-    assert_close(one_process, tmp_path / "run")
 
 
 def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
@@ -101,13 +95,15 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
     assert RunFolder(workdir).status().attempt == 5
 
 
-def test_a_run_goes_on_on_another_number_of_processes_and_devices(one_process, tmp_path):
-    workdir = tmp_path / "run"
+def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_map(
+    one_process, tmp_path
+):
+    workdir, backend = tmp_path / "run", "--config.parallel=shard_map"
     for processes, devices in [(1, 4), (2, 2)]:
-        running = start(workdir, processes=processes, devices=devices)
+        running = start(workdir, backend, processes=processes, devices=devices)
         statuses, lines = signal_one(running, 0, signal.SIGTERM)
         assert set(statuses) == {75}, lines
-    finish(workdir, devices=1)
+    finish(workdir, backend, devices=1)
     counts = [(e["process_count"], e["device_count"]) for e in RunFolder(workdir).environments()]
     assert counts == [(1, 4), (2, 4), (1, 1)]
     assert_close(one_process, workdir)

@@ -36,6 +36,19 @@ def test_a_field_that_came_later_has_its_default_in_an_older_folder(folder):
         folder.check(CONFIG | {"later": 1}, lambda config: {"later": 0} | config)
 
 
+def test_a_config_that_is_none_any_more_names_its_file(folder):
+    folder.config_file.write_text("[]")
+    with pytest.raises(UserError, match=r"Cannot use .*config\.json"):
+        folder.check(CONFIG, dict)
+
+
+def test_what_a_crash_left_is_cleared_by_the_next_writer(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / ".status.json.17.new").write_text("{")
+    with folder.claim(CONFIG, print):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock.json"]
+
+
 def test_of_several_processes_only_the_first_writes(tmp_path):
     other = RunFolder(tmp_path / "run", writes=False)
     with other.claim(CONFIG, print):

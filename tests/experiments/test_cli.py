@@ -72,11 +72,11 @@ def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):
 def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     train = ["train", "--config=configs/digits.py:resnet8", workdir, *TINY]
-    train += ["--config.checkpoint_every=12", "--config.steps=1200", "--config.eval_every=1200"]
+    train += ["--config.checkpoint_every=12", "--config.steps=240", "--config.eval_every=240"]
     argv, environment = command(*train, devices=4)
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if "step 12/1200" in line:
+        if "step 12/240" in line:
             process.send_signal(signal.SIGINT)
             break
     process.communicate()
@@ -92,11 +92,11 @@ def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tm
     done = run("evaluate", workdir, devices=3)
     assert f"error {scored['error']:.2%}  loss {scored['loss']:.4f}  images 37" in done.stdout
     done = run("evaluate", workdir, "--all-steps")
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["1188", "1200"]
-    for flags in (["--all-steps", "--step=1188"], ["--step=13"]):
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["228", "240"]
+    for flags in (["--all-steps", "--step=228"], ["--step=13"]):
         done = run("evaluate", workdir, *flags)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "there are: [1188, 1200]" in done.stderr
+    assert "there are: [228, 240]" in done.stderr
 
 
 @pytest.mark.parametrize(

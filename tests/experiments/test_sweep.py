@@ -35,12 +35,12 @@ def begin(config, workdir):
 def test_a_sweep_runs_the_grid_skips_what_is_finished_and_survives_a_failed_run(
     tiny_sweep, tmp_path, monkeypatch, capsys
 ):
-    runs = begin(tiny_sweep, tmp_path)
+    runs = begin(tiny_sweep | {"depths": (8,)}, tmp_path)
     train, begun = loop.train_and_evaluate, []
 
     def train_or_fail(config, workdir, progress, stop):
         begun.append(workdir.name)
-        if workdir.name == "residual-8-s0" and len(begun) < 5:
+        if workdir.name == "residual-8-s0" and len(begun) < 4:
             raise RuntimeError("the device is on fire")
         return train(config, workdir, progress, stop)
 
@@ -53,9 +53,39 @@ def test_a_sweep_runs_the_grid_skips_what_is_finished_and_survives_a_failed_run(
 
     states = sweep.run_sweep(runs, tmp_path)
     assert set(states.values()) == {"finished"}
-    assert len(states) == 8
+    assert len(states) == 4
     assert (tmp_path / "plain-8-s0" / "metrics.jsonl").read_bytes() == unchanged
     assert "plain-8-s0: finished at step 4; nothing to do" in capsys.readouterr().out
+
+
+def test_two_sweeps_of_one_folder_leave_each_other_the_runs_they_are_at(
+    tiny_sweep, tmp_path, capsys
+):
+    runs = begin(tiny_sweep | {"depths": (8,), "seeds": (0,)}, tmp_path)
+    held = RunFolder(tmp_path / "plain-8-s0")
+    with held.claim(runs[0].config.model_dump(mode="json"), print):
+        states = sweep.run_sweep(runs, tmp_path)
+        assert states == {"plain-8-s0": "running", "residual-8-s0": "finished"}
+        assert held.status() is None
+    assert "plain-8-s0 is in use by process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "state, status, goes_on", [("diverged", 1, False), ("failed", 1, True), ("running", 75, True)]
+)
+def test_the_exit_status_and_the_last_line_say_what_is_missing(
+    tiny_sweep, tmp_path, monkeypatch, capsys, state, status, goes_on
+):
+    config = tiny_sweep | {"depths": (8,), "seeds": (0,)}
+
+    def run_sweep(runs, workdir):
+        return {run.name: "finished" if run.kind == "plain" else state for run in runs}
+
+    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
+    assert sweep.sweep(config, tmp_path) == status
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"1 of 2 runs finished; 1 {state}.")
+    assert ("The same command goes on." in last) == goes_on
 
 
 def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(
