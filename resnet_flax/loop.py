@@ -56,8 +56,9 @@ def train_and_evaluate(
     before = folder.status() if folder.check(resolved, schema.resolve) else None
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
     ended = hosts.agree(ended)
-    if before and ended < len(DONE):
-        progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
+    if ended < len(DONE):
+        if before:
+            progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
         return DONE[ended]
     # What cannot be read is said before anything is written.
     folder.metrics()
@@ -67,12 +68,12 @@ def train_and_evaluate(
         try:
             return run.run(stop)
         except Exception as error:
-            if isinstance(error, OSError):
-                error = FaultError(f"Cannot use {folder.path}: {error}. {GOES_ON}")
             end: State = "preempted" if hosts.lost_peer(error) else "failed"
             with contextlib.suppress(FaultError):  # Where nothing can be written any more.
                 run.write_status(end, summary(error))
-            raise error
+            if isinstance(error, OSError):
+                raise FaultError(f"{folder.name}: {error}. {GOES_ON}") from error
+            raise
 
 
 class _Stopped(Exception):
@@ -131,11 +132,7 @@ class _Run:
             if self.folder.writes:
                 events = EventFile(self.folder.tensorboard, self.attempt, self.step)
                 self.events = stack.enter_context(contextlib.closing(events))
-            self.evaluated = {
-                (record["step"], record["split"]): record.get("error")
-                for record in self.folder.metrics()
-                if "split" in record
-            }
+            self.evaluated = self._recorded_evaluations()
             end = self._train(state, stop)
             self.checkpoints.close(self._test_errors())
         self.saved = self.step
@@ -151,12 +148,27 @@ class _Run:
             {"attempt": self.attempt, "parameters": parameters, **environment.describe()}
         )
 
+    def _recorded_evaluations(self) -> dict[tuple[int, str], float | None]:
+        """(step, split) -> test or training error, up to this step."""
+        recorded = {
+            (record["step"], record["split"]): record.get("error")
+            for record in self.folder.metrics()
+            if "split" in record and record["step"] <= self.step
+        }
+        # A file system may show other processes an older file; all have to evaluate the same.
+        for key in [(self.step, split) for split in ("test", "train")]:
+            if hosts.agree(key in recorded):
+                recorded.setdefault(key, None)
+            else:
+                recorded.pop(key, None)
+        return recorded
+
     def _first_state(self) -> steps.TrainState:
         """The last whole checkpoint's state, or else the initial one, on all devices."""
         step = self._step_to_resume() if hosts.is_first() else -1
         step = hosts.agree(step)
         if step < 0:
-            state = self.initial or self._initial_state()
+            state, self.initial = self.initial or self._initial_state(), None
             if self.config.init_from:  # From here on the other run may change.
                 self.checkpoints.save(0, state, {})
             return self.devices.replicate(state)
