@@ -10,9 +10,6 @@ from experiments import results
 from resnet_flax import records, schema
 from resnet_flax.models.resnet import Shortcut
 
-# A kind becomes part of a folder's name.
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(values)) < len(values):
@@ -24,7 +21,7 @@ class SweepConfig(schema.Section):
     """A run's config, and what varies."""
 
     run: schema.RunConfig
-    kinds: Annotated[dict[KindName, Shortcut], Field(min_length=1)]
+    kinds: Annotated[dict[results.KindName, Shortcut], Field(min_length=1)]
     """Name -> model.shortcut."""
     depths: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]

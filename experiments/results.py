@@ -1,15 +1,43 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+import pydantic
+from pydantic import Field
 
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder, read_json
 
 ERRORS = ("train_error", "running_error", "test_error")
+# A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
+KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+RunName = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+class _Model(_Strict):
+    depth: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class _Config(_Strict):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    model: _Model
+
+
+class _Entry(_Strict):
+    kind: KindName
+    config: _Config
+
+
+class _Grid(_Strict):
+    """What a report relies on in a sweep.json."""
+
+    runs: dict[RunName, _Entry]
 
 
 def read_runs(workdir: Path) -> pd.DataFrame:
@@ -30,23 +58,13 @@ def read_grid(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"Expected a sweep's folder, got {workdir}: it has no sweep.json.")
     grid = read_json(path)
-    runs = grid.get("runs") if isinstance(grid, dict) else None
-    if not isinstance(runs, dict) or not all(map(_is_entry, runs.values())):
-        raise UserError(f'Expected {{"runs": {{name: {{"kind", "config"}}}}}} in {path}.')
-    for name in runs:
-        if not re.fullmatch(r"\w[\w.-]*", name):  # It becomes a folder's name.
-            raise UserError(f"Expected names of letters, digits, - and _ in {path}, got {name!r}.")
-    return runs
-
-
-def _is_entry(entry: Any) -> bool:
     try:
-        return isinstance(entry["kind"], str) and {
-            type(entry["config"]["seed"]),
-            type(entry["config"]["model"]["depth"]),
-        } == {int}
-    except (KeyError, TypeError):
-        return False
+        _Grid.model_validate(grid)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"Cannot use {path}: {field!r}: {first['msg']}.") from error
+    return grid["runs"]
 
 
 def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:

@@ -46,11 +46,17 @@ class _Record(pydantic.BaseModel):
     """What readers rely on in a line of metrics.jsonl."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
-    step: Annotated[int, pydantic.Field(ge=0)]
+    step: Annotated[int, pydantic.Field(ge=0, lt=2**53)]
     split: str = ""
     loss: float | None = None
-    error: float | None = None
+    error: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     __pydantic_extra__: dict[str, float | str | None]
+
+
+class _Environment(pydantic.BaseModel):
+    """What readers rely on in an entry of environment.json."""
+
+    parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -206,7 +212,10 @@ class RunFolder:
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""
         path = self.path / "environment.json"
-        return _read_as(list[dict[str, Any]], path) if path.exists() else []
+        if not path.exists():
+            return []
+        _read_as(list[_Environment], path)
+        return read_json(path)
 
     @_write
     def add_environment(self, environment: dict[str, Any]) -> None:

@@ -233,6 +233,15 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_last_one(tmp_path, monkeyp
     assert Checkpoints(tmp_path).restore()["value"][0] == 1
 
 
+def test_a_failed_save_is_heard_of_before_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_write_sums", lambda folder: 1 / 0)
+    saving = writer(tmp_path)
+    with pytest.raises(FaultError, match="Cannot save step 1"), saving:
+        saving.save(1, {"value": jnp.zeros(3)}, {})
+        while True:
+            saving.poll()
+
+
 def test_a_writer_that_lost_its_lock_neither_saves_nor_deletes(tmp_path):
     save(tmp_path, 1, 2)
     answers = iter([None, FaultError("taken over")])  # Lost while the save was under way.

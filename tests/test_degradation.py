@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints
+from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -60,8 +60,8 @@ def test_cifar10_killed_in_the_middle_ends_in_the_same_bits(tmp_path):
     assert process.returncode == -signal.SIGKILL
     finish(train("cifar10.py:resnet20", tmp_path / "killed", *flags))
 
-    states = []
-    for workdir in ("whole", "killed"):
-        with checkpoints.Checkpoints(RunFolder(tmp_path / workdir).checkpoints) as saved:
-            states.append(saved.restore(40))
+    states = [
+        Checkpoints(RunFolder(tmp_path / workdir).checkpoints).restore(40)
+        for workdir in ("whole", "killed")
+    ]
     jax.tree.map(np.testing.assert_array_equal, *states)

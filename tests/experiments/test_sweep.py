@@ -148,8 +148,33 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(written_sweep,
 def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
     entry = {"kind": "plain", "config": {"seed": 0, "model": {"depth": 8}}}
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: entry}}))
-    with pytest.raises(UserError, match="Expected names of letters"):
+    with pytest.raises(UserError, match="sweep.json: .*String should match"):
         results.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("kind", "<script>"), ("kind", "$\\frac{"), ("kind", "")]
+    + [("depth", 10**400), ("depth", 10**30), ("depth", True), ("seed", -1)]
+    + [("error", 1e308), ("error", -1), ("step", 10**400), ("parameters", 10**400)]
+    + [("parameters", "many"), ("parameters", [1])],
+)
+def test_a_value_that_cannot_be_is_refused_before_it_is_drawn(written_sweep, field, value):
+    path, folder = written_sweep / "sweep.json", written_sweep / "plain-8-s0"
+    content = json.loads(path.read_text())
+    entry = content["runs"]["plain-8-s0"]
+    if field in ("error", "step"):
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, field: value}) + "\n")
+    elif field == "parameters":
+        (folder / "environment.json").write_text(json.dumps([{field: value}]))
+    else:
+        {"kind": entry, "seed": entry["config"], "depth": entry["config"]["model"]}[field][
+            field
+        ] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        report.write(written_sweep)
+    assert "\n" not in str(error.value)
 
 
 json_values = st.recursive(
