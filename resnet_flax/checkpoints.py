@@ -171,7 +171,10 @@ class CheckpointWriter(Checkpoints):
         with self._faults(step, part):
             if self._first:
                 self._check_writer()  # Orbax would make a folder that has vanished anew.
-            response = ocp.save_async(part, tree)
+            # Folders made in the background would leave threads waiting forever where none can be.
+            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            with ocp.Context(async_options=options):
+                response = ocp.save_async(part, tree)
         self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
 
     def wait(self) -> None:

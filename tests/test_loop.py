@@ -265,6 +265,15 @@ def test_every_nth_checkpoint_and_the_best_stay(tiny_config, tmp_path):
     assert set(last_state(tmp_path / "run")[0]) == {8, 16, 20, 24, best}
 
 
+def test_the_best_is_known_by_the_last_evaluation_too(tiny_config, tmp_path, monkeypatch):
+    errors = iter([0.1, 0.5, 0.5, 0.5, 0.5, 0.05, 0.0])  # Of 4, 8, ..., 24, and of training.
+    scores = {"loss": 1.0, "images": 37}
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: scores | {"error": next(errors)})
+    tiny_config |= {"checkpoint_every": 4, "eval_every": 4}
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert last_state(tmp_path / "run")[0] == [20, 24]
+
+
 def plain(config):
     return config | {"model": config["model"] | {"shortcut": "none"}}
 

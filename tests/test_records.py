@@ -42,6 +42,14 @@ def test_a_config_that_is_none_any_more_names_its_file(folder):
         folder.check(CONFIG, dict)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000, "\0"])
+def test_json_that_python_itself_stumbles_over_is_refused_in_one_line(folder, content):
+    folder.config_file.write_text(content)
+    with pytest.raises(UserError, match=r"Expected JSON in .*config\.json") as error:
+        folder.config()
+    assert "\n" not in str(error.value)
+
+
 def test_what_a_crash_left_is_cleared_by_the_next_writer(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / ".status.json.17.new").write_text("{")
