@@ -72,8 +72,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         positional = flags.FLAGS(argv)
         if "config" in flags.FLAGS and not dict(flags.FLAGS.config or {}):
             raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
-        if "workdir" in flags.FLAGS and not flags.FLAGS.workdir:
-            raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
+        if "workdir" in flags.FLAGS:
+            if not flags.FLAGS.workdir:
+                raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
+            flags.FLAGS.workdir = str(Path(flags.FLAGS.workdir).expanduser().absolute())
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:

@@ -10,13 +10,15 @@ from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
-from resnet_flax.runs import Run, load_run, saved_steps
+from resnet_flax.runs import load_run, saved_steps
 from resnet_flax.steps import Images
 
 
-def score(run: Run, split: str) -> None:
+def score(workdir: str, step: int | None, split: str | None) -> None:
     """Prints one line."""
+    run = load_run(workdir, step)
     data = run.config.data
+    split = split or data.test_split
     images, labels, _ = sources.load_split(data.name, split, data.data_dir)
     devices = Devices(run.config.parallel)
     evaluate = Evaluator(run.model, devices, data.eval_batch_size)
@@ -31,9 +33,14 @@ def score(run: Run, split: str) -> None:
 def main(args: flags.FlagValues) -> None:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
-    for step in saved_steps(args.workdir) if args.all_steps else [args.step]:
-        run = load_run(args.workdir, step)
-        score(run, args.split or run.config.data.test_split)
+    if not args.all_steps:
+        score(args.workdir, args.step, args.split)
+        return
+    for step in saved_steps(args.workdir):
+        try:
+            score(args.workdir, step, args.split)
+        except UserError as error:  # One that is damaged, or that a running run has deleted.
+            print(error)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _mean_and_deviation(mean: float, deviation: float) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-    write(Path(args.workdir).expanduser().absolute())
+    write(Path(args.workdir))
 
 
 if __name__ == "__main__":

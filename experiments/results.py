@@ -37,7 +37,7 @@ class _Entry(_Strict):
 class _Grid(_Strict):
     """What a report relies on in a sweep.json."""
 
-    runs: dict[RunName, _Entry]
+    runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
 
 
 def read_runs(workdir: Path) -> pd.DataFrame:
@@ -76,7 +76,8 @@ def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     environments = folder.environments()
     row["parameters"] = environments[-1].get("parameters") if environments else None
     finals = final_errors(folder) if row["state"] == "finished" else {}
-    if row["state"] == "finished" and finals.keys() != set(ERRORS):
+    known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
+    if row["state"] == "finished" and None in known:
         row["state"] = "incomplete"
     return row | {name: finals.get(name) for name in ERRORS}
 

@@ -152,7 +152,7 @@ def main(args: flags.FlagValues) -> int:
     for backend, devices, net in itertools.product(
         ("pmap", "shard_map"), (1, 4), ("plain8", "resnet8")
     ):
-        workdir = Path(args.workdir).absolute() / f"{net}-{devices}-{backend}"
+        workdir = Path(args.workdir) / f"{net}-{devices}-{backend}"
         options = [f"--config.parallel={backend}"]
         outcome = soak(net, workdir, devices, options, args.kills, rng)
         kills = " | ".join(str(outcome.kills[name]) for name in MOMENTS)

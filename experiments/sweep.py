@@ -38,7 +38,9 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
             if state == "finished":
                 errors, left = table.errors[run.name], table.minutes_left()
                 measured = [
-                    f"{name} error {errors[f'{name}_error']:.2%}" for name in ("train", "test")
+                    f"{name} error {error:.2%}"
+                    for name in ("train", "test")
+                    if (error := errors.get(f"{name}_error")) is not None
                 ]
                 time_left = [] if left is None else [f"about {left:.0f} min left"]
                 progress.say(f"{run.name}: {', '.join(measured + time_left)}")
@@ -58,7 +60,7 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
 def main(args: flags.FlagValues) -> int:
     peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
     with hosts.together(*peers):
-        return sweep(args.config.to_dict(), Path(args.workdir).expanduser().absolute())
+        return sweep(args.config.to_dict(), Path(args.workdir))
 
 
 def sweep(config: Mapping[str, Any], workdir: Path) -> int:

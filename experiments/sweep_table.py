@@ -68,4 +68,5 @@ class SweepTable:
     def _cell(self, run: GridRun) -> str:
         if run.name not in self.errors:
             return MARKS[self.states.get(run.name)]
-        return f"{100 * self.errors[run.name].get('train_error', float('nan')):.1f}"
+        error = self.errors[run.name].get("train_error")
+        return "?" if error is None else f"{100 * error:.1f}"

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 
 KEPT = 2
-SUMS = "SHA256SUMS"
+SUMS, STEP = "SHA256SUMS", "STEP"
 T = TypeVar("T")
 
 
@@ -49,8 +49,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are, ascending."""
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
+        names = [p.name for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
 
     def last_good(self) -> int | None:
         """The newest step whose files are what was saved, None if there is none."""
@@ -65,7 +65,9 @@ class Checkpoints:
         else:
             step = None
         for line in damaged:
-            self._say(f"{line}; " + (f"step {step} is used." if step else "no other is whole."))
+            self._say(
+                f"{line}; " + ("no other is whole." if step is None else f"step {step} is used.")
+            )
         return step
 
     def _set_aside(self, step: int) -> str:
@@ -101,14 +103,18 @@ class Checkpoints:
         Raises UserError if what was saved has other leaves: it is another model's.
         """
         saved = self.restore(step)
-        expected, found = (leaves(tree) for tree in (serialization.to_state_dict(state), saved))
+        self.check_same(serialization.to_state_dict(state), saved)
+        return serialization.from_state_dict(state, saved)
+
+    def check_same(self, expected: Any, found: Any) -> None:
+        """Raises UserError unless two state dicts have leaves of the same names and shapes."""
+        expected, found = _leaves(expected), _leaves(found)
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise UserError(
                     f"The checkpoint in {self.folder} is of another model: expected {name} to be"
                     f" {expected.get(name, 'absent')}, got {found.get(name, 'absent')}."
                 )
-        return serialization.from_state_dict(state, saved)
 
 
 class CheckpointWriter(Checkpoints):
@@ -123,12 +129,14 @@ class CheckpointWriter(Checkpoints):
         folder: Path,
         *,
         keep_every: int,
+        attempt: int,
         check_writer: Callable[[], None],
         say: Callable[[str], None],
     ):
         """Makes the folder if need be, and clears away what a crash left half-written.
 
         - `keep_every`: 0 keeps none besides.
+        - `attempt`: sets what it has half-written apart from what an earlier writer has.
         - `check_writer`: raises if the run has become another process's.
         """
         self._first = jax.process_index() == 0
@@ -137,7 +145,7 @@ class CheckpointWriter(Checkpoints):
             for path in folder.glob(".*.*"):
                 shutil.rmtree(path, ignore_errors=True)
         self.folder, self._say = folder, say
-        self._keep_every, self._check_writer = keep_every, check_writer
+        self._keep_every, self._attempt, self._check_writer = keep_every, attempt, check_writer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: Future[None] | None = None
         self.saved: int | None = None
@@ -167,7 +175,7 @@ class CheckpointWriter(Checkpoints):
         """
         self.wait()
         tree = serialization.to_state_dict(jax.device_get(state))
-        part = self.folder / f".{step}.part"
+        part = self.folder / f".{step}.{self._attempt}.part"
         with self._faults(step, part):
             if self._first:
                 self._check_writer()  # Orbax would make a folder that has vanished anew.
@@ -201,6 +209,7 @@ class CheckpointWriter(Checkpoints):
         with self._faults(step, part):
             response.result()
             if self._first:
+                (part / STEP).write_text(f"{step}\n")
                 _write_sums(part)
                 self._check_writer()
                 part.rename(self.folder / str(step))
@@ -227,9 +236,12 @@ class CheckpointWriter(Checkpoints):
         kept = set(steps[-KEPT:])
         kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
         kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
-        for step in set(steps) - kept:
-            hidden = (self.folder / str(step)).rename(self.folder / f".{step}.old")
-            shutil.rmtree(hidden)
+        try:
+            for step in set(steps) - kept:
+                hidden = (self.folder / str(step)).rename(self.folder / f".{step}.old")
+                shutil.rmtree(hidden)
+        except OSError as error:  # No reason to stop: what is to be kept is there.
+            self._say(f"Cannot delete an old checkpoint in {self.folder}: {_reason(error)}.")
 
     def _set_aside(self, step: int) -> str:
         name = f"{step}.damaged"
@@ -243,7 +255,7 @@ class CheckpointWriter(Checkpoints):
         return any(self.folder.glob("*.damaged*"))
 
 
-def leaves(tree: Any) -> dict[str, str]:
+def _leaves(tree: Any) -> dict[str, str]:
     """Dotted name -> type and shape of each array of a state dict."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
@@ -283,8 +295,11 @@ def _damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if _sha256(folder / name) != sums[name]:
                 return f"{name} is not what was saved"
+        step = (folder / STEP).read_text().strip()
+        if step != folder.name:
+            return f"it was saved as step {step}"
     except FileNotFoundError:
-        return f"{SUMS} is missing"
+        return f"{SUMS} or {STEP} is missing"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except ValueError:

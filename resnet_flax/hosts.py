@@ -58,9 +58,12 @@ def together(
 
 def lost_peer(error: BaseException | None) -> bool:
     """Whether an error can be how a lost peer shows: some collective's."""
-    while error is not None:
-        if isinstance(error, (jax.errors.JaxRuntimeError, TimeoutError)):
-            return jax.process_count() > 1
+    while error is not None and jax.process_count() > 1:
+        text = str(error)
+        if "gloo" in text.lower() or isinstance(error, TimeoutError):
+            return True
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return not text.startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"))
         error = error.__cause__
     return False
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from resnet_flax.errors import FaultError, TryAgainError
+from resnet_flax.errors import FaultError, TryAgainError, UserError
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -24,8 +24,8 @@ STALE_SECONDS = 30.0
 class FolderLock:
     """`lock.json` in a folder, held by one process at a time.
 
-    A holder on this host is alive while its process is. Of one on another host only the heartbeat
-    is seen, the file's modification time: who wants the lock watches it for `STALE_SECONDS`, so
+    A holder on this machine is alive while its process is. Of one elsewhere only the heartbeat is
+    seen, the file's modification time: who wants the lock watches it for `STALE_SECONDS`, so
     that no clocks are compared. A holder that was frozen and has lost its lock finds out in
     `check`, which every write has to pass.
     """
@@ -34,6 +34,7 @@ class FolderLock:
         self.path = folder / "lock.json"
         self._holder = {
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "process_created": psutil.Process().create_time(),
@@ -45,6 +46,8 @@ class FolderLock:
         """Takes the lock. Raises TryAgainError, naming the holder, if that is alive."""
         while not self._create():
             holder = self._read()
+            if holder is None and self.path.is_symlink():
+                raise UserError(f"{self.path} is a link to nothing. Delete it.")
             if holder is not None and self._is_alive(holder, say):
                 raise TryAgainError(
                     f"{self.path.parent} is in use by process {holder.get('pid')} on"
@@ -77,10 +80,15 @@ class FolderLock:
     def _create(self) -> bool:
         with _alone(self.path.parent):
             try:
-                with self.path.open("x") as file:
-                    json.dump(self._holder, file)
+                file = self.path.open("x")
             except FileExistsError:
                 return False
+            try:
+                with file:
+                    json.dump(self._holder, file)
+            except OSError:
+                self.path.unlink()
+                raise
         return True
 
     def _read(self) -> dict[str, Any] | None:
@@ -100,7 +108,7 @@ class FolderLock:
                 self.path.unlink()
 
     def _is_alive(self, holder: dict[str, Any], say: Callable[[str], None]) -> bool:
-        if holder.get("host") == self._holder["host"]:
+        if holder.get("machine") == self._holder["machine"]:
             try:
                 process = psutil.Process(holder["pid"])
                 if process.status() == psutil.STATUS_ZOMBIE:
@@ -141,6 +149,15 @@ class FolderLock:
             with contextlib.suppress(OSError, FaultError):
                 self.check()
                 os.utime(self.path)
+
+
+def _machine() -> str:
+    """What processes have in common that see each other: a boot, and a container's processes."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # Not Linux.
+        return socket.gethostname()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,14 @@ from resnet_flax import environment, experiment, hosts, metrics, schema, steps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.data.order import batch_indices
-from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
+from resnet_flax.errors import (
+    GOES_ON,
+    ExplainedError,
+    FaultError,
+    TryAgainError,
+    UserError,
+    summary,
+)
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
@@ -64,7 +71,7 @@ def train_and_evaluate(
     folder.metrics()
     folder.environments()
     run = _Run(experiment.build(config), folder, progress, before, from_scratch)
-    with folder.claim(resolved, progress.say):
+    with _claimed(folder, resolved, progress):
         try:
             return run.run(stop)
         except Exception as error:
@@ -74,6 +81,20 @@ def train_and_evaluate(
             if isinstance(error, OSError):
                 raise FaultError(f"{folder.name}: {error}. {GOES_ON}") from error
             raise
+
+
+@contextlib.contextmanager
+def _claimed(folder: RunFolder, config: dict[str, Any], progress: RunProgress) -> Iterator[None]:
+    """The folder claimed by the first process, or refused by all."""
+    with contextlib.ExitStack() as stack:
+        refusal: ExplainedError | None = None
+        try:
+            stack.enter_context(folder.claim(config, progress.say))
+        except ExplainedError as error:
+            refusal = error
+        if hosts.agree(refusal is not None):
+            raise refusal or TryAgainError(f"{folder.path}: the first process may not write there.")
+        yield
 
 
 class _Stopped(Exception):
@@ -99,7 +120,7 @@ class _Run:
     ):
         self.config, self.built, self.devices = built.config, built, built.devices
         self.folder, self.progress = folder, progress
-        self.attempt = before.attempt + 1 if before else 1
+        self.attempt = hosts.agree(before.attempt + 1 if before else 1)
         self.step = self.begun = 0  # The last step taken, and the last whose save was begun.
         self.saved = before.step if before and not from_scratch else 0
         self.from_scratch = from_scratch
@@ -115,13 +136,15 @@ class _Run:
         batch_size = self.config.data.eval_batch_size
         self.evaluate = Evaluator(built.model, self.devices, batch_size)
         # Made before anything is written: `init_from` may not fit.
-        self.initial = None if folder.checkpoints.is_dir() else self._initial_state()
+        begun = hosts.agree(folder.checkpoints.is_dir())
+        self.initial = None if begun else self._initial_state()
 
     def run(self, stop: StopRequest) -> State:
         self.write_status("running")
         self.checkpoints = CheckpointWriter(
             self.folder.checkpoints,
             keep_every=self.config.keep_every,
+            attempt=self.attempt,
             check_writer=self.folder.check_writer,
             say=self.progress.say,
         )
@@ -187,7 +210,7 @@ class _Run:
         if (self.saved or self.checkpoints.has_damaged()) and not self.from_scratch:
             raise UserError(
                 f"{self.folder.path} has a history, but no whole checkpoint to go on from. Put one"
-                f" back into {self.folder.checkpoints}, or give --from_scratch to begin again."
+                f" back into {self.folder.checkpoints}, or begin again: train ... --from_scratch."
             )
         return -1
 
@@ -202,16 +225,15 @@ class _Run:
         if not self.config.init_from:
             return state
         folder = RunFolder(self.config.init_from)
-        source = Checkpoints(folder.checkpoints, say=self.progress.say).restore()
+        saved = Checkpoints(folder.checkpoints, say=self.progress.say)
+        step = saved.last_good()
+        step = hosts.agree(-1 if step is None else step)  # That run may still be on.
+        source = saved.restore(None if step < 0 else step)
         try:
-            variables, left = transfer(
-                state.variables,
-                {name: source[name] for name in state.variables},
-                partial=self.config.init_partial,
-            )
+            variables, left = transfer(state.variables, source, partial=self.config.init_partial)
         except UserError as error:
             raise UserError(f"config.init_from={self.config.init_from}: {error}") from error
-        line = f"{self.folder.name}: initialised from step {int(source['step'])} of {folder.path}"
+        line = f"{self.folder.name}: initialised from step {step} of {folder.path}"
         self.progress.say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
         return state.replace(**variables)
 

@@ -175,13 +175,18 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Cannot write to workdir {self.path}: {error.strerror}.") from error
         try:
-            for left in self.path.glob(".*.new"):  # By a crash.
-                left.unlink()
-            if not self.config_file.exists():
-                _replace(self.config_file, _pretty(config))
+            self._set_up(config)
             yield
         finally:
             self._lock.release()
+
+    @_write
+    def _set_up(self, config: dict[str, Any]) -> None:
+        for name in ("config.json", "environment.json", "status.json", "metrics.jsonl"):
+            for left in self.path.glob(f".{name}.*.new"):  # By a crash.
+                left.unlink()
+        if not self.config_file.exists():
+            _replace(self.config_file, _pretty(config))
 
     def check_writer(self) -> None:
         """Raises FaultError if another process has become this folder's writer."""
@@ -284,3 +289,8 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

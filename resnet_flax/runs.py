@@ -62,12 +62,16 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
     """
     records = RunFolder(folder)
     config = schema.parse(records.config(), schema.RunConfig)
-    state = Checkpoints(records.checkpoints).restore(step)
-    num_classes = state["params"]["fc"]["bias"].shape[0]
-    return Run(
-        config=config,
-        model=experiment.build_model(config.model, num_classes),
-        variables={"params": state["params"], "batch_stats": state["batch_stats"]},
-        step=int(state["step"]),
-        image_mean=state["image_mean"],
-    )
+    checkpoints = Checkpoints(records.checkpoints)
+    state = checkpoints.restore(step)
+    try:
+        variables = {name: state[name] for name in ("params", "batch_stats")}
+        num_classes, image_mean = len(variables["params"]["fc"]["bias"]), state["image_mean"]
+        step = int(state["step"])
+        batch = np.zeros((1, *image_mean.shape), np.float32)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
+    model = experiment.build_model(config.model, num_classes)
+    expected = jax.eval_shape(model.init, jax.random.key(0), batch)
+    checkpoints.check_same({"batch_stats": {}, **expected}, variables)
+    return Run(config, model, variables, step, image_mean)

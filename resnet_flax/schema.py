@@ -120,6 +120,11 @@ class RunConfig(Section):
                     f"expected {name} to be a multiple of steps_per_dispatch,"
                     f" {self.steps_per_dispatch}, got {value}"
                 )
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                "expected keep_every to be a multiple of checkpoint_every,"
+                f" {self.checkpoint_every}, got {self.keep_every}"
+            )
         return self
 
 

@@ -14,8 +14,12 @@ def transfer(
 
     Both are nested dicts of arrays, as `model.apply` takes them. What is left over, a line each:
     arrays of either side without such a counterpart. Raises UserError if there are any, unless
-    `partial`, and in any case if nothing agrees.
+    `partial`, and in any case if nothing agrees. `source` may hold more than `target` at its top.
     """
+    # Of another run's state there is more, and who knows what.
+    source = {
+        name: tree for name, tree in source.items() if name in target and isinstance(tree, dict)
+    }
     old, new = (traverse_util.flatten_dict(tree, sep=".") for tree in (source, target))
     taken = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
     left = [

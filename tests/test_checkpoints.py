@@ -17,8 +17,10 @@ from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
 
 
-def writer(folder, keep_every=0, check_writer=lambda: None, say=print):
-    return CheckpointWriter(folder, keep_every=keep_every, check_writer=check_writer, say=say)
+def writer(folder, keep_every=0, attempt=1, check_writer=lambda: None, say=print):
+    return CheckpointWriter(
+        folder, keep_every=keep_every, attempt=attempt, check_writer=check_writer, say=say
+    )
 
 
 def save(folder, *steps, test_errors=None, **kwargs):
@@ -220,6 +222,60 @@ def test_the_sums_are_those_of_the_standard_tool(two_steps):
     assert len(done.stdout.splitlines()) == len(files(two_steps / "2")) - 1
 
 
+def test_a_checkpoint_under_another_steps_name_is_damaged(two_steps, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    shutil.copytree(folder / "2", folder / "7")
+    said = []
+    assert Checkpoints(folder, say=said.append).last_good() == 2
+    assert "7 is damaged (it was saved as step 2); step 2 is used." in said[0]
+
+
+def test_what_is_no_checkpoint_is_left_out(two_steps, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    shutil.copytree(folder / "2", folder / "02")
+    (folder / "5").write_text("")
+    (folder / "6").symlink_to(folder / "2")
+    (folder / ("9" * 30)).mkdir()
+    assert Checkpoints(folder).steps() == [1, 2]
+    save(folder, 8, 9)
+    assert Checkpoints(folder).steps() == [8, 9]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+
+    def fail(path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", fail)
+    said = []
+    save(folder, 3, say=said.append)
+    assert Checkpoints(folder).last_good() == 3
+    assert "Cannot delete an old checkpoint in" in said[0]
+
+
+def lost_after_the_first_check():
+    """A `check_writer` whose lock is lost while a save is under way."""
+    answers = iter([None, FaultError("taken over")])
+
+    def check():
+        if error := next(answers):
+            raise error
+
+    return check
+
+
+def test_an_earlier_writer_that_wakes_leaves_alone_what_the_next_one_is_saving(tmp_path):
+    earlier = writer(tmp_path, attempt=1, check_writer=lost_after_the_first_check())
+    with pytest.raises(FaultError, match="taken over"), earlier:
+        (tmp_path / ".4.2.part").mkdir()
+        earlier.save(4, {"value": jnp.zeros(3)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [".4.2.part"]
+
+
 def test_a_save_that_fails_is_one_line_and_leaves_the_last_one(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
@@ -246,12 +302,6 @@ def test_a_failed_save_is_heard_of_before_the_next_one(tmp_path, monkeypatch):
 
 def test_a_writer_that_lost_its_lock_neither_saves_nor_deletes(tmp_path):
     save(tmp_path, 1, 2)
-    answers = iter([None, FaultError("taken over")])  # Lost while the save was under way.
-
-    def check():
-        if error := next(answers):
-            raise error
-
     with pytest.raises(FaultError, match="taken over"):
-        save(tmp_path, 3, check_writer=check)
+        save(tmp_path, 3, check_writer=lost_after_the_first_check())
     assert Checkpoints(tmp_path).steps() == [1, 2]

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from resnet_flax import lock
-from resnet_flax.errors import FaultError, TryAgainError
+from resnet_flax.errors import FaultError, TryAgainError, UserError
 from resnet_flax.lock import FolderLock
 
 HOLD = """
@@ -87,7 +88,9 @@ def edit(folder, **change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"process_created": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"machine": "elsewhere", "host": "elsewhere"}, {"process_created": 1.0}]
+)
 def test_a_holder_that_cannot_be_seen_is_succeeded_when_its_heart_has_stopped(
     tmp_path, held, monkeypatch, change
 ):
@@ -103,7 +106,7 @@ def test_a_holder_that_cannot_be_seen_is_succeeded_when_its_heart_has_stopped(
 def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
     first = acquire(tmp_path)
-    edit(tmp_path, host="elsewhere")
+    edit(tmp_path, machine="elsewhere", host="elsewhere")
     with pytest.raises(TryAgainError, match="on elsewhere"):
         acquire(tmp_path, print)
     first.check()
@@ -116,9 +119,25 @@ def test_a_lock_that_a_crash_cut_off_is_succeeded_when_nothing_beats(tmp_path, m
     acquire(tmp_path, print).release()
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"host": 3, "pid": [], "token": {}}', "\0"])
+def test_a_lock_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "lock.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a link to nothing. Delete it"):
+        acquire(tmp_path)
+
+
+def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    def fail(value, file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock.json, "dump", fail)
+    with pytest.raises(OSError, match="No space"):
+        acquire(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"machine": 3, "pid": [], "token": {}}', "\0"])
 def test_whatever_stands_in_a_lock_it_ends_by_the_heartbeat(tmp_path, monkeypatch, content):
-    content = content.replace("3,", f'"{socket.gethostname()}",')
+    content = content.replace("3,", f'"{lock._machine()}",')
     (tmp_path / "lock.json").write_text(content)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
     acquire(tmp_path, print).release()

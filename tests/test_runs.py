@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import loop, runs
+from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
@@ -107,6 +108,33 @@ def test_a_config_made_by_someone_else_is_at_worst_refused(finished_run, change)
     with pytest.raises(UserError) as error:
         runs.load_run(finished_run)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"depth": 14}, {"shortcut": "projection"}])
+def test_a_checkpoint_of_another_network_than_the_configs_is_refused(finished_run, change):
+    folder = RunFolder(finished_run)
+    config = folder.config()
+    config["model"] |= change
+    folder.config_file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="of another model: expected"):
+        runs.load_run(finished_run)
+
+
+@pytest.mark.parametrize("state", [{"params": 1.0}, {"other": 1.0}, {"params": {"fc": 1.0}}])
+def test_a_checkpoint_that_is_no_runs_is_refused(finished_run, state):
+    for path in (finished_run / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    saving = CheckpointWriter(
+        finished_run / "checkpoints",
+        keep_every=0,
+        attempt=1,
+        check_writer=lambda: None,
+        say=print,
+    )
+    with saving:
+        saving.save(1, jax.tree.map(np.float32, state), {})
+    with pytest.raises(UserError, match="is of no run"):
+        runs.load_run(finished_run)
 
 
 def test_nothing_here_unpickles_or_evaluates():

@@ -136,12 +136,18 @@ def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
     assert set(runs["state"]) == {"not begun"}
 
 
-def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(written_sweep, capsys):
+def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
+    tiny_sweep, written_sweep, capsys
+):
     metrics = written_sweep / "plain-8-s0" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-5])
+    (written_sweep / "plain-14-s0" / "environment.json").unlink()
     report.write(written_sweep)
     assert "plain-8-s0: incomplete at step 10; not in the table." in capsys.readouterr().out
-    assert pd.read_csv(written_sweep / "table.csv").loc[0, "n"] == 1
+    assert pd.read_csv(written_sweep / "table.csv")["n"].tolist() == [1, 1, 2, 2]
+    runs = grid.expand(tiny_sweep)
+    states = sweep.run_sweep(runs, written_sweep)  # Nor does it end a sweep that comes upon it.
+    assert set(states.values()) == {"finished"}
 
 
 @pytest.mark.parametrize("name", ["../plain-8-s0", "/etc", "..", ".", "", "a/b", "a\nb"])
@@ -209,7 +215,9 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
             assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"runs": 3}', '{"runs": {"a": {}}}', "{"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"runs": {}}', '{"runs": 3}', '{"runs": {"a": {}}}', "{"]
+)
 def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="sweep.json"):
