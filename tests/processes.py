@@ -18,6 +18,11 @@ FLAGS = (
     "--config.data.test_split=test[:37]", "--config.optim.boundaries=(60,)",
 )  # fmt: skip
 
+SWEEP = (
+    "sweep", "--config=configs/degradation.py:digits", "--config.depths=(8,)",
+    "--config.seeds=(0,)", *(flag.replace("--config.", "--config.run.") for flag in FLAGS[1:]),
+)  # fmt: skip
+
 
 def free_port():
     with socket.socket() as listener:
@@ -25,9 +30,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(workdir, *flags, processes=1, devices=1, heartbeat=6, **environment):
+def start(
+    workdir, *flags, command=("train", *FLAGS), processes=1, devices=1, heartbeat=6, **environment
+):
     """The processes of one run, with so many virtual devices each."""
-    command = [sys.executable, "-m", "experiments.train", *FLAGS, *flags, f"--workdir={workdir}"]
+    module, *fixed = command
+    command = [sys.executable, "-m", f"experiments.{module}", *fixed, *flags]
+    command.append(f"--workdir={workdir}")
     peers = []
     if processes > 1:
         peers += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]

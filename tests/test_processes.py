@@ -10,6 +10,7 @@ import pytest
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
 from tests.processes import (
+    SWEEP,
     assert_same_bits,
     end,
     finish,
@@ -107,6 +108,22 @@ def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_ma
     counts = [(e["process_count"], e["device_count"]) for e in RunFolder(workdir).environments()]
     assert counts == [(1, 4), (2, 4), (1, 1)]
     assert_close(one_process, workdir)
+
+
+def test_two_processes_sweep_together_and_leave_a_run_that_is_held_to_its_holder(tmp_path):
+    held = RunFolder(tmp_path / "plain-8-s0")
+
+    def sweep():
+        return end(start(tmp_path, command=SWEEP, processes=2))
+
+    with held.claim({}, print):
+        held.config_file.unlink()
+        assert sweep()[0] == [75, 75]
+    states = [RunFolder(tmp_path / f"{kind}-8-s0").status() for kind in ("plain", "residual")]
+    assert [status and status.state for status in states] == [None, "finished"]
+    assert sweep()[0] == [0, 0]
+    assert held.status().state == "finished"
+    assert (tmp_path / "degradation.svg").exists()
 
 
 def test_a_second_signal_ends_a_process_at_once_even_while_it_compiles(tmp_path):
