@@ -10,7 +10,7 @@ import pytest
 
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
-from tests.processes import assert_same_bits, end, finish, start, until_it_trains
+from tests.end_to_end.processes import assert_same_bits, end, finish, start, until_it_trains
 
 LONG = "--config.steps=1200", "--config.checkpoint_every=60"
 

@@ -9,7 +9,7 @@ import pytest
 
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
-from tests.processes import (
+from tests.end_to_end.processes import (
     SWEEP,
     assert_same_bits,
     end,
