@@ -180,8 +180,9 @@ class CheckpointWriter(Checkpoints):
             if self._first:
                 self._check_writer()  # Orbax would make a folder that has vanished anew.
             # Folders made in the background would leave threads waiting forever where none can be.
-            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-            with ocp.Context(async_options=options):
+            context = ocp.Context()
+            context.asynchronous.create_directories_asynchronously = False
+            with context:
                 response = ocp.save_async(part, tree)
         self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
 
