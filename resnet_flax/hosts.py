@@ -121,13 +121,13 @@ def _join(
 def _check_address(coordinator: str, *, binds: bool) -> None:
     """Raises UserError where jax would crash: without a port, or with one in use here."""
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) >= 2**16:
         raise UserError(f"Expected --coordinator=HOST:PORT, got {coordinator}.")
     if binds:
         try:
             with socket.create_server(("", int(port))):
                 pass
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise UserError(f"Cannot listen on port {port}: {error}. Choose another.") from error
 
 

@@ -99,22 +99,12 @@ def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tm
     assert "there are: [228, 240]" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--coordinator=127.0.0.1:1"], "Expected all of --coordinator=HOST:PORT"),
-        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "HOST:PORT, got here"),
-        (["--coordinator=h:99999", "--num_processes=2", "--process_id=0"], "Cannot listen on port"),
-        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "Cannot join"),
-        (["--num_processes=0"], "num_processes"),
-    ],
-)
-def test_processes_that_cannot_meet_are_told_in_one_line_and_status_2(tmp_path, flags, message):
+def test_processes_that_cannot_meet_are_told_in_one_line_and_status_2(tmp_path):
     train = ["train", "--config=configs/digits.py", f"--workdir={tmp_path}/run"]
-    done = run(*train, *flags)
+    done = run(*train, "--coordinator=h:1", "--num_processes=2", "--process_id=2")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert message in line
+    assert "Cannot join" in line
     assert not (tmp_path / "run").exists()
 
 
