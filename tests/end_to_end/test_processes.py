@@ -96,6 +96,7 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
     assert RunFolder(workdir).status().attempt == 5
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_map(
     one_process, tmp_path
 ):
@@ -110,6 +111,7 @@ def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_ma
     assert_close(one_process, workdir)
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_together_and_leave_a_run_that_is_held_to_its_holder(tmp_path):
     held = RunFolder(tmp_path / "plain-8-s0")
 
