@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import os
 import re
 import shutil
@@ -17,10 +16,11 @@ import numpy as np
 from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
+from resnet_flax import disk
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 
 KEPT = 2
-SUMS, STEP = "SHA256SUMS", "STEP"
+STEP = "STEP"
 T = TypeVar("T")
 
 
@@ -211,10 +211,10 @@ class CheckpointWriter(Checkpoints):
             response.result()
             if self._first:
                 (part / STEP).write_text(f"{step}\n")
-                _write_sums(part)
+                disk.write_sums(part)
                 self._check_writer()
                 part.rename(self.folder / str(step))
-                _sync(self.folder)
+                disk.sync(self.folder)
                 self._delete_old(test_errors)
             self.saved = step
 
@@ -264,62 +264,12 @@ def _leaves(tree: Any) -> dict[str, str]:
     }
 
 
-def _files(folder: Path) -> list[str]:
-    """The files of a checkpoint, sums and hidden files apart."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(f) for f in files if str(f) != SUMS and not f.name.startswith("."))
-
-
-def _write_sums(folder: Path) -> None:
-    """Writes the sums of all files, after all of them are on disk."""
-    lines = []
-    for name in _files(folder):
-        lines.append(f"{_sha256(folder / name)}  {name}\n")
-        _sync(folder / name)
-    path = folder / SUMS
-    path.write_text("".join(lines))
-    for written in (path, *(p for p in folder.rglob("*") if p.is_dir()), folder):
-        _sync(written)
-
-
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None if nothing is."""
-    try:
-        *lines, rest = (folder / SUMS).read_text().split("\n")
-        sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
-        if rest or not sums:
-            return f"{SUMS} is not what was saved"
-        for name in sorted({*sums, *_files(folder)}):
-            if name not in sums:
-                return f"{name} is not in {SUMS}"
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if _sha256(folder / name) != sums[name]:
-                return f"{name} is not what was saved"
-        step = (folder / STEP).read_text().strip()
-        if step != folder.name:
-            return f"it was saved as step {step}"
-    except FileNotFoundError:
-        return f"{SUMS} or {STEP} is missing"
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    except ValueError:
-        return f"{SUMS} is not what was saved"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Returns when a file or a folder's list of names is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """What is wrong with a checkpoint, None if nothing is."""
+    damage = disk.damage(folder)
+    if damage is None and (step := (folder / STEP).read_text().strip()) != folder.name:
+        return f"it was saved as step {step}"
+    return damage
 
 
 def _reason(error: Exception) -> str:

@@ -45,12 +45,11 @@ def together(
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        if "gloo" in str(error).lower():
+            _leave(_LOST)
         if lost_peer(error):
-            if "gloo" not in str(error).lower():
-                # Unsure; the runtime misses a lost peer's heartbeat, and then aborts this process.
-                time.sleep(1.5 * heartbeat_seconds)
-            else:
-                _leave(_LOST)
+            # Unsure; the runtime misses a lost peer's heartbeat, and then aborts this process.
+            time.sleep(1.5 * heartbeat_seconds)
         if isinstance(error, ExplainedError):
             _leave(str(error), error.exit_status)
         _leave(traceback.format_exc().rstrip(), 1)
@@ -115,7 +114,9 @@ def _join(
         set_signal(signal.SIGABRT, before)
         if any(given) or "coordinator_address should be defined" not in str(error):
             raise UserError(f"Cannot join the other processes: {error}") from error
-        # Nothing here names any peers.
+        return  # Nothing here names any peers.
+    if jax.process_count() == 1:
+        set_signal(signal.SIGABRT, before)
 
 
 def _check_address(coordinator: str, *, binds: bool) -> None:

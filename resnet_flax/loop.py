@@ -258,10 +258,9 @@ class _Run:
                     if not math.isfinite(loss):
                         self.progress.say(f"{self.folder.name}: diverged at step {self.step}.")
                         return "diverged"
-                stopping = stop.reached()
-                if last or stopping or self.step % config.checkpoint_every == 0:
+                if last or self.step % config.checkpoint_every == 0:
                     self._save(state)
-                if stopping:
+                if stop.reached():
                     raise _Stopped
                 self._note_saved()
                 self._evaluate(state, train, test, stop)

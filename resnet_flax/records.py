@@ -21,6 +21,7 @@ from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import pydantic
 
+from resnet_flax import disk
 from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.lock import FolderLock
 
@@ -289,8 +290,4 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    disk.sync(path.parent)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, optim, steps
-from resnet_flax.checkpoints import SUMS, Checkpoints, CheckpointWriter
+from resnet_flax import checkpoints, disk, optim, steps
+from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.disk import SUMS
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
@@ -282,7 +283,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_last_one(tmp_path, monkeyp
     def fail(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, "_write_sums", fail)
+    monkeypatch.setattr(disk, "write_sums", fail)
     with pytest.raises(FaultError, match=r"save step 2 in .*: No space left on device\.") as error:
         save(tmp_path, 2)
     assert "\n" not in str(error.value)
@@ -291,7 +292,7 @@ def test_a_save_that_fails_is_one_line_and_leaves_the_last_one(tmp_path, monkeyp
 
 
 def test_a_failed_save_is_heard_of_before_the_next_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_write_sums", lambda folder: 1 / 0)
+    monkeypatch.setattr(disk, "write_sums", lambda folder: 1 / 0)
     with writer(tmp_path) as saving:
         saving.save(1, {"value": jnp.zeros(3)}, {})
         with pytest.raises(FaultError, match="Cannot save step 1"):

@@ -11,10 +11,10 @@ RUNGS = [
     {"errors"},
     {
         "models.blocks", "models.conv", "data.digits", "data.augment", "data.order", "optim",
-        "metrics", "checkpoints", "lock", "hosts", "parallel", "progress", "interrupt",
+        "metrics", "disk", "lock", "hosts", "parallel", "progress", "interrupt",
         "environment", "tensorboard", "transfer",
     },
-    {"models.resnet", "models.vgg", "data.sources", "steps", "records"},
+    {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
     {"schema", "evaluation"},
     {"experiment"},
     {"loop", "runs"},
@@ -81,9 +81,9 @@ def test_a_config_is_data_and_never_imports_the_library(path):
     )
 
 
-@pytest.mark.parametrize("module", ["records", "lock", "errors"])
+@pytest.mark.parametrize("module", ["records", "lock", "disk", "errors"])
 def test_records_are_read_without_jax(module):
-    own = {"resnet_flax.errors", "resnet_flax.lock"}
+    own = {"resnet_flax", "resnet_flax.errors", "resnet_flax.lock"}
     for name in imports(Path("resnet_flax", f"{module}.py")):
         allowed = {*sys.stdlib_module_names, "pydantic", "psutil"}
         assert name.split(".")[0] in allowed or name.rpartition(".")[0] in own, name
