@@ -39,6 +39,8 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.bn_momentum = 0.9
     config.model.bn_epsilon = 1e-5
     config.model.bn_scope = "device"
+    config.model.scan = "auto"
+    config.model.remat = False
 
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 0.1

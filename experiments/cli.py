@@ -1,4 +1,4 @@
-"""What every entry point does around its one call: flags, exit status, where JAX keeps programs."""
+"""What every entry point does around its one call: flags, exit status, how JAX is set up."""
 
 import itertools
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from resnet_flax import cpu
 from resnet_flax.errors import ExplainedError, UserError
 from resnet_flax.records import State
 
@@ -44,6 +45,7 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
+    cpu.keep_barriers()
     _keep_compiled_programs()
     try:
         app.run(lambda _: _exit_status(main), flags_parser=_parse_flags)

@@ -44,6 +44,8 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
 
     Nothing is computed: shapes alone are traced.
     """
+    if getattr(model, "scan", False):
+        model = model.clone(scan=False)  # A line for each block.
     parts: list[Part] = []
 
     def record(call, args, kwargs, context):  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ python -m experiments.evaluate --workdir=runs/plain56 --split=train
 from absl import flags
 
 from experiments import cli
+from resnet_flax import cpu
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
@@ -33,6 +34,7 @@ def score(workdir: str, step: int | None, split: str | None) -> None:
 def main(args: flags.FlagValues) -> None:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
+    cpu.use_cores(None)
     if not args.all_steps:
         score(args.workdir, args.step, args.split)
         return

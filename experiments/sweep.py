@@ -4,13 +4,12 @@ python -m experiments.sweep --config=configs/degradation.py:digits --workdir=run
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from experiments import cli, engine, grid, report
+from experiments import cli, devices, engine, grid, report
 from experiments.grid import GridRun
 from experiments.sweep_table import SweepTable
 from resnet_flax import experiment, hosts, loop, schema
@@ -58,14 +57,13 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
 
 
 def main(args: flags.FlagValues) -> int:
-    peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
-    with hosts.together(*peers):
-        return sweep(args.config.to_dict(), Path(args.workdir))
+    runs = grid.expand(args.config.to_dict())
+    with devices.together(args, runs[0].config):
+        return sweep(runs, Path(args.workdir))
 
 
-def sweep(config: Mapping[str, Any], workdir: Path) -> int:
+def sweep(runs: Sequence[GridRun], workdir: Path) -> int:
     """Runs what is missing, writes the report, says what is still missing; the exit status."""
-    runs = grid.expand(config)
     check(runs, workdir)
     if hosts.is_first():
         try:

@@ -5,16 +5,14 @@ python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/pl
 
 from absl import flags
 
-from experiments import cli
-from resnet_flax import hosts, loop
+from experiments import cli, devices
+from resnet_flax import loop, schema
 
 
 def main(args: flags.FlagValues) -> int:
-    peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
-    with hosts.together(*peers):
-        state = loop.train_and_evaluate(
-            args.config.to_dict(), args.workdir, from_scratch=args.from_scratch
-        )
+    config = args.config.to_dict()
+    with devices.together(args, schema.parse(config, schema.RunConfig)):
+        state = loop.train_and_evaluate(config, args.workdir, from_scratch=args.from_scratch)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 
 

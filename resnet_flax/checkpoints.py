@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from resnet_flax import disk
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
+from resnet_flax.models import stacking
 
 KEPT = 2
 STEP = "STEP"
@@ -103,6 +104,8 @@ class Checkpoints:
         Raises UserError if what was saved has other leaves: it is another model's.
         """
         saved = self.restore(step)
+        if stacking.is_stacked(state):
+            saved = stacking.stack(saved)
         self.check_same(serialization.to_state_dict(state), saved)
         return serialization.from_state_dict(state, saved)
 
@@ -174,7 +177,7 @@ class CheckpointWriter(Checkpoints):
         save before this one failed.
         """
         self.wait()
-        tree = serialization.to_state_dict(jax.device_get(state))
+        tree = stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
         part = self.folder / f".{step}.{self._attempt}.part"
         with self._faults(step, part):
             if self._first:

@@ -19,6 +19,9 @@ from resnet_flax.models.conv import conv_general_dilated
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import DATA_AXIS, Devices
 
+# With `model.scan="auto"`, deeper networks are scanned: see experiments/results/benchmarks.
+DEEPEST_UNROLLED = 110
+
 
 class Experiment(NamedTuple):
     """The parts of a run, made and checked; nothing is compiled or written yet."""
@@ -55,6 +58,13 @@ def build(config: Mapping[str, Any]) -> Experiment:
     )
 
 
+def scans(config: schema.ModelConfig) -> bool:
+    """Whether the network that a config names has its blocks stacked."""
+    if config.scan == "auto":
+        return config.family != "vgg" and config.depth > DEEPEST_UNROLLED
+    return config.scan == "on"
+
+
 def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
     """The network that a config names. Raises UserError if its family has none such."""
     dtype = jnp.dtype(config.dtype)
@@ -63,6 +73,11 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
             raise UserError(
                 'Expected model.shortcut="none" and model.widths=() for VGG, got'
                 f" {config.shortcut!r} and {config.widths}."
+            )
+        if config.scan == "on" or config.remat:
+            raise UserError(
+                'Expected model.scan="auto" or "off" and model.remat=False for VGG, which has no'
+                f" blocks, got {config.scan!r} and {config.remat}."
             )
         return vgg.build_vgg(config.depth, num_classes, dtype)
     return build_resnet(
@@ -76,6 +91,8 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
         bn_epsilon=config.bn_epsilon,
         norm_axis=DATA_AXIS if config.bn_scope == "global" else None,
         dtype=dtype,
+        scan=scans(config),
+        remat=config.remat,
         conv_general_dilated=conv_general_dilated if jax.default_backend() == "cpu" else None,
     )
 

@@ -5,14 +5,14 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from resnet_flax import environment, experiment, hosts, metrics, schema, steps
-from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
+from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.data.order import batch_indices
 from resnet_flax.errors import (
@@ -29,7 +29,6 @@ from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State, Status
 from resnet_flax.tensorboard import EventFile
-from resnet_flax.transfer import transfer
 
 DONE: tuple[State, ...] = ("finished", "diverged")
 
@@ -195,9 +194,7 @@ class _Run:
             if self.config.init_from:  # From here on the other run may change.
                 self.checkpoints.save(0, state, {})
             return self.devices.replicate(state)
-        mean = sources.per_pixel_mean(self.built.train.images)
-        shapes = jax.eval_shape(self._init, np.uint32(0), mean)
-        state = self.checkpoints.restore_into(shapes, step)
+        state = self.checkpoints.restore_into(start.state_shapes(self.built), step)
         self.step = self.begun = self.saved = step
         self.progress.say(f"{self.folder.name}: resuming from step {self.step}.")
         return self.devices.replicate(state)
@@ -214,28 +211,10 @@ class _Run:
             )
         return -1
 
-    @functools.cached_property
-    def _init(self) -> Callable[[Any, Any], steps.TrainState]:
-        return functools.partial(steps.init_state, self.built.model, self.built.optimizer)
-
     def _initial_state(self) -> steps.TrainState:
-        """Raises UserError if `init_from` is no run's folder or does not fit."""
-        mean = sources.per_pixel_mean(self.built.train.images)
-        state = jax.jit(self._init)(np.uint32(self.config.seed), mean)
-        if not self.config.init_from:
-            return state
-        folder = RunFolder(self.config.init_from)
-        saved = Checkpoints(folder.checkpoints, say=self.progress.say)
-        step = saved.last_good()
-        step = hosts.agree(-1 if step is None else step)  # That run may still be on.
-        source = saved.restore(None if step < 0 else step)
-        try:
-            variables, left = transfer(state.variables, source, partial=self.config.init_partial)
-        except UserError as error:
-            raise UserError(f"config.init_from={self.config.init_from}: {error}") from error
-        line = f"{self.folder.name}: initialised from step {step} of {folder.path}"
-        self.progress.say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
-        return state.replace(**variables)
+        return start.initial_state(
+            self.built, lambda line: self.progress.say(f"{self.folder.name}: {line}")
+        )
 
     def _train(self, state: steps.TrainState, stop: StopRequest) -> State:
         """Trains to the end, a divergence or a stop; where it stops by request it can resume."""

@@ -1,10 +1,11 @@
 """Maps a step over the devices of all processes: the only file that says pmap and shard_map."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,6 +14,19 @@ from resnet_flax.errors import UserError
 # The mapped axis: steps take their means over it.
 DATA_AXIS = "data"
 Backend = Literal["pmap", "shard_map"]
+M = TypeVar("M")
+S = TypeVar("S")
+
+
+def means_and_sums(means: M, sums: S) -> tuple[M, S]:
+    """The mean of one tree and the sum of another over DATA_AXIS, by a single all-reduce.
+
+    Trees of arrays of any shapes; float32, or integers whose sums are below 2**24 and so exact.
+    """
+    flat, unravel = ravel_pytree((means, sums))
+    means, sums = unravel(jax.lax.psum(flat, DATA_AXIS))
+    count = jax.lax.axis_size(DATA_AXIS)
+    return jax.tree.map(lambda total: total / count, means), sums
 
 
 class Devices:

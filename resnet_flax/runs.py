@@ -13,6 +13,7 @@ from resnet_flax import experiment, schema, steps
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.data import augment
 from resnet_flax.errors import UserError
+from resnet_flax.models import stacking
 from resnet_flax.records import RunFolder
 
 
@@ -72,6 +73,8 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
     model = experiment.build_model(config.model, num_classes)
+    if experiment.scans(config.model):
+        variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, jax.random.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)
     return Run(config, model, variables, step, image_mean)

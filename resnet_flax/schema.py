@@ -53,6 +53,11 @@ class ModelConfig(Section):
     bn_epsilon: Annotated[float, Field(gt=0)]
     bn_scope: Literal["device", "global"]
     """Statistics over a device's images (running ones averaged), or over the global batch."""
+    scan: Literal["auto", "on", "off"] = "off"
+    """Whether the equal blocks of a stage are compiled once and looped over; the results are the
+    same up to rounding. `auto`: in networks of more than 110 layers."""
+    remat: bool = False
+    """Whether only the inputs of blocks are kept for the backward pass: slower, in less memory."""
 
 
 class OptimConfig(Section):

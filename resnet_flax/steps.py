@@ -15,7 +15,7 @@ from flax import struct
 
 from resnet_flax import metrics
 from resnet_flax.data import augment
-from resnet_flax.parallel import DATA_AXIS
+from resnet_flax.parallel import DATA_AXIS, means_and_sums
 
 
 class TrainState(struct.PyTreeNode):
@@ -81,9 +81,8 @@ def train_step(
         return loss, (logits, updates.get("batch_stats", {}))
 
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads, batch_stats = jax.lax.pmean((grads, batch_stats), DATA_AXIS)
-    mask = jnp.ones_like(batch.label, bool)
-    totals = jax.lax.psum(metrics.totals(logits, batch.label, mask), DATA_AXIS)
+    totals = metrics.totals(logits, batch.label, jnp.ones_like(batch.label, bool))
+    (grads, batch_stats), totals = means_and_sums((grads, batch_stats), totals)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return state.replace(
         step=state.step + 1,

@@ -5,6 +5,9 @@ import os
 import jax
 import pytest
 
+from resnet_flax import cpu
+
+cpu.keep_barriers()  # As every entry point does.
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

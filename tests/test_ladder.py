@@ -10,14 +10,15 @@ import pytest
 RUNGS = [
     {"errors"},
     {
-        "models.blocks", "models.conv", "data.digits", "data.augment", "data.order", "optim",
-        "metrics", "disk", "lock", "hosts", "parallel", "progress", "interrupt",
-        "environment", "tensorboard", "transfer",
+        "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
+        "data.order", "optim", "metrics", "disk", "lock", "hosts", "parallel", "progress",
+        "interrupt", "environment", "tensorboard", "transfer", "cpu",
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
     {"schema", "evaluation"},
     {"experiment"},
-    {"loop", "runs"},
+    {"start", "runs"},
+    {"loop"},
 ]  # fmt: skip
 FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem != "__init__")
 # Libraries with one importer.

@@ -1,14 +1,11 @@
-"""A convolution whose gradients are fast on CPU, also inside a loop over steps.
+"""A convolution that is fast on CPU, forward and backward, also inside a loop over steps.
 
 XLA's CPU convolution is fast in one layout only. The weight gradient as autodiff writes it is not
-in that layout, and inside a `lax.scan` it takes a path about 11 times slower; here it is written as
-transposes and one convolution in the fast layout. On maps of at most 3 columns, nine shifted copies
+in that layout, and inside a `lax.scan` takes a path more than ten times slower; here it is written
+as transposes and convolutions in the fast layout. On maps of at most 3 columns, nine shifted copies
 and a matrix product are faster still. It has reverse-mode derivatives only.
 
-Measured on 2 shared AMD EPYC cores, one device, float32, residual nets, batch 128, 2026-11-22, jax
-0.10.2, median ms a step, `nn.Conv` outside a loop against this in a scan of 8 steps: depth 20 at
-8x8 35.8 / 20.8, depth 56 at 8x8 135 / 75, depth 20 at 32x32 508 / 443; `nn.Conv` in a scan, depth
-20 at 8x8: 462.
+`experiments.benchmark` times it against `nn.Conv`: experiments/results/benchmarks.
 
 N, H, W, C: batch, height, width, input channels; O: output channels; k: kernel size; s: stride;
 p: padding.
@@ -24,6 +21,11 @@ from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MATMUL_COLUMNS = 3
+# Up to so many output channels, two columns are computed as twice the channels.
+PAIRED_CHANNELS = 16
+# A weight gradient is summed over parts of the batch that fit a core's cache, at most so many.
+CHUNK_BYTES = 2**19
+MAX_CHUNKS = 8
 
 
 def conv_general_dilated(
@@ -68,9 +70,27 @@ def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=LAYOUT
+    # The barriers keep XLA from fusing what surrounds a convolution into its operands' transposes,
+    # where the flag of `cpu.py` keeps XLA from dropping them.
+    return lax.optimization_barrier(_canonical(x, kernel, stride, ((pad, pad), (pad, pad))))
+
+
+def _canonical(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """A convolution in the fast layout."""
+    k, _, _, features = kernel.shape
+    columns = x.shape[2] + sum(padding[1]) - k + 1
+    if k == 1 or stride > 1 or columns % 2 or features > PAIRED_CHANNELS:
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
+        )
+    # Kernels one column apart, side by side, see two neighbouring outputs at once.
+    shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
+    pairs = lax.conv_general_dilated(
+        x, jnp.concatenate(shifted, axis=-1), (1, 2), padding, dimension_numbers=LAYOUT
     )
+    return pairs.reshape(*pairs.shape[:2], columns, features)
 
 
 def _conv_fwd(
@@ -87,25 +107,31 @@ def _conv_bwd(
     # As if the stride were 1: zeros between the rows and columns of dy.
     spread = (0, 0, stride - 1)
     dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
+    x, dy = lax.optimization_barrier((x, dy))
     # At a stride above 1 the last rows and columns of padded x may lie under no kernel.
     unseen = [x.shape[axis] + 2 * pad - (dy.shape[axis] + k - 1) for axis in (1, 2)]
     before = k - 1 - pad
-    dx = lax.conv_general_dilated(
-        dy,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        (1, 1),
-        [(before, before + rows) for rows in unseen],
-        dimension_numbers=LAYOUT,
-    )
-    # Channels as the batch, images as the channels, dy as the kernel.
-    dkernel = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        dy.transpose(1, 2, 0, 3),
-        (1, 1),
-        [(pad, pad - rows) for rows in unseen],
-        dimension_numbers=LAYOUT,
-    )
-    return dx, dkernel.transpose(1, 2, 0, 3)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    dx = _canonical(dy, flipped, 1, [(before, before + rows) for rows in unseen])
+    dkernel = _kernel_gradient(x, dy, [(pad, pad - rows) for rows in unseen])
+    return lax.optimization_barrier((dx, dkernel))
+
+
+def _kernel_gradient(x: jax.Array, dy: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
+    """[k, k, C, O]: channels as the batch, images as the channels, dy as the kernel."""
+    chunks = 1
+    while dy.nbytes > chunks * CHUNK_BYTES and chunks < MAX_CHUNKS and len(x) % (2 * chunks) == 0:
+        chunks *= 2
+    gradient = jnp.zeros((), dy.dtype)
+    for part, dy_part in zip(jnp.split(x, chunks), jnp.split(dy, chunks), strict=True):
+        gradient += lax.conv_general_dilated(
+            part.transpose(3, 1, 2, 0),
+            dy_part.transpose(1, 2, 0, 3),
+            (1, 1),
+            padding,
+            dimension_numbers=LAYOUT,
+        )
+    return gradient.transpose(1, 2, 0, 3)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

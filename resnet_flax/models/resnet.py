@@ -14,6 +14,7 @@ from flax import linen as nn
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
 from resnet_flax.models.blocks import BasicBlock, Block, BlockShortcut, BottleneckBlock
+from resnet_flax.models.stacking import scan_blocks
 
 Family = Literal["cifar", "imagenet"]
 Shortcut = Literal["none", "pad", "projection", "projection_all"]
@@ -56,6 +57,8 @@ class ResNet(nn.Module):
       `"projection_all"` (C), `"none"` (plain).
     - `norm_axis`: the device axis over which BN statistics are taken; None keeps them local.
     - `dtype`: of the computation; parameters, statistics and logits are float32.
+    - `scan`: whether the blocks of a stage after its first are one loop, see `stacking.py`.
+    - `remat`: whether the backward pass computes the inside of each block again, to save memory.
     - `conv_general_dilated`: computes the convolutions in place of XLA's, see `conv.py`.
     """
 
@@ -70,6 +73,8 @@ class ResNet(nn.Module):
     bn_epsilon: float = 1e-5
     norm_axis: str | None = None
     dtype: Any = jnp.float32
+    scan: bool = False
+    remat: bool = False
     conv_general_dilated: Callable | None = None
 
     @nn.compact
@@ -102,16 +107,27 @@ class ResNet(nn.Module):
         for stage, (count, width) in enumerate(
             zip(self.blocks_per_stage, self.widths, strict=True)
         ):
-            for i in range(count):
-                x = self.block(
-                    features=width,
+            block = partial(
+                # A loop is barrier enough against merging what is computed twice.
+                nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
+                features=width,
+                conv=conv,
+                norm=norm,
+                **self._block_fields(),
+            )
+            for i in range(1 if self.scan else count):
+                x = block(
                     stride=2 if stage > 0 and i == 0 else 1,
                     shortcut=self._block_shortcut(stage, i),
-                    conv=conv,
-                    norm=norm,
                     name=f"stage{stage + 1}_block{i + 1}",
-                    **self._block_fields(),
                 )(x)
+            if self.scan and count > 1:
+                rest = block(
+                    stride=1,
+                    shortcut=self._block_shortcut(stage, 1),
+                    name=f"stage{stage + 1}_blocks",
+                )
+                x = scan_blocks(rest, x, count - 1)
         x = GlobalAveragePool(name="global_average_pool")(x)
         return nn.Dense(self.num_classes, kernel_init=blocks.he_normal, name="fc")(x)
 

@@ -76,13 +76,13 @@ def test_two_sweeps_of_one_folder_leave_each_other_the_runs_they_are_at(
 def test_the_exit_status_and_the_last_line_say_what_is_missing(
     tiny_sweep, tmp_path, monkeypatch, capsys, state, status, goes_on
 ):
-    config = tiny_sweep | {"depths": (8,), "seeds": (0,)}
+    runs = grid.expand(tiny_sweep | {"depths": (8,), "seeds": (0,)})
 
     def run_sweep(runs, workdir):
         return {run.name: "finished" if run.kind == "plain" else state for run in runs}
 
     monkeypatch.setattr(sweep, "run_sweep", run_sweep)
-    assert sweep.sweep(config, tmp_path) == status
+    assert sweep.sweep(runs, tmp_path) == status
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"1 of 2 runs finished; 1 {state}.")
     assert ("The same command goes on." in last) == goes_on

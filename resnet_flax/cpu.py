@@ -1,0 +1,42 @@
+"""How XLA uses a CPU's cores; to be said before the first use of a device.
+
+These are defaults: JAX_NUM_CPU_DEVICES and XLA_FLAGS win where they are set. On another platform
+they change nothing.
+"""
+
+import os
+
+# Sec. 4.2 trains batches of 128 on two GPUs: batch normalisation sees no fewer images by default.
+SMALLEST_SHARE = 64
+# XLA otherwise drops the barriers of `models/conv.py`.
+_BARRIERS = "--xla_disable_hlo_passes"
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_cores(batch_size: int | None) -> None:
+    """Makes a virtual device of each core.
+
+    `batch_size`: of training; the devices then have equal shares of it, of SMALLEST_SHARE images or
+    more. None: nothing is trained.
+    """
+    import jax  # Not above: a report's entry point has none.
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        count = cores()
+        if batch_size is not None:
+            most = max(min(count, batch_size // SMALLEST_SHARE), 1)
+            count = max(n for n in range(1, most + 1) if batch_size % n == 0)
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def keep_barriers() -> None:
+    """Keeps `lax.optimization_barrier` in compiled programs."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _BARRIERS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_BARRIERS}=cse_barrier_expander".strip()

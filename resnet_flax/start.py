@@ -1,0 +1,66 @@
+"""The state that a run begins with."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnet_flax import experiment, hosts, steps
+from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.data import sources
+from resnet_flax.errors import UserError
+from resnet_flax.experiment import Experiment
+from resnet_flax.models import stacking
+from resnet_flax.records import RunFolder
+from resnet_flax.transfer import transfer
+
+
+def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainState:
+    """Before the first step, as host arrays.
+
+    Its parameters are those of the seed, whether the network is scanned or not, or those of
+    `config.init_from`, of which `say` hears. Raises UserError if that is no run's folder or does
+    not fit.
+    """
+    seed, mean = np.uint32(built.config.seed), sources.per_pixel_mean(built.train.images)
+    state = stacking.unstack(jax.device_get(jax.jit(_stacked(built))(seed, mean)))
+    if built.config.init_from:
+        state = state.replace(**_transferred(built, state.variables, say))
+    return stacking.stack(state) if experiment.scans(built.config.model) else state
+
+
+def state_shapes(built: Experiment) -> steps.TrainState:
+    """The shapes and dtypes of `initial_state`, found without computing it."""
+
+    def init(seed: jax.Array, mean: jax.Array) -> steps.TrainState:
+        state = _stacked(built)(seed, mean)
+        return state if experiment.scans(built.config.model) else stacking.unstack(state)
+
+    return jax.eval_shape(init, np.uint32(0), sources.per_pixel_mean(built.train.images))
+
+
+def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
+    """The initial state with stacked blocks, which compiles fast at any depth."""
+    is_vgg = built.config.model.family == "vgg"
+    model = built.model if is_vgg else built.model.clone(scan=True)
+    return functools.partial(steps.init_state, model, built.optimizer)
+
+
+def _transferred(
+    built: Experiment, variables: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """These variables with the arrays of `init_from`."""
+    folder = RunFolder(built.config.init_from)
+    saved = Checkpoints(folder.checkpoints, say=say)
+    step = saved.last_good()
+    step = hosts.agree(-1 if step is None else step)  # That run may still be on.
+    source = saved.restore(None if step < 0 else step)
+    try:
+        merged, left = transfer(variables, source, partial=built.config.init_partial)
+    except UserError as error:
+        raise UserError(f"config.init_from={built.config.init_from}: {error}") from error
+    line = f"initialised from step {step} of {folder.path}"
+    say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
+    return merged
