@@ -1,6 +1,5 @@
 """What a run ran on: the facts a sceptic asks for, and no path, name or address of a machine."""
 
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from resnet_flax import cpu
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array_record",
@@ -24,16 +25,12 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": _cpu_cores(),
+        "cpu_cores": cpu.cores(),
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
-
-
-def _cpu_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git_commit() -> str | None:

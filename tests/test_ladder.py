@@ -8,11 +8,11 @@ import pytest
 
 # A file imports only from lower rungs.
 RUNGS = [
-    {"errors"},
+    {"errors", "cpu"},
     {
         "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
         "data.order", "optim", "metrics", "disk", "lock", "hosts", "parallel", "progress",
-        "interrupt", "environment", "tensorboard", "transfer", "cpu",
+        "interrupt", "environment", "tensorboard", "transfer",
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
     {"schema", "evaluation"},

@@ -54,7 +54,10 @@ def conv_general_dilated(
         )
     if x.shape[2] <= MATMUL_COLUMNS:
         return _matmul_conv(x, kernel, stride, pad)
-    return _conv(x, kernel, stride, pad)
+    if stride > 1:
+        x, kernel = _space_to_depth(x, kernel, stride, pad)
+        pad = 0
+    return _conv(x, kernel, pad)
 
 
 def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
@@ -68,23 +71,45 @@ def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+def _space_to_depth(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int
+) -> tuple[jax.Array, jax.Array]:
+    """What convolved with stride 1 and no padding gives the same.
+
+    The s*s pixels between two places of the kernel become channels of one: x [N, H', W', s*s*C],
+    kernel [ceil(k/s), ceil(k/s), s*s*C, O].
+    """
+    (n, height, width, channels), (k, _, _, features) = x.shape, kernel.shape
+    taps = -(-k // stride)
+    rows, columns = ((side + 2 * pad - k) // stride + taps for side in (height, width))
+    after = (rows * stride - height - pad, columns * stride - width - pad)
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, ((0, 0, 0), (pad, after[0], 0), (pad, after[1], 0), (0, 0, 0)))
+    x = x.reshape(n, rows, stride, columns, stride, channels).swapaxes(2, 3)
+    spare = (0, taps * stride - k)
+    kernel = jnp.pad(kernel, (spare, spare, (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).swapaxes(1, 2)
+    channels *= stride**2
+    return (
+        x.reshape(n, rows, columns, channels),
+        kernel.reshape(taps, taps, channels, features),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     # The barriers keep XLA from fusing what surrounds a convolution into its operands' transposes,
     # where the flag of `cpu.py` keeps XLA from dropping them.
-    return lax.optimization_barrier(_canonical(x, kernel, stride, ((pad, pad), (pad, pad))))
+    return lax.optimization_barrier(_canonical(x, kernel, pad))
 
 
-def _canonical(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Sequence[tuple[int, int]]
-) -> jax.Array:
+def _canonical(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     """A convolution in the fast layout."""
     k, _, _, features = kernel.shape
-    columns = x.shape[2] + sum(padding[1]) - k + 1
-    if k == 1 or stride > 1 or columns % 2 or features > PAIRED_CHANNELS:
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
-        )
+    columns = x.shape[2] + 2 * pad - k + 1
+    padding = ((pad, pad), (pad, pad))
+    if k == 1 or columns % 2 or features > PAIRED_CHANNELS:
+        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
     # Kernels one column apart, side by side, see two neighbouring outputs at once.
     shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
     pairs = lax.conv_general_dilated(
@@ -94,30 +119,22 @@ def _canonical(
 
 
 def _conv_fwd(
-    x: jax.Array, kernel: jax.Array, stride: int, pad: int
+    x: jax.Array, kernel: jax.Array, pad: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, stride, pad), (x, kernel)
+    return _conv(x, kernel, pad), (x, kernel)
 
 
 def _conv_bwd(
-    stride: int, pad: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+    pad: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    k = kernel.shape[0]
-    # As if the stride were 1: zeros between the rows and columns of dy.
-    spread = (0, 0, stride - 1)
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread, spread, (0, 0, 0)))
     x, dy = lax.optimization_barrier((x, dy))
-    # At a stride above 1 the last rows and columns of padded x may lie under no kernel.
-    unseen = [x.shape[axis] + 2 * pad - (dy.shape[axis] + k - 1) for axis in (1, 2)]
-    before = k - 1 - pad
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _canonical(dy, flipped, 1, [(before, before + rows) for rows in unseen])
-    dkernel = _kernel_gradient(x, dy, [(pad, pad - rows) for rows in unseen])
-    return lax.optimization_barrier((dx, dkernel))
+    dx = _canonical(dy, flipped, len(kernel) - 1 - pad)
+    return lax.optimization_barrier((dx, _kernel_gradient(x, dy, pad)))
 
 
-def _kernel_gradient(x: jax.Array, dy: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
+def _kernel_gradient(x: jax.Array, dy: jax.Array, pad: int) -> jax.Array:
     """[k, k, C, O]: channels as the batch, images as the channels, dy as the kernel."""
     chunks = 1
     while dy.nbytes > chunks * CHUNK_BYTES and chunks < MAX_CHUNKS and len(x) % (2 * chunks) == 0:
@@ -128,7 +145,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, padding: list[tuple[int, int]]
             part.transpose(3, 1, 2, 0),
             dy_part.transpose(1, 2, 0, 3),
             (1, 1),
-            padding,
+            ((pad, pad), (pad, pad)),
             dimension_numbers=LAYOUT,
         )
     return gradient.transpose(1, 2, 0, 3)

@@ -1,0 +1,292 @@
+"""Step time, compile time, memory and start-up, in alternating runs, as a table and as JSON.
+
+python -m experiments.benchmark --suite=steps --against=torch --workdir=runs/benchmarks
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import benchmark_convolution, cli
+from experiments.benchmark_worker import Case
+from resnet_flax import environment
+from resnet_flax.errors import FaultError, UserError
+from resnet_flax.records import RunFolder, write_json
+
+Row = dict[str, Any]
+SHAPES = {
+    "depth 20, 32x32": {"depth": 20, "size": 32},
+    "depth 56, 32x32": {"depth": 56, "size": 32},
+    "depth 20, 28x28": {"depth": 20, "size": 28, "channels": 1},
+    "depth 20, 8x8": {"depth": 20, "size": 8, "channels": 1, "steps_per_dispatch": 12},
+}
+OURS = {
+    "ours": {},
+    "ours, one device": {"devices": 1},
+    "ours, scanned blocks": {"scan": True},
+    "ours, bfloat16": {"dtype": "bfloat16"},
+    "plain Flax, one device": {"kind": "flax", "devices": 1, "steps_per_dispatch": 1},
+}
+TORCH = {
+    "PyTorch eager": {"channels_last": False, "compile": ""},
+    "PyTorch eager, channels last": {"channels_last": True, "compile": ""},
+    "PyTorch compiled, channels last": {"channels_last": True, "compile": "default"},
+}
+ACCELERATOR = {
+    "CIFAR depth 20": {"depth": 20},
+    "CIFAR depth 56": {"depth": 56},
+    "CIFAR depth 110": {"depth": 110},
+    "ImageNet depth 50": {"family": "imagenet", "depth": 50, "size": 224, "batch_size": 256},
+}
+
+
+class Worker:
+    """A case in a process of its own, waiting to be told to run."""
+
+    def __init__(self, command: Sequence[str], case: dict[str, Any]):
+        # Each sets its own flags, and none takes all of a GPU's memory.
+        environment = os.environ | {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._process = subprocess.Popen(
+            [*command, json.dumps(case)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.built = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise FaultError(f"A benchmark process ended with status {self._process.wait()}.")
+        return line
+
+    def run(self) -> float:
+        """Milliseconds a step."""
+        assert self._process.stdin
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
+    """Builds all cases, then times them in turn; one row each."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, (command, case) in cases.items():
+            workers[name] = worker = Worker(command, case)
+            stack.callback(worker.close)
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                times[name].append(worker.run())
+        return [{"program": n, **w.built, **spread(times[n])} for n, w in workers.items()]
+
+
+def spread(values: list[float]) -> Row:
+    """Median, minimum and maximum of step times in ms."""
+    middle = statistics.median(values)
+    return {"step_ms": middle, "min_ms": min(values), "max_ms": max(values), "runs": len(values)}
+
+
+OUR_WORKER = (sys.executable, "-m", "experiments.benchmark_worker")
+
+
+def ours(**fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
+    return OUR_WORKER, Case(**fields)._asdict()
+
+
+def theirs(python: str, **fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
+    layout = {name: fields.pop(name) for name in ("channels_last", "compile")}
+    return (python, "experiments/benchmark_torch.py"), Case(**fields)._asdict() | layout
+
+
+def measure_steps(rounds: int, torch: str | None) -> Iterator[Row]:
+    """The same step by ours, plain Flax and PyTorch, over depths and image sizes."""
+    for shape, fields in SHAPES.items():
+        cases = {name: ours(**fields | more) for name, more in OURS.items()}
+        if torch:
+            cases |= {name: theirs(torch, **fields, **more) for name, more in TORCH.items()}
+        rows = alternate(cases, rounds)
+        for row in rows:
+            yield {"shape": shape, **row, "ours_is_times_as_fast": _ratio(row, rows[0])}
+
+
+def _ratio(row: Row, ours: Row) -> float:
+    return row["step_ms"] / ours["step_ms"]
+
+
+def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iterator[Row]:
+    """bfloat16 against PyTorch with automatic mixed precision; a small batch is for trying it."""
+    modes = TORCH | {"PyTorch CUDA graphs": {"channels_last": True, "compile": "reduce-overhead"}}
+    for net, fields in ACCELERATOR.items():
+        fields = {"dtype": "bfloat16", **fields}
+        if batch_size:
+            fields["batch_size"] = batch_size
+        cases = {"ours": ours(**fields), "ours, scanned blocks": ours(**fields, scan=True)}
+        if torch:
+            cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
+        rows = alternate(cases, rounds)
+        for row in rows:
+            rate = fields.get("batch_size", 128) / row["step_ms"] * 1000
+            yield {"net": net, **row, "images_per_s": rate, "ours_is": _ratio(row, rows[0])}
+
+
+def measure_depth(rounds: int) -> Iterator[Row]:
+    """Trace, compile, step and memory by depth, on 8x8 images."""
+    small = {"size": 8, "channels": 1, "steps_per_dispatch": 2}
+    for depth in (20, 56, 110, 1202):
+        cases = {
+            "unrolled": ours(depth=depth, **small),
+            "scanned": ours(depth=depth, scan=True, **small),
+            "scanned, rematerialised": ours(depth=depth, scan=True, remat=True, **small),
+        }
+        for row in alternate(cases, rounds if depth < 1000 else 3):
+            yield {"depth": depth, **row}
+
+
+def measure_memory() -> Iterator[Row]:
+    """What compiled 32x32 programs need besides parameters and data, by XLA's own account."""
+    for depth in (20, 110, 1202):
+        for name, fields in {
+            "unrolled": {"scan": False},
+            "scanned": {"scan": True},
+            "scanned, rematerialised": {"scan": True, "remat": True},
+        }.items():
+            if depth < 1000 or fields["scan"]:
+                worker = Worker(*ours(depth=depth, compile_only=True, **fields))
+                yield {"depth": depth, "program": name, **worker.built}
+                worker.close()
+
+
+def measure_seeds(rounds: int) -> Iterator[Row]:
+    """Several seeds as one program (vmap) against one after another; milliseconds a seed."""
+    for depth in (8, 20, 56):
+        small = {"depth": depth, "size": 8, "channels": 1}
+        cases = {f"{n} seeds": ours(seeds=n, **small) for n in (1, 2, 4)}
+        for count, row in zip((1, 2, 4), alternate(cases, rounds), strict=True):
+            yield {"depth": depth, **row, "ms_per_seed": row["step_ms"] / count}
+
+
+def measure_start(rounds: int) -> Iterator[Row]:
+    """Seconds from the command to the end of the first 12 steps, digits."""
+    for net in ("resnet20", "plain56"):
+        with tempfile.TemporaryDirectory() as folder:
+            times: dict[str, list[float]] = {"cold": [], "warm": []}
+            for i in range(rounds):
+                for kind, seconds in times.items():
+                    cache = Path(folder, f"cache{i}")
+                    seconds.append(_first_record(net, Path(folder, f"{i}-{kind}"), cache))
+        for kind, seconds in times.items():
+            middle, runs = statistics.median(seconds), len(seconds)
+            row = {"net": net, "compilation_cache": kind, "s": middle}
+            yield row | {"min_s": min(seconds), "max_s": max(seconds), "runs": runs}
+
+
+def _first_record(net: str, folder: Path, cache: Path) -> float:
+    flags = [f"--config=configs/digits.py:{net}", f"--workdir={folder}"]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *flags], env=env, stdout=subprocess.DEVNULL
+    )
+    while not (metrics := folder / "metrics.jsonl").exists() or not metrics.stat().st_size:
+        if process.poll() is not None:
+            raise FaultError(f"Training {net} ended with status {process.returncode}.")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    process.kill() if cache.exists() and "warm" in folder.name else process.wait()
+    process.wait()
+    return seconds
+
+
+def measure_epoch(rounds: int) -> Iterator[Row]:
+    """The loop's time for a step, records and checkpoints included, against the device's own."""
+    for net in ("resnet20", "resnet56"):
+        fields = {"depth": int(net[6:]), "size": 8, "channels": 1, "steps_per_dispatch": 12}
+        worker, whole, device = Worker(*ours(**fields)), [], []
+        with tempfile.TemporaryDirectory() as folder:
+            for i in range(rounds):
+                device += [worker.run() for _ in range(5)]
+                workdir = Path(folder, str(i))
+                subprocess.run(
+                    [sys.executable, "-m", "experiments.train", f"--workdir={workdir}"]
+                    + [f"--config=configs/digits.py:{net}"],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
+                records = [r for r in RunFolder(workdir).metrics() if r["kind"] == "train"]
+                whole += [128e3 / r["images_per_second"] for r in records[1:]]
+        worker.close()
+        loop, step = statistics.median(whole), statistics.median(device)
+        yield {"net": net, "loop_ms": loop, "device_ms": step, "ratio": loop / step}
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table of rows that may differ in their columns."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |"]
+    lines.append("|---" * len(columns) + "|")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        shown = (f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells)
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main(args: flags.FlagValues) -> None:
+    rounds = args.rounds
+    torch = None
+    if args.against == "torch":
+        torch = args.torch_python
+        if not Path(torch).exists():
+            raise UserError(f"Expected --torch_python, a Python with PyTorch, got {torch}.")
+    suites: dict[str, Callable[[], Iterator[Row]]] = {
+        "steps": lambda: measure_steps(rounds, torch),
+        "depth": lambda: measure_depth(rounds),
+        "memory": measure_memory,
+        "seeds": lambda: measure_seeds(rounds),
+        "start": lambda: measure_start(rounds),
+        "epoch": lambda: measure_epoch(rounds),
+        "convolution": lambda: benchmark_convolution.measure(rounds),
+        "accelerator": lambda: measure_accelerator(rounds, torch, args.batch_size),
+    }
+    rows = []
+    for row in suites[args.suite]():
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    facts = environment.describe()
+    folder = Path(args.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
+    write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
+    table = f"{markdown(rows)}\n"
+    where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
+    head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"
+    (folder / f"{args.suite}.md").write_text(head + table)
+    print(table)
+
+
+if __name__ == "__main__":
+    names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution", "accelerator"]
+    flags.DEFINE_enum("suite", "steps", names, "What to measure.")
+    flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
+    flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "`make benchmark` makes it.")
+    flags.DEFINE_integer("rounds", 11, "Alternating runs.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 0, "Of the accelerator suite; 0: 128 and 256.")
+    cli.run(main, config=False, workdir="Where tables and JSON are written.")
