@@ -8,8 +8,10 @@ CONFIG ?= configs/degradation.py:digits
 WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
 BIN := .venv/bin
 PREPARE := .venv-prepare
+TORCH := .venv-torch
+SUITES ?= steps depth memory start epoch seeds convolution
 
-.PHONY: sweep test slow soak prepare cifar10 lock
+.PHONY: sweep test slow soak benchmark prepare cifar10 lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -27,6 +29,11 @@ slow: .venv/installed-dev
 soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
+# Half an hour on 2 cores; SUITES=accelerator for a GPU or TPU.
+benchmark: .venv/installed $(TORCH)/installed
+	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
+	  --torch_python=$(TORCH)/bin/python --workdir=runs/benchmarks || exit 1; done
+
 # TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
 prepare: $(PREPARE)/installed
 	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
@@ -40,7 +47,7 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate requirements-dev.txt -o requirements.lock
 
-.venv/bin/python $(PREPARE)/bin/python:
+.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(@D)/..
@@ -55,4 +62,8 @@ lock: .venv/installed-dev
 
 $(PREPARE)/installed: requirements-prepare.txt | $(PREPARE)/bin/python
 	$(PREPARE)/bin/python -m pip install --quiet -r requirements-prepare.txt
+	touch $@
+
+$(TORCH)/installed: requirements-torch.txt | $(TORCH)/bin/python
+	$(TORCH)/bin/python -m pip install --quiet -r requirements-torch.txt
 	touch $@

@@ -3,7 +3,6 @@
 python -m experiments.benchmark --suite=steps --against=torch --workdir=runs/benchmarks
 """
 
-import contextlib
 import json
 import os
 import statistics
@@ -11,19 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from absl import flags
 
-from experiments import benchmark_convolution, cli
+from experiments import benchmark_convolution, cli, describe, figures
+from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
 from resnet_flax import environment
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.models.resnet import build_resnet
 from resnet_flax.records import RunFolder, write_json
 
-Row = dict[str, Any]
 SHAPES = {
     "depth 20, 32x32": {"depth": 20, "size": 32},
     "depth 56, 32x32": {"depth": 56, "size": 32},
@@ -48,72 +48,6 @@ ACCELERATOR = {
     "CIFAR depth 110": {"depth": 110},
     "ImageNet depth 50": {"family": "imagenet", "depth": 50, "size": 224, "batch_size": 256},
 }
-
-
-class Worker:
-    """A case in a process of its own, waiting to be told to run."""
-
-    def __init__(self, command: Sequence[str], case: dict[str, Any]):
-        # Each sets its own flags, and none takes all of a GPU's memory.
-        environment = os.environ | {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._process = subprocess.Popen(
-            [*command, json.dumps(case)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.built = json.loads(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise FaultError(f"A benchmark process ended with status {self._process.wait()}.")
-        return line
-
-    def run(self) -> float:
-        """Milliseconds a step."""
-        assert self._process.stdin
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
-    """Builds all cases, then times them in turn; one row each."""
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for name, (command, case) in cases.items():
-            workers[name] = worker = Worker(command, case)
-            stack.callback(worker.close)
-        times: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(rounds):
-            for name, worker in workers.items():
-                times[name].append(worker.run())
-        return [{"program": n, **w.built, **spread(times[n])} for n, w in workers.items()]
-
-
-def spread(values: list[float]) -> Row:
-    """Median, minimum and maximum of step times in ms."""
-    middle = statistics.median(values)
-    return {"step_ms": middle, "min_ms": min(values), "max_ms": max(values), "runs": len(values)}
-
-
-OUR_WORKER = (sys.executable, "-m", "experiments.benchmark_worker")
-
-
-def ours(**fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
-    return OUR_WORKER, Case(**fields)._asdict()
-
-
-def theirs(python: str, **fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
-    layout = {name: fields.pop(name) for name in ("channels_last", "compile")}
-    return (python, "experiments/benchmark_torch.py"), Case(**fields)._asdict() | layout
 
 
 def measure_steps(rounds: int, torch: str | None) -> Iterator[Row]:
@@ -142,9 +76,19 @@ def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iter
         if torch:
             cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
         rows = alternate(cases, rounds)
+        flops = 6 * _multiply_adds(Case(**fields))  # Forward, and twice as many backward.
         for row in rows:
             rate = fields.get("batch_size", 128) / row["step_ms"] * 1000
-            yield {"net": net, **row, "images_per_s": rate, "ours_is": _ratio(row, rows[0])}
+            rates = {"images_per_s": rate, "tflop_per_s": rate * flops / 1e12}
+            yield {"net": net, **row, **rates, "ours_is_times_as_fast": _ratio(row, rows[0])}
+
+
+def _multiply_adds(case: Case) -> int:
+    """Of one image."""
+    classes = 1000 if case.family == "imagenet" else 10
+    model = build_resnet(case.family, case.depth, case.shortcut, num_classes=classes)
+    image_shape = (case.size, case.size, case.channels)
+    return describe.totals(describe.layer_table(model, image_shape))[1]
 
 
 def measure_depth(rounds: int) -> Iterator[Row]:
@@ -280,13 +224,19 @@ def main(args: flags.FlagValues) -> None:
     head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"
     (folder / f"{args.suite}.md").write_text(head + table)
     print(table)
+    if args.suite == "depth":
+        figures.save_costs(pd.DataFrame(rows), [folder / "depth.png", folder / "depth.svg"])
 
 
 if __name__ == "__main__":
     names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution", "accelerator"]
     flags.DEFINE_enum("suite", "steps", names, "What to measure.")
     flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
-    flags.DEFINE_string("torch_python", ".venv-torch/bin/python", "`make benchmark` makes it.")
+    flags.DEFINE_string(
+        "torch_python",
+        ".venv-torch/bin/python",
+        "A Python with PyTorch: `make benchmark`.",
+    )
     flags.DEFINE_integer("rounds", 11, "Alternating runs.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 0, "Of the accelerator suite; 0: 128 and 256.")
     cli.run(main, config=False, workdir="Where tables and JSON are written.")

@@ -65,9 +65,9 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
     ours = case.kind == "ours"
     hook = conv_general_dilated if ours and jax.default_backend() == "cpu" else None
     model = build_resnet(
-        case.family,  # type: ignore[arg-type]
+        case.family,
         case.depth,
-        case.shortcut,  # type: ignore[arg-type]
+        case.shortcut,
         num_classes=1000 if case.family == "imagenet" else 10,
         dtype=jnp.dtype(case.dtype),
         scan=case.scan,

@@ -78,6 +78,32 @@ def save_curves(curves: pd.DataFrame, paths: list[Path]) -> None:
         _save(figure, paths)
 
 
+def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
+    """Step time, time to compile and memory against depth, both axes logarithmic."""
+    panels = {
+        "step_ms": "step, ms",
+        "build_s": "trace and compile, s",
+        "temporary_mb": "memory beside the state, MiB",
+    }
+    costs = costs.assign(build_s=costs["trace_s"] + costs["compile_s"])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 3.8), layout="constrained")
+        for axes, (column, label) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
+            for (program, rows), style in zip(
+                costs.groupby("program", sort=False), itertools.cycle(KIND_STYLES), strict=False
+            ):
+                axes.loglog(rows["depth"], rows[column], label=program, linewidth=2, **style)
+            depths = sorted(costs["depth"].unique())
+            axes.set_xticks(depths, [str(depth) for depth in depths])
+            axes.minorticks_off()
+            axes.set_xlabel("depth (weighted layers)")
+            axes.set_title(label)
+        axes.legend(frameon=False)
+        _save(figure, paths)
+
+
 def _counts(n: pd.Series) -> str:
     return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
 

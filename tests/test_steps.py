@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -140,3 +141,20 @@ def test_augmentation_depends_on_the_seed_and_the_step():
     losses = [loss(0, 1), loss(0, 2), loss(1, 1)]
     assert len(set(losses)) == 3
     assert loss(0, 1) == losses[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_statistics_and_totals_are_one_all_reduce(backend):
+    devices = Devices(backend, jax.devices()[:2])
+    step = functools.partial(
+        steps.train_steps,
+        model=model(scope="device"),
+        optimizer=OPTIMIZER,
+        pad=1,
+        flip=True,
+        log_every=9,
+    )
+    mapped = devices.map(step, (False, False, True))
+    data, state = devices.replicate((steps.Images(IMAGES, LABELS), host_state(model("device"))))
+    program = mapped.lower(state, data, devices.shard(np.zeros((3, 8), np.int32))).compile()
+    assert len(re.findall(r" all-reduce(?:-start)?\(", program.as_text())) == 1

@@ -139,7 +139,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, pad: int) -> jax.Array:
     chunks = 1
     while dy.nbytes > chunks * CHUNK_BYTES and chunks < MAX_CHUNKS and len(x) % (2 * chunks) == 0:
         chunks *= 2
-    gradient = jnp.zeros((), dy.dtype)
+    gradient = jnp.zeros((), jnp.promote_types(dy.dtype, jnp.float32))
     for part, dy_part in zip(jnp.split(x, chunks), jnp.split(dy, chunks), strict=True):
         gradient += lax.conv_general_dilated(
             part.transpose(3, 1, 2, 0),
@@ -148,7 +148,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, pad: int) -> jax.Array:
             ((pad, pad), (pad, pad)),
             dimension_numbers=LAYOUT,
         )
-    return gradient.transpose(1, 2, 0, 3)
+    return gradient.astype(dy.dtype).transpose(1, 2, 0, 3)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

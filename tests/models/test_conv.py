@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from resnet_flax.models import conv
 from resnet_flax.models.conv import conv_general_dilated
 
 # Both sides of the switch to a matrix product, even and odd, square and not, one pixel.
@@ -13,11 +14,18 @@ KINDS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3), (5, 2, 3), (3, 1
 
 
 @pytest.mark.parametrize("size", SIZES)
+# On both sides of PAIRED_CHANNELS.
+@pytest.mark.parametrize("features", [5, 17])
 @pytest.mark.parametrize("kernel, stride, padding", KINDS)
-def test_values_and_gradients_are_those_of_flaxs_convolution(size, kernel, stride, padding):
+@pytest.mark.parametrize("chunk_bytes", [1, conv.CHUNK_BYTES])
+def test_values_and_gradients_are_those_of_flaxs_convolution(
+    monkeypatch, size, kernel, stride, padding, features, chunk_bytes
+):
+    monkeypatch.setattr(conv, "CHUNK_BYTES", chunk_bytes)
     with jax.enable_x64():
-        x = jax.random.normal(jax.random.key(0), (3, *size, 4), jnp.float64)
-        theirs = nn.Conv(5, (kernel, kernel), stride, padding, param_dtype=jnp.float64)
+        # 6 images are two chunks of 3.
+        x = jax.random.normal(jax.random.key(0), (6, *size, 4), jnp.float64)
+        theirs = nn.Conv(features, (kernel, kernel), stride, padding, param_dtype=jnp.float64)
         ours = theirs.clone(conv_general_dilated=conv_general_dilated)
         variables = theirs.init(jax.random.key(1), x)
         weights = jax.random.normal(jax.random.key(2), theirs.apply(variables, x).shape)

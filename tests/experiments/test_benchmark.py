@@ -1,0 +1,48 @@
+import pandas as pd
+import pytest
+
+from experiments import benchmark, figures
+from experiments.benchmark_runs import alternate, ours, spread
+from resnet_flax.errors import FaultError
+
+TINY = {"depth": 8, "size": 8, "channels": 1, "batch_size": 8, "devices": 2}
+
+
+def test_programs_are_built_and_timed_in_turn():
+    cases = {"scanned": ours(scan=True, **TINY), "flax": ours(kind="flax", **TINY | {"devices": 1})}
+    rows = alternate(cases, rounds=3)
+    assert [row["program"] for row in rows] == ["scanned", "flax"]
+    assert [row["devices"] for row in rows] == [2, 1]
+    assert rows[0]["all_reduces"] == 1
+    for row in rows:
+        assert row["runs"] == 3
+        assert 0 < row["min_ms"] <= row["step_ms"] <= row["max_ms"]
+        assert min(row["trace_s"], row["compile_s"], row["temporary_mb"]) > 0
+
+
+def test_a_program_that_fails_ends_the_measurement():
+    with pytest.raises(FaultError, match="ended with status 1"):
+        alternate({"odd": ours(**TINY | {"depth": 9})}, rounds=1)
+
+
+def test_the_middle_is_the_median():
+    assert spread([5.0, 1.0, 3.0]) == {"step_ms": 3.0, "min_ms": 1.0, "max_ms": 5.0, "runs": 3}
+
+
+def test_rows_of_other_columns_share_a_table():
+    table = benchmark.markdown([{"depth": 20, "step_ms": 1.234}, {"depth": 56, "note": "none"}])
+    assert table.splitlines() == [
+        "| depth | step ms | note |",
+        "|---|---|---|",
+        "| 20 | 1.23 |  |",
+        "| 56 |  | none |",
+    ]
+
+
+def test_costs_are_drawn_against_depth(tmp_path):
+    costs = {"step_ms": 1.0, "trace_s": 1.0, "compile_s": 2.0, "temporary_mb": 3.0}
+    rows = [{"depth": d, "program": p, **costs} for d in (20, 56) for p in ("unrolled", "scanned")]
+    figures.save_costs(pd.DataFrame(rows), [tmp_path / "costs.svg"])
+    drawn = (tmp_path / "costs.svg").read_text()
+    assert "unrolled" in drawn
+    assert "scanned" in drawn
