@@ -34,7 +34,9 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise FaultError(f"A benchmark process ended with status {self._process.wait()}.")
+            status = self._process.wait()
+            self.close()
+            raise FaultError(f"A benchmark process ended with status {status}.")
         return line
 
     def run(self) -> float:
@@ -46,7 +48,7 @@ class Worker:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # Closes its pipes too.
 
 
 def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
