@@ -217,7 +217,8 @@ def main(args: flags.FlagValues) -> None:
     facts = environment.describe()
     folder = Path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
+    against = f" --against={args.against}" if torch else ""  # And no path of this machine.
+    command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
     write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = f"{markdown(rows)}\n"
     where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
