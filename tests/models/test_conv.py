@@ -14,10 +14,9 @@ KINDS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3), (5, 2, 3), (3, 1
 
 
 @pytest.mark.parametrize("size", SIZES)
-# On both sides of PAIRED_CHANNELS.
-@pytest.mark.parametrize("features", [5, 17])
+# On both sides of PAIRED_CHANNELS, and the weight gradient in parts or whole.
+@pytest.mark.parametrize("features, chunk_bytes", [(5, conv.CHUNK_BYTES), (17, 1)])
 @pytest.mark.parametrize("kernel, stride, padding", KINDS)
-@pytest.mark.parametrize("chunk_bytes", [1, conv.CHUNK_BYTES])
 def test_values_and_gradients_are_those_of_flaxs_convolution(
     monkeypatch, size, kernel, stride, padding, features, chunk_bytes
 ):
