@@ -18,6 +18,9 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
     config.warmup_from_depth = 110
     if data == "digits":
         config.run = digits.get_config()
+        # On such small maps both save time on a CPU: experiments/results/benchmarks/depth.md.
+        config.run.model.scan = "on"
+        config.run.model.remat = True
         config.depths = (8, 20, 32, 44, 56)
         config.seeds = (0, 1)
     elif data == "cifar10":

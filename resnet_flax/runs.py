@@ -72,8 +72,10 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
         batch = np.zeros((1, *image_mean.shape), np.float32)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
-    model = experiment.build_model(config.model, num_classes)
-    if experiment.scans(config.model):
+    # Each block by its name, however it was trained; very deep networks would compile for minutes.
+    net = config.model.model_copy(update={"scan": "auto", "remat": False})
+    model = experiment.build_model(net, num_classes)
+    if experiment.scans(net):
         variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, jax.random.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)

@@ -57,7 +57,7 @@ class ModelConfig(Section):
     """Whether the equal blocks of a stage are compiled once and looped over; the results are the
     same up to rounding. `auto`: in networks of more than 110 layers."""
     remat: bool = False
-    """Whether only the inputs of blocks are kept for the backward pass: slower, in less memory."""
+    """Whether only the inputs of blocks are kept for the backward pass, to save memory."""
 
 
 class OptimConfig(Section):

@@ -68,22 +68,25 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
-def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(two_blocks, tmp_path, capsys):
+def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
+    two_blocks, tmp_path, capsys, monkeypatch
+):
     config = two_blocks | {"init_partial": False}
     loop.train_and_evaluate(scanned(config), tmp_path / "scanned")
     unrolled = scanned(config, "off") | {"init_from": str(tmp_path / "scanned")}
     state = initial(unrolled)
     assert "left over: nothing" in capsys.readouterr().out
     run = load_run(tmp_path / "scanned")
-    assert stacking.is_stacked(run.variables)
-    jax.tree.map(
-        np.testing.assert_array_equal, stacking.unstack(run.variables)["params"], state.params
-    )
+    jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.params)
+    monkeypatch.setattr(experiment, "DEEPEST_UNROLLED", 8)
+    deep = load_run(tmp_path / "scanned")
+    assert stacking.is_stacked(deep.variables)
     built = experiment.build(unrolled)
     images = built.test.images
     logits = built.model.apply(state.variables, run.normalize(images))
     # 1e-5: probabilities; float32 sums in another order.
-    np.testing.assert_allclose(jax.nn.softmax(logits), run.predict(images), atol=1e-5)
+    for loaded in (run, deep):
+        np.testing.assert_allclose(jax.nn.softmax(logits), loaded.predict(images), atol=1e-5)
 
 
 def test_deep_networks_are_scanned_by_themselves():
