@@ -79,7 +79,7 @@ def save_curves(curves: pd.DataFrame, paths: list[Path]) -> None:
 
 
 def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
-    """Step time, time to compile and memory against depth, both axes logarithmic."""
+    """Step time, time to compile and memory against depth, logarithmic but for compilation."""
     panels = {
         "step_ms": "step, ms",
         "build_s": "trace and compile, s",
@@ -95,6 +95,9 @@ def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
                 costs.groupby("program", sort=False), itertools.cycle(KIND_STYLES), strict=False
             ):
                 axes.loglog(rows["depth"], rows[column], label=program, linewidth=2, **style)
+            if column == "build_s":
+                axes.set_yscale("linear")
+                axes.set_ylim(bottom=0)
             depths = sorted(costs["depth"].unique())
             axes.set_xticks(depths, [str(depth) for depth in depths])
             axes.minorticks_off()
