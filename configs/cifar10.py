@@ -63,4 +63,9 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.data.eval_batch_size = 1_000
     config.data.pad = 4
     config.data.flip = True
+    config.data.crop = "none"
+    config.data.image_size = 224
+    config.data.shorter_side = (256, 480)
+    config.data.channel_mean = (123.675, 116.28, 103.53)
+    config.data.color = False
     return config

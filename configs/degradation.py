@@ -2,6 +2,7 @@
 
 - `digits`: 20 runs of 20 epochs on the embedded set; minutes on a laptop. `make sweep` runs it.
 - `cifar10`: Sec. 4.2 and Fig. 6, 64k steps a run; for an accelerator.
+- `imagenet`: Sec. 4.1 and Fig. 4, plain and residual 18 and 34; for several accelerators.
 Command: python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
 Expected: the training error of plain networks rises with depth, that of residual ones does not.
 Measured: see README.md.
@@ -9,7 +10,7 @@ Measured: see README.md.
 
 import ml_collections
 
-from configs import cifar10, digits
+from configs import cifar10, digits, imagenet
 
 
 def get_config(data: str = "digits") -> ml_collections.ConfigDict:
@@ -27,6 +28,10 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
         config.run = cifar10.get_config("resnet110")
         config.depths = (20, 32, 44, 56, 110)
         config.seeds = (0, 1, 2)
+    elif data == "imagenet":
+        config.run = imagenet.get_config("resnet34")
+        config.depths = (18, 34)
+        config.seeds = (0,)
     else:
-        raise ValueError(f"Expected digits or cifar10, got {data!r}.")
+        raise ValueError(f"Expected digits, cifar10 or imagenet, got {data!r}.")
     return config

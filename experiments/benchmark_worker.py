@@ -96,6 +96,7 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         optimizer=optimizer,
         pad=4 if case.size >= 28 else 0,
         flip=case.size >= 28,
+        color=False,
         log_every=1000,
     )
     if case.seeds > 1:

@@ -6,13 +6,11 @@ python -m experiments.evaluate --workdir=runs/plain56 --split=train
 from absl import flags
 
 from experiments import cli
-from resnet_flax import cpu
-from resnet_flax.data import sources
+from resnet_flax import cpu, experiment
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
 from resnet_flax.runs import load_run, saved_steps
-from resnet_flax.steps import Images
 
 
 def score(workdir: str, step: int | None, split: str | None) -> None:
@@ -20,11 +18,10 @@ def score(workdir: str, step: int | None, split: str | None) -> None:
     run = load_run(workdir, step)
     data = run.config.data
     split = split or data.test_split
-    images, labels, _ = sources.load_split(data.name, split, data.data_dir)
     devices = Devices(run.config.parallel)
+    feed = experiment.feed(experiment.open_split(data, split), devices, print)
     evaluate = Evaluator(run.model, devices, data.eval_batch_size)
-    resident = devices.replicate(Images(images, labels))
-    scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), resident)
+    scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), feed)
     print(
         f"step {run.step}  {data.name} {split}: error {scores['error']:.2%}  loss"
         f" {scores['loss']:.4f}  images {scores['images']}"

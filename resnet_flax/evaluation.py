@@ -1,27 +1,16 @@
 """Scores every image of a split exactly once, on any number of devices."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 
 from resnet_flax import metrics
+from resnet_flax.feed import Feed
 from resnet_flax.parallel import Devices
-from resnet_flax.steps import Images, eval_step
-
-
-def padded_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices [batch_size] int32, mask [batch_size] bool): every index below `size` once.
-
-    The last batch is padded with image 0, masked out, so that all batches have one shape.
-    """
-    for start in range(0, size, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
-        mask = indices < size
-        yield np.where(mask, indices, 0), mask
+from resnet_flax.steps import eval_step
 
 
 class Evaluator:
@@ -37,20 +26,19 @@ class Evaluator:
         self,
         variables: Any,
         image_mean: jax.Array,
-        data: Images,
+        feed: Feed,
         before_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """Loss (nats) and error (fraction) over all images of `data`, and their count.
+        """Loss (nats) and error (fraction) over all images of `feed`, and their count.
 
         `before_batch` may raise to end it; it is called at most two batches ahead of the devices.
         """
         merged = metrics.zeros()
-        size, count = data.images.shape[0], len(self.devices.devices)
-        batch_size = -(-min(self.batch_size, size) // count) * count
-        for indices, mask in padded_batches(size, batch_size):
-            before_batch()
-            share = self.devices.shard(indices), self.devices.shard(mask)
-            jax.block_until_ready(merged)
-            totals = self._step(variables, image_mean, data, *share)
-            merged = metrics.Totals(*(a + b for a, b in zip(merged, totals, strict=True)))
+        batch_size = self.devices.rounded_up(min(self.batch_size, feed.size))
+        with feed.evaluation(batch_size) as batches:
+            for fed, mask in batches:
+                before_batch()
+                jax.block_until_ready(merged)
+                totals = self._step(variables, image_mean, feed.resident, fed, mask)
+                merged = metrics.Totals(*(a + b for a, b in zip(merged, totals, strict=True)))
         return {**metrics.means(merged), "images": int(merged.images)}

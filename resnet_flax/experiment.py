@@ -3,7 +3,7 @@
 Everything below this file takes typed arguments, not the config.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,10 @@ from flax import linen as nn
 
 from resnet_flax import optim, schema
 from resnet_flax.data import sources
+from resnet_flax.data.sources import Split
+from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
+from resnet_flax.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.models import vgg
 from resnet_flax.models.conv import conv_general_dilated
 from resnet_flax.models.resnet import build_resnet
@@ -31,8 +34,8 @@ class Experiment(NamedTuple):
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     devices: Devices
-    train: sources.Split
-    test: sources.Split
+    train: Split | Stream
+    test: Split | Stream
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -43,9 +46,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     build_model(parsed.model, num_classes=1)
     devices = Devices(parsed.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
-    train = sources.load_split(data.name, data.train_split, data.data_dir)
-    test = sources.load_split(data.name, data.test_split, data.data_dir)
-    check_image_shape(parsed.model, train.images.shape[1:])
+    train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
+    check_image_shape(parsed.model, train.image_shape)
     schedule = build_schedule(parsed.optim)
     return Experiment(
         config=parsed,
@@ -56,6 +58,21 @@ def build(config: Mapping[str, Any]) -> Experiment:
         train=train,
         test=test,
     )
+
+
+def open_split(config: schema.DataConfig, split: str) -> Split | Stream:
+    """A split in memory, or one to be read as needed if crops are cut from its images."""
+    if config.crop == "none":
+        return sources.load_split(config.name, split, config.data_dir)
+    crops = Crops(config.crop, config.image_size, config.shorter_side)
+    return open_stream(config.name, split, crops, config.channel_mean, config.data_dir)
+
+
+def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) -> Feed:
+    """What the steps take from a split; `say` hears of damaged images."""
+    if isinstance(split, Stream):
+        return StreamFeed(split, devices, say)
+    return ResidentFeed(split, devices)
 
 
 def scans(config: schema.ModelConfig) -> bool:

@@ -9,12 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
 from resnet_flax.checkpoints import CheckpointWriter
-from resnet_flax.data import sources
-from resnet_flax.data.order import batch_indices
 from resnet_flax.errors import (
     GOES_ON,
     ExplainedError,
@@ -129,6 +126,7 @@ class _Run:
             optimizer=built.optimizer,
             pad=self.config.data.pad,
             flip=self.config.data.flip,
+            color=self.config.data.color,
             log_every=self.config.log_every,
         )
         self.train_steps = self.devices.map(train_steps, sharded=(False, False, True), donate=0)
@@ -219,30 +217,25 @@ class _Run:
     def _train(self, state: steps.TrainState, stop: StopRequest) -> State:
         """Trains to the end, a divergence or a stop; where it stops by request it can resume."""
         config = self.config
-        train, test = (self._on_devices(split) for split in (self.built.train, self.built.test))
+        self.feeds = {
+            name: experiment.feed(split, self.devices, self.progress.say)
+            for name, split in (("train", self.built.train), ("test", self.built.test))
+        }
         self.progress.start(self.folder.name, self.step, config.steps)
         self.timer = _Timer(self.step)
+        train, left = self.feeds["train"], range(self.step, config.steps)
         try:
-            self._evaluate(state, train, test, stop)
-            while self.step < config.steps:
-                count = min(config.steps_per_dispatch, config.steps - self.step)
-                indices = self.devices.shard(self._indices(count))
-                # Waiting bounds how far the devices lag behind a signal or a lost peer.
-                jax.block_until_ready(state)
-                state = self.train_steps(state, train, indices)
-                self.step += count
-                last = self.step == config.steps
-                if last or self.step % config.log_every == 0:
-                    loss = self._record_training(state)
-                    if not math.isfinite(loss):
-                        self.progress.say(f"{self.folder.name}: diverged at step {self.step}.")
+            self._evaluate(state, stop)
+            with train.training(
+                config.seed, config.data.batch_size, left, config.steps_per_dispatch
+            ) as dispatches:
+                for fed in dispatches:
+                    # Waiting bounds how far the devices lag behind a signal or a lost peer.
+                    jax.block_until_ready(state)
+                    state = self.train_steps(state, train.resident, fed)
+                    self.step = min(self.step + config.steps_per_dispatch, config.steps)
+                    if not self._after_steps(state, stop):
                         return "diverged"
-                if last or self.step % config.checkpoint_every == 0:
-                    self._save(state)
-                if stop.reached():
-                    raise _Stopped
-                self._note_saved()
-                self._evaluate(state, train, test, stop)
         except _Stopped:
             if self.step > self.begun:
                 self._save(state)
@@ -252,6 +245,22 @@ class _Run:
             )
             return "preempted"
         return "finished"
+
+    def _after_steps(self, state: steps.TrainState, stop: StopRequest) -> bool:
+        """Records, saves and evaluates what is due at this step; False if training diverged."""
+        last = self.step == self.config.steps
+        if last or self.step % self.config.log_every == 0:
+            loss = self._record_training(state)
+            if not math.isfinite(loss):
+                self.progress.say(f"{self.folder.name}: diverged at step {self.step}.")
+                return False
+        if last or self.step % self.config.checkpoint_every == 0:
+            self._save(state)
+        if stop.reached():
+            raise _Stopped
+        self._note_saved()
+        self._evaluate(state, stop)
+        return True
 
     def _save(self, state: steps.TrainState) -> None:
         self.checkpoints.save(self.step, state, self._test_errors())
@@ -268,16 +277,6 @@ class _Run:
             self.saved = self.checkpoints.saved
             self.write_status("running")
 
-    def _on_devices(self, split: sources.Split) -> steps.Images:
-        return self.devices.replicate(steps.Images(split.images, split.labels))
-
-    def _indices(self, count: int) -> np.ndarray:
-        """Of the images of the next steps: [count, batch_size] int32."""
-        seed, batch_size = self.config.seed, self.config.data.batch_size
-        size = len(self.built.train.images)
-        next_steps = range(self.step, self.step + count)
-        return np.stack([batch_indices(seed, step, batch_size, size) for step in next_steps])
-
     def _record_training(self, state: steps.TrainState) -> float:
         """Records the means since the last record; returns the loss."""
         means = metrics.means(state.totals)
@@ -287,9 +286,7 @@ class _Run:
         self.progress.update(self.step, means["loss"], means["error"], rate)
         return means["loss"]
 
-    def _evaluate(
-        self, state: steps.TrainState, train: steps.Images, test: steps.Images, stop: StopRequest
-    ) -> None:
+    def _evaluate(self, state: steps.TrainState, stop: StopRequest) -> None:
         """Records the evaluations that are due at this step and not recorded yet."""
 
         def before_batch() -> None:
@@ -297,18 +294,18 @@ class _Run:
                 raise _Stopped
 
         last = self.step == self.config.steps
-        due = {"test": test} if last or self.step % self.config.eval_every == 0 < self.step else {}
-        due |= {"train": train} if last else {}
-        for split, data in due.items():
+        due = ["test"] if last or self.step % self.config.eval_every == 0 < self.step else []
+        due += ["train"] if last else []
+        for split in due:
             if (self.step, split) not in self.evaluated:
-                mean = state.image_mean
-                scores = self.evaluate(state.variables, mean, data, before_batch)
+                feed = self.feeds[split]
+                scores = self.evaluate(state.variables, state.image_mean, feed, before_batch)
                 self._record({"kind": "eval", "split": split, **scores})
                 self.evaluated[self.step, split] = scores["error"]
         self.timer.restart(self.step)
 
     def _record(self, values: dict[str, Any]) -> None:
-        epoch = self.step * self.config.data.batch_size / len(self.built.train.images)
+        epoch = self.step * self.config.data.batch_size / self.built.train.size
         self.folder.append_metrics({"step": self.step, "epoch": epoch, **values})
         if self.folder.writes:
             name = values.get("split", "running")

@@ -56,6 +56,10 @@ class Devices:
                 f" the nearest: {below} and {below + count}."
             )
 
+    def rounded_up(self, batch_size: int) -> int:
+        """The next size of a batch of which every device gets the same share."""
+        return -(-batch_size // len(self.devices)) * len(self.devices)
+
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of arrays to every device of this process."""
         # By way of the host and never an alias: a step donates its state, and would delete the
@@ -63,12 +67,22 @@ class Devices:
         host_tree = jax.device_get(tree)
         return jax.device_put(host_tree, NamedSharding(self.mesh, P()), may_alias=False)
 
-    def shard(self, batch: np.ndarray) -> jax.Array | np.ndarray:
+    def places(self, batch_size: int) -> np.ndarray:
+        """The positions in a global batch that are this process's, device by device: [B] int."""
+        shares = np.arange(batch_size).reshape(len(self.devices), -1)
+        return shares[[i for i, d in enumerate(self.devices) if d in self.local]].ravel()
+
+    def shard(self, batch: np.ndarray) -> jax.Array:
         """[..., B] of the global batch, the same in every process -> [D, ..., B/D] on devices."""
-        shares = np.stack(np.split(batch, len(self.devices), axis=-1))
-        mine = shares[[i for i, d in enumerate(self.devices) if d in self.local]]
+        return self.shard_places(batch[..., self.places(batch.shape[-1])], axis=-1)
+
+    def shard_places(self, part: np.ndarray, axis: int) -> jax.Array:
+        """What belongs to `places` along `axis` -> [D, ..., B/D, ...] on devices."""
+        axis %= part.ndim
+        shape = (*part.shape[:axis], len(self.local), -1, *part.shape[axis + 1 :])
+        shares = np.moveaxis(part.reshape(shape), axis, 0)
         sharding = NamedSharding(self.mesh, P(DATA_AXIS))
-        return jax.make_array_from_process_local_data(sharding, mine)
+        return jax.make_array_from_process_local_data(sharding, shares)
 
     def map(self, step: Callable, sharded: Sequence[bool], donate: int | None = None) -> Callable:
         """Compiles `step` for all devices.

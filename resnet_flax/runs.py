@@ -24,18 +24,24 @@ class Run(NamedTuple):
     model: nn.Module
     variables: dict[str, Any]  # As `model.apply` takes them: params and batch_stats.
     step: int
-    image_mean: np.ndarray  # [H, W, C] float32, subtracted from images.
+    image_mean: np.ndarray  # [H, W, C] float32, or [1, 1, C], subtracted from images.
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities [B, K] float32 of images [B, H, W, C] uint8."""
         return np.asarray(_probabilities(self.model, self.variables, self.normalize(images)))
 
     def normalize(self, images: np.ndarray) -> jax.Array:
-        """Images [B, H, W, C] uint8 -> float32, as the model takes them."""
-        expected = self.image_mean.shape
+        """Images [B, H, W, C] uint8 -> float32, as the model takes them.
+
+        Of any height and width where the mean is of channels. Raises ValueError for others.
+        """
+        height, width, channels = self.image_mean.shape
+        any_size = (height, width) == (1, 1) and images.ndim == 4
+        expected = (*(images.shape[1:3] if any_size else (height, width)), channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
+            sizes = "H, W" if (height, width) == (1, 1) else f"{height}, {width}"
             raise ValueError(
-                f"Expected uint8 images [B, {', '.join(map(str, expected))}], got"
+                f"Expected uint8 images [B, {sizes}, {channels}], got"
                 f" {images.dtype} {list(images.shape)}."
             )
         return augment.normalize(jnp.asarray(images), jnp.asarray(self.image_mean))
@@ -69,7 +75,10 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
         variables = {name: state[name] for name in ("params", "batch_stats")}
         num_classes, image_mean = len(variables["params"]["fc"]["bias"]), state["image_mean"]
         step = int(state["step"])
-        batch = np.zeros((1, *image_mean.shape), np.float32)
+        shape = image_mean.shape
+        if config.data.crop != "none":
+            shape = (config.data.image_size, config.data.image_size, shape[-1])
+        batch = np.zeros((1, *shape), np.float32)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
     # Each block by its name, however it was trained; very deep networks would compile for minutes.

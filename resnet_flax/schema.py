@@ -93,6 +93,29 @@ class DataConfig(Section):
     """Pixels added to each side before the random crop."""
     flip: bool
     """Whether half of the training images are mirrored."""
+    crop: Literal["none", "scale", "inception"] = "none"
+    """`none`: images of one size, held in memory. Otherwise images of any size are read as they are
+    needed, and training crops cut at random: of the paper's sizes (Sec. 3.4), or Inception's."""
+    image_size: PositiveInt = 224
+    """Side of a crop."""
+    shorter_side: tuple[PositiveInt, PositiveInt] = (256, 480)
+    """Range to which `scale` resizes the shorter side; evaluation takes the first."""
+    channel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from the pixels of crops, 0 to 255; ImageNet's."""
+    color: bool = False
+    """Whether the colour of training images is shifted at random (Sec. 3.4)."""
+
+    @pydantic.model_validator(mode="after")
+    def _crops_fit(self) -> Self:
+        low, high = self.shorter_side
+        if not self.image_size <= low <= high:
+            raise ValueError(
+                "expected image_size <= shorter_side[0] <= shorter_side[1], got"
+                f" {self.image_size} and {self.shorter_side}"
+            )
+        if self.crop != "none" and self.pad:
+            raise ValueError(f'expected pad=0 with crop="{self.crop}", got {self.pad}')
+        return self
 
 
 class RunConfig(Section):

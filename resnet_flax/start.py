@@ -9,7 +9,6 @@ import numpy as np
 
 from resnet_flax import experiment, hosts, steps
 from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.experiment import Experiment
 from resnet_flax.models import stacking
@@ -24,7 +23,7 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     `config.init_from`, of which `say` hears. Raises UserError if that is no run's folder or does
     not fit.
     """
-    seed, mean = np.uint32(built.config.seed), sources.per_pixel_mean(built.train.images)
+    seed, mean = np.uint32(built.config.seed), built.train.image_mean()
     state = stacking.unstack(jax.device_get(jax.jit(_stacked(built))(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
@@ -38,14 +37,15 @@ def state_shapes(built: Experiment) -> steps.TrainState:
         state = _stacked(built)(seed, mean)
         return state if experiment.scans(built.config.model) else stacking.unstack(state)
 
-    return jax.eval_shape(init, np.uint32(0), sources.per_pixel_mean(built.train.images))
+    return jax.eval_shape(init, np.uint32(0), built.train.image_mean())
 
 
 def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
     """The initial state with stacked blocks, which compiles fast at any depth."""
     is_vgg = built.config.model.family == "vgg"
     model = built.model if is_vgg else built.model.clone(scan=True)
-    return functools.partial(steps.init_state, model, built.optimizer)
+    shape = built.train.image_shape
+    return functools.partial(steps.init_state, model, built.optimizer, image_shape=shape)
 
 
 def _transferred(

@@ -27,7 +27,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
     totals: metrics.Totals  # Since the last multiple of `log_every`.
-    image_mean: jax.Array  # [H, W, C] float32, of the training split.
+    image_mean: jax.Array  # [H, W, C] or [1, 1, C] float32, of the training split.
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -43,17 +43,28 @@ class Batch(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A whole split, resident on each device."""
+    """A whole split, resident on each device, or images as they are fed."""
 
-    images: jax.Array | np.ndarray  # [N, H, W, C] uint8.
-    labels: jax.Array | np.ndarray  # [N] int32.
+    images: jax.Array | np.ndarray  # [N, H, W, C] or [..., B, H, W, C] uint8.
+    labels: jax.Array | np.ndarray  # [N] or [..., B] int32.
+
+
+# What a step is fed: indices [..., B] int32 into resident images, or, without these, images.
+Fed = jax.Array | Images
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_mean: jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_mean: jax.Array,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> TrainState:
-    """The state before the first step; parameters depend on the seed and their names alone."""
-    image = jnp.zeros((1, *image_mean.shape), jnp.float32)
+    """The state before the first step; parameters depend on the seed and their names alone.
+
+    `image_shape`: (H, W, C) of what the network is trained on; None: the mean's.
+    """
+    image = jnp.zeros((1, *(image_shape or image_mean.shape)), jnp.float32)
     variables = model.init(jax.random.key(seed), image)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -95,26 +106,37 @@ def train_step(
 
 def train_steps(
     state: TrainState,
-    data: Images,
-    indices: jax.Array,
+    resident: Images | None,
+    fed: Fed,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     pad: int,
     flip: bool,
+    color: bool,
     log_every: int,
 ) -> TrainState:
-    """k steps on device-resident data; `indices` [k, B] int32 are this device's images."""
+    """k steps; `fed` is this device's share, [k, B, ...]."""
 
-    def body(state: TrainState, indices: jax.Array) -> tuple[TrainState, None]:
-        image = augment.normalize(data.images[indices], state.image_mean)
-        image = augment.pad_crop_flip(_image_keys(state, len(indices)), image, pad, flip)
+    def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
+        images, labels = _select(resident, fed)
+        image = augment.normalize(images, state.image_mean)
+        keys = _image_keys(state, len(labels))
+        image = augment.pad_crop_flip(keys, image, pad, flip)
+        if color:
+            image = augment.shift_color(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), image)
         starts = state.step % log_every == 0
         totals = jax.tree.map(lambda t: jnp.where(starts, 0, t), state.totals)
-        batch = Batch(image, data.labels[indices])
+        batch = Batch(image, labels)
         return train_step(state.replace(totals=totals), batch, model, optimizer), None
 
-    return jax.lax.scan(body, state, indices)[0]
+    return jax.lax.scan(body, state, fed)[0]
+
+
+def _select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
+    """Images [B, H, W, C] uint8 and labels [B] int32."""
+    images, labels = fed if resident is None else (part[fed] for part in resident)
+    return jnp.asarray(images), jnp.asarray(labels)
 
 
 def _image_keys(state: TrainState, count: int) -> jax.Array:
@@ -127,16 +149,16 @@ def _image_keys(state: TrainState, count: int) -> jax.Array:
 def eval_step(
     variables: Any,
     image_mean: jax.Array,
-    data: Images,
-    indices: jax.Array,
+    resident: Images | None,
+    fed: Fed,
     mask: jax.Array,
     *,
     model: nn.Module,
 ) -> metrics.Totals:
-    """Totals over the images `indices` [B] int32 where `mask` [B] bool, with running averages."""
-    images = augment.normalize(data.images[indices], image_mean)
-    logits = eval_logits(model, variables, images)
-    return jax.lax.psum(metrics.totals(logits, data.labels[indices], mask), DATA_AXIS)
+    """Totals over the images of `fed` [B, ...] where `mask` [B] bool, with running averages."""
+    images, labels = _select(resident, fed)
+    logits = eval_logits(model, variables, augment.normalize(images, image_mean))
+    return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
 
 
 def eval_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:

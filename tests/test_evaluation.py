@@ -5,7 +5,10 @@ import pytest
 
 from resnet_flax import optim, steps
 from resnet_flax.data.augment import normalize
-from resnet_flax.evaluation import Evaluator, padded_batches
+from resnet_flax.data.order import padded_batch
+from resnet_flax.data.sources import Split
+from resnet_flax.evaluation import Evaluator
+from resnet_flax.feed import ResidentFeed
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
 
@@ -18,11 +21,10 @@ VARIABLES = steps.init_state(MODEL, optim.sgd(lambda _: 0.1), 0, MEAN).variables
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16])
 def test_every_index_is_in_the_mask_once(size):
-    batches = list(padded_batches(size, 8))
+    batches = [padded_batch(size, 8, number) for number in range(-(-size // 8))]
     kept = np.concatenate([indices[mask] for indices, mask in batches])
     np.testing.assert_array_equal(kept, np.arange(size))
     assert all(indices.max() < size for indices, _ in batches)
-    assert len(batches) == -(-size // 8)
 
 
 @pytest.mark.parametrize("backend", ["pmap", "shard_map"])
@@ -33,8 +35,8 @@ def test_the_scores_are_those_of_all_images_at_once_on_any_device_count(
 ):
     devices = Devices(backend, jax.devices()[:device_count])
     evaluate = Evaluator(MODEL, devices, batch_size=8)
-    data = devices.replicate(steps.Images(IMAGES[:size], LABELS[:size]))
-    scores = evaluate(devices.replicate(VARIABLES), devices.replicate(MEAN), data)
+    feed = ResidentFeed(Split(IMAGES[:size], LABELS[:size], 10), devices)
+    scores = evaluate(devices.replicate(VARIABLES), devices.replicate(MEAN), feed)
     logits = MODEL.apply(VARIABLES, normalize(jnp.asarray(IMAGES[:size]), MEAN))
     logits = np.asarray(logits, np.float64)
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))

@@ -11,18 +11,24 @@ RUNGS = [
     {"errors", "cpu"},
     {
         "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
-        "data.order", "optim", "metrics", "disk", "lock", "hosts", "parallel", "progress",
-        "interrupt", "environment", "tensorboard", "transfer",
+        "data.crops", "data.order", "optim", "metrics", "disk", "lock", "hosts", "parallel",
+        "progress", "interrupt", "environment", "tensorboard", "transfer",
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
-    {"schema", "evaluation"},
-    {"experiment"},
+    {"schema", "data.stream"},
+    {"feed"},
+    {"experiment", "evaluation"},
     {"start", "runs"},
     {"loop"},
 ]  # fmt: skip
 FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem != "__init__")
 # Libraries with one importer.
-ONLY_IN = {"orbax": "checkpoints", "tensorboardX": "tensorboard", "rich": "progress"}
+ONLY_IN = {
+    "orbax": "checkpoints",
+    "tensorboardX": "tensorboard",
+    "rich": "progress",
+    "grain": "data.stream",
+}
 
 
 def name_of(path):

@@ -144,6 +144,7 @@ def test_a_signal_stops_the_run_where_it_can_resume(
             os.kill(os.getpid(), number)
         return original(self, state)
 
+    undisturbed = whole_run(tiny_config)
     monkeypatch.setattr(loop._Run, "_record_training", signalled)
     handler = signal.getsignal(number)
     assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
@@ -152,11 +153,11 @@ def test_a_signal_stops_the_run_where_it_can_resume(
     assert last_state(folder.path)[0] == [4]
     assert signal.getsignal(number) == handler
     assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
-    assert measured(folder.path) == measured(whole_run(tiny_config))
+    assert measured(folder.path) == measured(undisturbed)
     jax.tree.map(
         np.testing.assert_array_equal,
         last_state(folder.path)[1],
-        last_state(whole_run(tiny_config))[1],
+        last_state(undisturbed)[1],
     )
 
 

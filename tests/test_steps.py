@@ -27,11 +27,17 @@ def host_state(net, seed=0):
     return jax.device_get(steps.init_state(net, OPTIMIZER, np.uint32(seed), MEAN))
 
 
-def train(net, device_count, batches, backend="pmap", pad=1, flip=True, log_every=100):
+def train(net, device_count, batches, backend="pmap", pad=1, flip=True, log_every=100, color=False):
     """The state after `batches` [calls, k, B] of image indices."""
     devices = Devices(backend, jax.devices()[:device_count])
     step = functools.partial(
-        steps.train_steps, model=net, optimizer=OPTIMIZER, pad=pad, flip=flip, log_every=log_every
+        steps.train_steps,
+        model=net,
+        optimizer=OPTIMIZER,
+        pad=pad,
+        flip=flip,
+        color=color,
+        log_every=log_every,
     )
     mapped = devices.map(step, (False, False, True), donate=0)
     data = devices.replicate(steps.Images(IMAGES, LABELS))
@@ -130,7 +136,13 @@ def test_augmentation_depends_on_the_seed_and_the_step():
     def loss(seed, step):
         devices = Devices("pmap", jax.devices()[:2])
         train_steps = functools.partial(
-            steps.train_steps, model=net, optimizer=OPTIMIZER, pad=2, flip=True, log_every=100
+            steps.train_steps,
+            model=net,
+            optimizer=OPTIMIZER,
+            pad=2,
+            flip=True,
+            color=False,
+            log_every=100,
         )
         state = host_state(net).replace(seed=np.uint32(seed), step=np.int32(step))
         data = devices.replicate(steps.Images(IMAGES, LABELS))
@@ -152,6 +164,7 @@ def test_gradients_statistics_and_totals_are_one_all_reduce(backend):
         optimizer=OPTIMIZER,
         pad=1,
         flip=True,
+        color=False,
         log_every=9,
     )
     mapped = devices.map(step, (False, False, True))

@@ -1,4 +1,4 @@
-"""Which images each step sees: a pure function of (seed, step), so a run may resume anywhere."""
+"""Which images each step sees, a pure function of (seed, step), and each batch of an evaluation."""
 
 import functools
 
@@ -25,3 +25,14 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
     orders = np.concatenate([epoch_permutation(seed, epoch, size) for epoch in epochs])
     start = first - epochs[0] * size
     return orders[start : start + batch_size]
+
+
+def padded_batch(size: int, batch_size: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices [batch_size] int32, mask [batch_size] bool) of a batch of an evaluation.
+
+    The batches of numbers 0 to ceil(size / batch_size) - 1 have every index below `size` once; the
+    last is padded with index 0, masked out, so that all have one shape.
+    """
+    indices = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
+    mask = indices < size
+    return np.where(mask, indices, 0), mask

@@ -1,4 +1,4 @@
-"""Image classification sets of TFDS, read whole into memory without TensorFlow.
+"""Image classification sets of TFDS, found and read whole into memory without TensorFlow.
 
 N: images of the split; H, W, C: height, width, channels.
 """
@@ -29,6 +29,32 @@ class Split(NamedTuple):
     labels: np.ndarray  # [N] int32
     num_classes: int
 
+    @property
+    def size(self) -> int:
+        """N."""
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network sees."""
+        return self.images.shape[1:]
+
+    def image_mean(self) -> np.ndarray:
+        """Sec. 4.2, the per-pixel mean: [H, W, C] float32, in 0..255; summed exactly."""
+        total = self.images.sum(axis=0, dtype=np.int64)
+        return (total / len(self.images)).astype(np.float32)
+
+
+class Opened(NamedTuple):
+    """A split of a prepared set, found and checked, of which nothing is read yet."""
+
+    builder: tfds.core.DatasetBuilder
+    image_key: str
+    label_key: str
+    image_shape: tuple[int | None, int | None, int]  # None: it varies.
+    num_classes: int
+    size: int
+
 
 @functools.lru_cache(maxsize=4)
 def load_split(name: str, split: str, data_dir: str = "") -> Split:
@@ -41,11 +67,27 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 
     Raises UserError if the set is unknown, absent, of another kind, or lacks that split.
     """
+    opened = open_split(name, split, data_dir)
+    shape = tuple(length for length in opened.image_shape if length)
+    if len(shape) < 3:
+        raise UserError(
+            f'Expected images of one size in data set {name!r} with data.crop="none", got varying'
+            ' sizes; "scale" and "inception" cut crops, see configs/imagenet.py.'
+        )
+    examples, size = opened.builder.as_data_source(split=split), opened.size
+    images = np.empty((size, *shape), np.uint8)
+    labels = np.empty(size, np.int32)
+    for start in range(0, size, _READ_AT_ONCE):
+        stop = min(start + _READ_AT_ONCE, size)
+        for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
+            images[i], labels[i] = example[opened.image_key], example[opened.label_key]
+    return Split(images, labels, opened.num_classes)
+
+
+def open_split(name: str, split: str, data_dir: str = "") -> Opened:
+    """Finds a prepared set's split without reading it; the rest is as in `load_split`."""
     builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
-    image_key, label_key = _keys(builder)
-    (height, width, _), num_classes = _shape_and_classes(builder)
-    if not height or not width:
-        raise UserError(f"Expected images of one size in data set {name!r}, got varying sizes.")
+    shape, num_classes = _shape_and_classes(builder)
     try:
         size = builder.info.splits[split].num_examples
     except ValueError as error:
@@ -53,14 +95,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
     if not size:
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
-    examples = builder.as_data_source(split=split)
-    images = np.empty((size, *builder.info.features[image_key].shape), np.uint8)
-    labels = np.empty(size, np.int32)
-    for start in range(0, size, _READ_AT_ONCE):
-        stop = min(start + _READ_AT_ONCE, size)
-        for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
-            images[i], labels[i] = example[image_key], example[label_key]
-    return Split(images, labels, num_classes)
+    return Opened(builder, *_keys(builder), shape, num_classes, size)
 
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
@@ -71,11 +106,6 @@ def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
     builder = _digits_builder() if name == Digits.name else _builder(name, data_dir)
     (height, width, channels), num_classes = _shape_and_classes(builder)
     return (height or 224, width or 224, channels), num_classes
-
-
-def per_pixel_mean(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] uint8 -> [H, W, C] float32, in 0..255; summed exactly, divided once."""
-    return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=1)

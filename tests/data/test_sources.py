@@ -91,7 +91,9 @@ def test_the_variable_that_tfds_honours_names_the_folder(wide_folder, monkeypatc
 def test_the_mean_is_of_each_pixel():
     images = np.random.RandomState(0).randint(0, 256, (50, 4, 3, 2)).astype(np.uint8)
     expected = images.mean(axis=0, dtype=np.float64)
-    np.testing.assert_allclose(sources.per_pixel_mean(images), expected, rtol=1e-6)  # float32
+    np.testing.assert_allclose(
+        sources.Split(images, np.zeros(50), 2).image_mean(), expected, rtol=1e-6
+    )  # float32
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_cifar10_has_its_known_mean():
     train = sources.load_split("cifar10", "train")
     assert np.bincount(train.labels).tolist() == [5000] * 10
     # The field's constants, (0.4914, 0.4822, 0.4465), are rounded to 4 digits.
-    mean = sources.per_pixel_mean(train.images).mean((0, 1)) / 255
+    mean = train.image_mean().mean((0, 1)) / 255
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
 
 

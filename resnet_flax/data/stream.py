@@ -1,0 +1,222 @@
+"""Image sets of TFDS that do not fit in memory or vary in size, read by worker processes.
+
+B: images of a batch that this process reads; V: views of an image; H, W: their height and width.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import cv2
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+
+from resnet_flax import cpu
+from resnet_flax.data import crops, sources
+from resnet_flax.data.order import batch_indices
+from resnet_flax.errors import GOES_ON, FaultError
+
+T = TypeVar("T")
+WORKERS = "RESNET_FLAX_WORKERS"
+
+
+class Crops(NamedTuple):
+    """How training images are cut, see `crops.py`."""
+
+    kind: Literal["scale", "inception"]
+    size: int
+    """Side of a crop in pixels."""
+    shorter: tuple[int, int]
+    """Range of the shorter side for `scale`; at evaluation the shorter side is the first."""
+
+
+class Stream(NamedTuple):
+    """A split of encoded images of any size, and how to cut them."""
+
+    name: str
+    examples: Any  # TFDS's data source, images as bytes.
+    image_key: str
+    label_key: str
+    num_classes: int
+    crops: Crops
+    channel_mean: tuple[float, float, float]
+
+    @property
+    def size(self) -> int:
+        """Images of the split."""
+        return len(self.examples)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network sees in training."""
+        return self.crops.size, self.crops.size, 3
+
+    def image_mean(self) -> np.ndarray:
+        """[1, 1, C] float32, in 0..255."""
+        return np.asarray(self.channel_mean, np.float32).reshape(1, 1, 3)
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Encoded images and labels [B] int32 at these positions of the split."""
+        found = self.examples.__getitems__([int(i) for i in indices])
+        labels = np.array([example[self.label_key] for example in found], np.int32)
+        return [example[self.image_key] for example in found], labels
+
+
+class Batch(NamedTuple):
+    """Images as the network takes them, but for what is done on the device."""
+
+    images: np.ndarray  # [B, V, H, W, 3] uint8.
+    labels: np.ndarray  # [B] int32.
+    damaged: np.ndarray  # [B] int32: the position of an image not decoded in full, or else -1.
+
+
+def open_stream(
+    name: str,
+    split: str,
+    crops: Crops,
+    channel_mean: tuple[float, float, float],
+    data_dir: str = "",
+) -> Stream:
+    """Opens a split of a prepared TFDS set. Raises UserError as `sources.load_split` does."""
+    opened = sources.open_split(name, split, data_dir)
+    examples = opened.builder.as_data_source(
+        split=split, decoders={opened.image_key: tfds.decode.SkipDecoding()}
+    )
+    keys = opened.image_key, opened.label_key
+    return Stream(f"{name} {split}", examples, *keys, opened.num_classes, crops, channel_mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBatches:
+    """This process's part of the global batches of training, by the number of their dispatch.
+
+    A pure function of (seed, step, place): the same image and crop on any number of processes.
+    """
+
+    stream: Stream
+    seed: int
+    batch_size: int
+    places: np.ndarray  # [B], in the global batch.
+    steps: range
+    per_dispatch: int
+
+    def __call__(self, number: int) -> Batch:
+        """The batches of a dispatch's k steps one after another: k * B images of one view."""
+        kind, size, shorter = self.stream.crops
+        if kind == "scale":
+            crop = functools.partial(crops.scale_crop, size=size, shorter=shorter)
+        else:
+            crop = functools.partial(crops.inception_crop)
+        indices, cuts = [], []
+        for step in self.steps[number * self.per_dispatch :][: self.per_dispatch]:
+            order = batch_indices(self.seed, step, self.batch_size, self.stream.size)
+            indices.append(order[self.places])
+            draws = _draws(self.seed, step, self.batch_size)[self.places]
+            cuts += [functools.partial(crop, draws=row) for row in draws]
+        return _load(self.stream, np.concatenate(indices), cuts, (1, size, size))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """Batches of given images, cut alike, by their number."""
+
+    stream: Stream
+    cut: crops.Cut
+    plan: Sequence[tuple[np.ndarray, tuple[int, int, int]]]
+    """Of each batch: positions in the split [B], and V, H, W of what is cut."""
+
+    def __call__(self, number: int) -> Batch:
+        indices, shape = self.plan[number]
+        return _load(self.stream, indices, [self.cut] * len(indices), shape)
+
+
+def _load(
+    stream: Stream, indices: np.ndarray, cuts: Sequence[crops.Cut], shape: tuple[int, int, int]
+) -> Batch:
+    encoded, labels = stream.read(indices)
+    images = np.empty((len(encoded), *shape, 3), np.uint8)
+    damaged = [crops.cut(*each) for each in zip(encoded, cuts, images, strict=True)]
+    return Batch(images, labels, np.where(damaged, indices, -1).astype(np.int32))
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The randomness of one global batch's crops: [batch_size, DRAWS] float64."""
+    # Three numbers, so that no stream is that of an epoch's order.
+    return np.random.RandomState([seed, step, 1]).uniform(size=(batch_size, crops.DRAWS))
+
+
+@contextlib.contextmanager
+def in_background(
+    load: Callable[[int], Batch], count: int, then: Callable[[Batch], T]
+) -> Iterator[Iterator[T]]:
+    """`then(load(i))` for i in 0..count-1, in order, some of them ahead of being asked for.
+
+    `load` is called in worker processes (RESNET_FLAX_WORKERS; by default one a core), to which it
+    must be sent, so not a closure over anything big; `then` in a thread of this process. Both end
+    with the context. Raises FaultError where a worker dies.
+    """
+    if not flags.FLAGS.is_parsed():  # In a notebook: Grain asks for flags of its own.
+        flags.FLAGS.mark_as_parsed()
+    workers = max(min(int(os.environ.get(WORKERS) or cpu.cores()), count), 1)
+    dataset = (
+        grain.MapDataset.range(count)
+        .map(load)
+        # One batch at a time: a worker is one thread, and what waits is in its buffer.
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        .mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _in_worker
+        )
+        # A copy, so that no shared memory outlives the workers.
+        .map(lambda batch: then(Batch(*map(np.array, batch))))
+    )
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+    iterator = _until_closed(dataset)
+    try:
+        yield iterator
+    finally:
+        iterator.close()
+        # Grain's iterators hold themselves, and with them batches in shared memory.
+        gc.collect()
+
+
+def _until_closed(dataset: Any) -> Generator[Any, None, None]:
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        code = str(error).partition("exit code ")[2].partition(".")[0]
+        raise FaultError(
+            f"A worker process that reads images died with exit code {code} (-9 is often a lack of"
+            f" memory; {WORKERS} sets how many there are). {GOES_ON}"
+        ) from error
+    finally:
+        iterator.close()
+
+
+def _in_worker(number: int, count: int) -> None:
+    """Makes a process read images on one core, and live no longer than its parent."""
+    del number, count
+    cv2.setNumThreads(1)
+    # A signal to the whole group is the parent's to hear.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
