@@ -15,7 +15,7 @@ RUNGS = [
         "progress", "interrupt", "environment", "tensorboard", "transfer",
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
-    {"schema", "data.stream"},
+    {"schema", "data.stream", "convert"},
     {"feed"},
     {"experiment", "evaluation"},
     {"start", "runs"},

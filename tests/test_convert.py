@@ -1,0 +1,250 @@
+"""Our networks compute what PyTorch's do, and weights go both ways."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_flax import metrics
+from resnet_flax.convert import from_torch, to_torch
+from resnet_flax.errors import UserError
+from resnet_flax.models import conv, stacking
+from resnet_flax.models.resnet import build_resnet
+
+TORCH_PYTHON = ".venv-torch/bin/python"
+STYLES = ("torchvision", "transformers")
+CLASSES = 11
+WIDTHS = {"cifar": (6, 10, 14), "imagenet": (8, 12, 16, 24)}
+# Our nets for the cases of `reference_torch.py`; one of them also with the CPU's convolutions.
+CASES = {
+    "basic18": ("imagenet", 18, "projection", {}),
+    "basic34": ("imagenet", 34, "projection", {}),
+    "bottleneck50": ("imagenet", 50, "projection", {"bottleneck_stride": "3x3"}),
+    "bottleneck50_1x1": ("imagenet", 50, "projection", {"bottleneck_stride": "1x1"}),
+    "plain8": ("cifar", 8, "none", {}),
+    "plain20": ("cifar", 20, "none", {}),
+    "residual8": ("cifar", 8, "pad", {}),
+    "residual20": ("cifar", 20, "pad", {}),
+    "basic18 conv.py": (
+        "imagenet", 18, "projection", {"conv_general_dilated": conv.conv_general_dilated}
+    ),
+}  # fmt: skip
+
+
+def net(family, depth, shortcut, fields):
+    return build_resnet(family, depth, shortcut, WIDTHS[family], num_classes=CLASSES, **fields)
+
+
+def random_variables(model):
+    """Of the net's shapes; no two values are equal."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    draw = np.random.default_rng(0).standard_normal
+    return jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), shapes)
+
+
+def part(arrays, kind):
+    """The arrays of `KIND/NAME`, by name."""
+    return {
+        name.removeprefix(f"{kind}/"): array
+        for name, array in arrays.items()
+        if name.startswith(f"{kind}/")
+    }
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """The folder that `reference_torch.py` has filled."""
+    python = os.environ.get("TORCH_PYTHON", TORCH_PYTHON)
+    if "TORCH_PYTHON" not in os.environ and not Path(python).exists():
+        pytest.skip(f"no PyTorch to compare with: `make torch` makes {TORCH_PYTHON}")
+    folder = tmp_path_factory.mktemp("references")
+    subprocess.run([python, "tests/reference_torch.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, references):
+    """What PyTorch computed, and what our net does from the same state; by PyTorch's names."""
+    with np.load(references / f"{request.param.split()[0]}.npz") as file:
+        theirs = dict(file)
+    return theirs, computed(net(*CASES[request.param]), theirs)
+
+
+def style_of(state):
+    return STYLES["classifier.1.weight" in state]
+
+
+def computed(model, theirs):
+    """An evaluation and a training step, in one program, without any mapped axis."""
+    state = part(theirs, "state")
+    variables, style = from_torch(state), style_of(state)
+    stats = variables["batch_stats"]
+
+    def loss_fn(params, images, labels):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return metrics.cross_entropy(logits, labels).mean(), (logits, updates["batch_stats"])
+
+    # Less of LLVM's optimisation, which takes half the time and changes nothing else.
+    @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
+    def both(params, *batch):
+        evaluated = model.apply({"params": params, "batch_stats": stats}, batch[0])
+        return evaluated, jax.value_and_grad(loss_fn, has_aux=True)(params, *batch)
+
+    images, labels = theirs["images"].transpose(0, 2, 3, 1), theirs["labels"].astype(np.int32)
+    evaluated, ((loss, (trained, stepped)), gradients) = both(variables["params"], images, labels)
+    return {
+        "eval_logits": evaluated,
+        "train_logits": trained,
+        "loss": loss,
+        "gradient": to_torch({"params": gradients, "batch_stats": stats}, style),
+        "stepped": to_torch({"params": variables["params"], "batch_stats": stepped}, style),
+    }
+
+
+# float32 sums in another order. The logits' deviation is 0.7 to 4.1; measured: 1.3e-5 at most.
+def test_logits_are_pytorchs_in_evaluation(case):
+    theirs, ours = case
+    np.testing.assert_allclose(ours["eval_logits"], theirs["eval_logits"], rtol=0, atol=1e-4)
+
+
+# Deviation 0.7 to 2.2; measured: 6e-6 at most.
+def test_logits_and_loss_are_pytorchs_in_training(case):
+    theirs, ours = case
+    np.testing.assert_allclose(ours["train_logits"], theirs["train_logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0, atol=1e-5)
+
+
+# Each array for itself, by its norm (which spans three orders), so that none hides behind others.
+# Measured: 1.7e-5 at most, and 1e-6 in the shallow nets; rounding grows with depth.
+def test_each_gradient_is_pytorchs(case):
+    theirs, ours = case
+    gradients = part(theirs, "gradient")
+    differences = {
+        name: float(np.linalg.norm(ours["gradient"][name] - array) / np.linalg.norm(array))
+        for name, array in gradients.items()
+    }
+    assert {name for name, difference in differences.items() if not difference < 2e-4} == set()
+
+
+# Moved by a tenth to the batch's own: the mean exactly, the variance but for n / (n-1).
+def test_running_statistics_are_pytorchs_but_for_the_unbiased_variance(case):
+    theirs, ours = case
+    before, values = part(theirs, "state"), part(theirs, "values")
+    for name, array in part(theirs, "stepped").items():
+        mine, (norm, _, kind) = ours["stepped"].get(name), name.rpartition(".")
+        if kind == "running_mean":
+            np.testing.assert_allclose(mine, array, rtol=0, atol=1e-5 * array.std(), err_msg=name)
+        if kind == "running_var":
+            kept, n = 0.9 * before[name], values[norm]
+            unbiased = kept + (mine - kept) * n / (n - 1)
+            np.testing.assert_allclose(unbiased, array, rtol=1e-5, err_msg=name)
+            assert not np.allclose(mine, array, rtol=1e-5), name
+
+
+def test_pytorchs_own_arrays_come_back_whole(case):
+    state = part(case[0], "state")
+    back = to_torch(from_torch(state), style_of(state))
+    counters = {name for name in state if name.endswith("num_batches_tracked")}
+    assert back.keys() == state.keys() - counters and counters
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name], strict=True)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "family, depth, shortcut",
+    [("imagenet", 18, "projection_all"), ("imagenet", 50, "projection"), ("cifar", 20, "none")],
+)
+def test_ours_come_back_whole_stacked_or_not(family, depth, shortcut, style):
+    variables = random_variables(net(family, depth, shortcut, {}))
+    state = to_torch(variables, style)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(state), variables)
+    stacked = to_torch(stacking.stack(variables), style)
+    assert stacked.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(stacked[name], array, strict=True)
+
+
+NAMES = {
+    "torchvision": """conv1.weight bn1.running_var layer4.1.conv2.weight layer4.1.bn2.running_mean
+        layer4.0.downsample.0.weight layer4.0.downsample.1.bias fc.weight fc.bias""",
+    "transformers": """resnet.embedder.embedder.convolution.weight
+        resnet.embedder.embedder.normalization.running_var
+        resnet.encoder.stages.3.layers.1.layer.1.convolution.weight
+        resnet.encoder.stages.3.layers.1.layer.1.normalization.running_mean
+        resnet.encoder.stages.3.layers.0.shortcut.convolution.weight
+        resnet.encoder.stages.3.layers.0.shortcut.normalization.bias
+        classifier.1.weight classifier.1.bias""",
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_names_and_shapes_are_those_of_the_two_libraries(style):
+    state = to_torch(random_variables(net("imagenet", 18, "projection", {})), style)
+    assert [state[name].shape for name in NAMES[style].split()] == [
+        (8, 3, 7, 7), (8,), (24, 24, 3, 3), (24,), (24, 16, 1, 1), (24,), (11, 24), (11,)
+    ]  # fmt: skip
+    assert len(state) == 20 * 5 + 2  # 20 convolutions, each with a norm, and the last layer.
+
+
+@pytest.fixture(scope="module")
+def state():
+    return to_torch(random_variables(net("imagenet", 18, "projection", {})))
+
+
+def test_what_is_converted_shares_no_memory(state):
+    for array in jax.tree.leaves(from_torch(state)):
+        assert array.base is None and array.flags.c_contiguous and array.dtype == np.float32
+
+
+def without(name):
+    return lambda state: {other: array for other, array in state.items() if other != name}
+
+
+def having(name, *shape):
+    return lambda state: state | {name: np.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: {}, r"Expected conv1.weight \[O, I, H, W\], got none among 0 arrays"),
+        (lambda state: None, "Expected a state dict, got NoneType"),
+        (lambda state: {"state_dict": state}, r"among 1 arrays \(state_dict\)"),
+        (lambda state: {f"module.{n}": a for n, a in state.items()}, "without a prefix"),
+        (having("layer1.0.se.weight", 3), "unknown: layer1.0.se.weight;"),
+        (having("resnet.pooler", 8), "Expected resnet.embedder.embedder.convolution.weight"),
+        (
+            lambda state: state | to_torch(from_torch(state), "transformers"),
+            "by the names of transformers.* unknown: bn1.running_mean, .* and 99 more;",
+        ),
+        (without("layer2.1.bn2.running_var"), "missing: layer2.1.bn2.running_var;"),
+        (without("layer3.0.downsample.0.weight"), "missing: layer3.0.downsample.0.weight;"),
+        (without("fc.weight"), r"Expected fc.weight \[classes, I\], got none"),
+        (without("layer1.0.conv2.weight"), "Expected layer1.0.conv2.weight"),
+        (having("fc.bias", 12), r"of another shape: fc.bias \[12\] for \[11\];"),
+        (
+            lambda state: state | {"fc.weight": state["fc.weight"].T},
+            r"fc.weight \[24, 11\] for \[24, 24\]",
+        ),
+        (having("conv1.weight", 8, 3, 5, 5), r"\[\(7, 7\), \(3, 3\)\], got \(5, 5\)"),
+        (having("conv1.weight", 8, 3, 7), r"\[O, I, H, W\], got \[8, 3, 7\]"),
+    ],
+)
+def test_a_dict_of_no_whole_net_is_refused_in_one_line(state, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        from_torch(change(state))
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_without_statistics_and_unknown_styles_are_refused_in_one_line(state):
+    variables = from_torch(state)
+    with pytest.raises(UserError, match="missing: bn1.running_mean, .* and 37 more;"):
+        to_torch({"params": variables["params"]})
+    with pytest.raises(UserError, match=r"\('torchvision', 'transformers'\), got 'timm'"):
+        to_torch(variables, "timm")
