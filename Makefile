@@ -11,7 +11,7 @@ PREPARE := .venv-prepare
 TORCH := .venv-torch
 SUITES ?= steps depth memory start epoch seeds convolution
 
-.PHONY: sweep test slow soak benchmark prepare cifar10 lock
+.PHONY: sweep test slow soak benchmark torch prepare cifar10 lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -33,6 +33,9 @@ soak: .venv/installed
 benchmark: .venv/installed $(TORCH)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --workdir=runs/benchmarks || exit 1; done
+
+# PyTorch, with which `make test` then compares networks and weights.
+torch: $(TORCH)/installed
 
 # TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
 prepare: $(PREPARE)/installed
