@@ -3,6 +3,8 @@
 python -m experiments.evaluate --workdir=runs/plain56 --split=train
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from experiments import cli
@@ -11,33 +13,69 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
 from resnet_flax.runs import load_run, saved_steps
+from resnet_flax.schema import RunConfig
+from resnet_flax.views import Views
+
+CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
 
 
-def score(workdir: str, step: int | None, split: str | None) -> None:
+def score(
+    workdir: str, step: int | None, split: str | None, view: str, sides: Sequence[int]
+) -> None:
     """Prints one line."""
     run = load_run(workdir, step)
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
-    feed = experiment.feed(experiment.open_split(data, split), devices, print)
-    evaluate = Evaluator(run.model, devices, data.eval_batch_size)
-    scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), feed)
+    images = experiment.open_split(data, split)
+    if view == CENTER:
+        evaluate = Evaluator(run.model, devices, data.eval_batch_size)
+        feed = experiment.feed(images, devices, print)
+        scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), feed)
+    else:
+        _check_view(run.config, view)
+        views = Views(run.model, devices, run.variables, run.image_mean, print)
+        if view == TEN_CROP:
+            scores = views.ten_crop(images, data.eval_batch_size)
+        else:
+            scores = views.multi_scale(images, data.eval_batch_size, sides)
+    seen = split if view == CENTER else f"{split} {view}"
     print(
-        f"step {run.step}  {data.name} {split}: error {scores['error']:.2%}  loss"
+        f"step {run.step}  {data.name} {seen}: error {scores['error']:.2%}  loss"
         f" {scores['loss']:.4f}  images {scores['images']}"
     )
+
+
+def _check_view(config: RunConfig, view: str) -> None:
+    if config.data.crop == "none":
+        raise UserError(
+            f"Expected --view={CENTER} for images of one size, as this run's"
+            f' data.crop="none" has them, got {view}.'
+        )
+    if view == MULTI_SCALE and config.model.family == "vgg":
+        raise UserError(
+            f"Expected --view={CENTER} or {TEN_CROP} for VGG, whose dense layers take one size of"
+            f" image, got {view}."
+        )
+
+
+def _sides(given: Sequence[str]) -> list[int]:
+    if not given or not all(str(side).isdecimal() and int(side) for side in given):
+        raise UserError(f"Expected --sides=224,256,... in pixels, got {','.join(map(str, given))}.")
+    return [int(side) for side in given]
 
 
 def main(args: flags.FlagValues) -> None:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
     cpu.use_cores(None)
+    how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
-        score(args.workdir, args.step, args.split)
+        score(args.workdir, args.step, *how)
         return
     for step in saved_steps(args.workdir):
         try:
-            score(args.workdir, step, args.split)
+            score(args.workdir, step, *how)
         except UserError as error:  # One that is damaged, or that a running run has deleted.
             print(error)
 
@@ -46,4 +84,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last.")
     flags.DEFINE_bool("all_steps", False, "Every checkpoint that is kept, one line each.")
     flags.DEFINE_string("split", None, "A TFDS split; by default the config's test split.")
+    flags.DEFINE_enum(
+        "view", CENTER, [CENTER, TEN_CROP, MULTI_SCALE], "What is seen of images of varying size."
+    )
+    flags.DEFINE_list(
+        "sides", [224, 256, 384, 480, 640], f"Lengths of the shorter side for {MULTI_SCALE}."
+    )
     cli.run(main, config=False, workdir="The run's folder.")

@@ -80,7 +80,6 @@ class StreamFeed:
         """`say` hears of damaged images."""
         self.stream, self.devices, self.say = stream, devices, say
         self.size = stream.size
-        self.damaged: set[int] = set()
 
     @contextlib.contextmanager
     def training(
@@ -93,8 +92,7 @@ class StreamFeed:
             steps = len(batch.labels) // len(places)
             return self._shard(batch, (steps, len(places)))
 
-        count = -(-len(steps) // per_dispatch)
-        with in_background(load, count, on_devices) as fed, self._telling_of_damage():
+        with in_background(load, on_devices, self.say) as fed:
             yield fed
 
     @contextlib.contextmanager
@@ -113,27 +111,12 @@ class StreamFeed:
             return self._shard(batch, (len(places),)), self.devices.shard(next(masks))
 
         load = EvaluationBatches(self.stream, cut, plan)
-        with in_background(load, len(plan), on_devices) as fed, self._telling_of_damage():
+        with in_background(load, on_devices, self.say) as fed:
             yield fed
 
     def _shard(self, batch: Batch, shape: tuple[int, ...]) -> Images:
         """Batches of one view, to the devices; the last of `shape` is shared out."""
-        self.damaged.update(batch.damaged[batch.damaged >= 0].tolist())
         axis = len(shape) - 1
         images = batch.images.reshape(*shape, *self.stream.image_shape)
         labels = batch.labels.reshape(shape)
         return Images(*(self.devices.shard_places(part, axis) for part in (images, labels)))
-
-    @contextlib.contextmanager
-    def _telling_of_damage(self) -> Iterator[None]:
-        known = len(self.damaged)
-        try:
-            yield
-        finally:
-            if len(self.damaged) > known:
-                first = ", ".join(map(str, sorted(self.damaged)[:10]))
-                self.say(
-                    f"{len(self.damaged)} images of {self.stream.name} are damaged; what could be"
-                    f" decoded of them is used. Their positions: {first}"
-                    f"{', ...' if len(self.damaged) > 10 else ''}."
-                )

@@ -21,6 +21,16 @@ def _compiled_programs(tmp_path_factory: pytest.TempPathFactory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+@pytest.fixture(scope="session")
+def varied_folder(tmp_path_factory):
+    """Where the set of `tests/varied.py` is prepared."""
+    from tests import varied
+
+    folder = str(tmp_path_factory.mktemp("varied"))
+    varied.prepare(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_config():
     """24 steps of an 8-layer net on 96 digits: seconds."""

@@ -17,7 +17,7 @@ RUNGS = [
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
     {"schema", "data.stream", "convert"},
     {"feed"},
-    {"experiment", "evaluation"},
+    {"experiment", "evaluation", "views"},
     {"start", "runs"},
     {"loop"},
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 TRAIN_IMAGES = 1536  # 12 batches of 128; the 261 that follow are the test split.
 
@@ -32,6 +31,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # Nothing to download.
+        # Not above: a worker that reads other images need not wait for it.
+        from sklearn.datasets import load_digits
+
         images, labels = load_digits(return_X_y=True)
         # The scans have 17 grey levels, 0 to 16.
         images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)

@@ -23,7 +23,7 @@ from absl import flags
 from resnet_flax import cpu
 from resnet_flax.data import crops, sources
 from resnet_flax.data.order import batch_indices
-from resnet_flax.errors import GOES_ON, FaultError
+from resnet_flax.errors import GOES_ON, FaultError, UserError
 
 T = TypeVar("T")
 WORKERS = "RESNET_FLAX_WORKERS"
@@ -63,6 +63,11 @@ class Stream(NamedTuple):
     def image_mean(self) -> np.ndarray:
         """[1, 1, C] float32, in 0..255."""
         return np.asarray(self.channel_mean, np.float32).reshape(1, 1, 3)
+
+    def encoded(self) -> Iterator[bytes]:
+        """All images of the split, in its order."""
+        for start in range(0, self.size, 1000):
+            yield from self.read(np.arange(start, min(start + 1000, self.size)))[0]
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """Encoded images and labels [B] int32 at these positions of the split."""
@@ -109,6 +114,9 @@ class TrainingBatches:
     steps: range
     per_dispatch: int
 
+    def __len__(self) -> int:
+        return -(-len(self.steps) // self.per_dispatch)
+
     def __call__(self, number: int) -> Batch:
         """The batches of a dispatch's k steps one after another: k * B images of one view."""
         kind, size, shorter = self.stream.crops
@@ -134,6 +142,9 @@ class EvaluationBatches:
     plan: Sequence[tuple[np.ndarray, tuple[int, int, int]]]
     """Of each batch: positions in the split [B], and V, H, W of what is cut."""
 
+    def __len__(self) -> int:
+        return len(self.plan)
+
     def __call__(self, number: int) -> Batch:
         indices, shape = self.plan[number]
         return _load(self.stream, indices, [self.cut] * len(indices), shape)
@@ -157,27 +168,34 @@ def _draws(seed: int, step: int, batch_size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def in_background(
-    load: Callable[[int], Batch], count: int, then: Callable[[Batch], T]
+    load: TrainingBatches | EvaluationBatches,
+    then: Callable[[Batch], T],
+    say: Callable[[str], None],
 ) -> Iterator[Iterator[T]]:
-    """`then(load(i))` for i in 0..count-1, in order, some of them ahead of being asked for.
+    """`then(load(i))` for all i in order, some of them ahead of being asked for.
 
     `load` is called in worker processes (RESNET_FLAX_WORKERS; by default one a core), to which it
-    must be sent, so not a closure over anything big; `then` in a thread of this process. Both end
-    with the context. Raises FaultError where a worker dies.
+    is sent; `then` in a thread of this process. Both end with the context, and `say` then hears of
+    damaged images. Raises FaultError where a worker dies.
     """
     if not flags.FLAGS.is_parsed():  # In a notebook: Grain asks for flags of its own.
         flags.FLAGS.mark_as_parsed()
-    workers = max(min(int(os.environ.get(WORKERS) or cpu.cores()), count), 1)
+    damaged: set[int] = set()
+
+    def arrived(batch: Batch) -> T:
+        damaged.update(batch.damaged[batch.damaged >= 0].tolist())
+        # A copy, so that no shared memory outlives the workers.
+        return then(Batch(*map(np.array, batch)))
+
     dataset = (
-        grain.MapDataset.range(count)
+        grain.MapDataset.range(len(load))
         .map(load)
         # One batch at a time: a worker is one thread, and what waits is in its buffer.
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         .mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _in_worker
+            grain.MultiprocessingOptions(_workers(len(load)), per_worker_buffer_size=2), _in_worker
         )
-        # A copy, so that no shared memory outlives the workers.
-        .map(lambda batch: then(Batch(*map(np.array, batch))))
+        .map(arrived)
     )
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
     iterator = _until_closed(dataset)
@@ -187,6 +205,23 @@ def in_background(
         iterator.close()
         # Grain's iterators hold themselves, and with them batches in shared memory.
         gc.collect()
+        if damaged:
+            say(_damage(load.stream.name, sorted(damaged)))
+
+
+def _workers(batches: int) -> int:
+    given = os.environ.get(WORKERS) or str(cpu.cores())
+    if not given.isdecimal() or not int(given):
+        raise UserError(f"Expected {WORKERS} to be a number of processes, 1 or more, got {given}.")
+    return max(min(int(given), batches), 1)
+
+
+def _damage(name: str, positions: list[int]) -> str:
+    shown = ", ".join(map(str, positions[:20])) + (", ..." if len(positions) > 20 else "")
+    return (
+        f"Damaged images in {name}: {len(positions)}, at positions {shown}; what could be decoded"
+        " of them is used."
+    )
 
 
 def _until_closed(dataset: Any) -> Generator[Any, None, None]:
