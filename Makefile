@@ -9,7 +9,7 @@ WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
 BIN := .venv/bin
 PREPARE := .venv-prepare
 TORCH := .venv-torch
-SUITES ?= steps depth memory start epoch seeds convolution
+SUITES ?= steps depth memory start epoch seeds convolution input stream
 
 .PHONY: sweep test slow soak benchmark torch prepare cifar10 lock
 
@@ -30,9 +30,9 @@ soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
 # Half an hour on 2 cores; SUITES=accelerator for a GPU or TPU.
-benchmark: .venv/installed $(TORCH)/installed
+benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
-	  --torch_python=$(TORCH)/bin/python --workdir=runs/benchmarks || exit 1; done
+	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
 # PyTorch, with which `make test` then compares networks and weights.
 torch: $(TORCH)/installed

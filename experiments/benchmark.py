@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from experiments import benchmark_convolution, cli, describe, figures
+from experiments import benchmark_convolution, benchmark_input, cli, describe, figures
 from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
 from resnet_flax import environment
@@ -197,11 +197,16 @@ def markdown(rows: list[Row]) -> str:
 
 def main(args: flags.FlagValues) -> None:
     rounds = args.rounds
-    torch = None
+    torch = tensorflow = None
     if args.against == "torch":
         torch = args.torch_python
         if not Path(torch).exists():
             raise UserError(f"Expected --torch_python, a Python with PyTorch, got {torch}.")
+        tensorflow = args.tensorflow_python
+        if args.suite == "input" and not Path(tensorflow).exists():
+            raise UserError(
+                f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
+            )
     suites: dict[str, Callable[[], Iterator[Row]]] = {
         "steps": lambda: measure_steps(rounds, torch),
         "depth": lambda: measure_depth(rounds),
@@ -210,6 +215,8 @@ def main(args: flags.FlagValues) -> None:
         "start": lambda: measure_start(rounds),
         "epoch": lambda: measure_epoch(rounds),
         "convolution": lambda: benchmark_convolution.measure(rounds),
+        "input": lambda: benchmark_input.measure(rounds, torch, tensorflow),
+        "stream": benchmark_input.measure_loop,
         "accelerator": lambda: measure_accelerator(rounds, torch, args.batch_size),
     }
     rows = []
@@ -232,13 +239,19 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution", "accelerator"]
+    names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution"]
+    names += ["input", "stream", "accelerator"]
     flags.DEFINE_enum("suite", "steps", names, "What to measure.")
     flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
     flags.DEFINE_string(
         "torch_python",
         ".venv-torch/bin/python",
         "A Python with PyTorch: `make benchmark`.",
+    )
+    flags.DEFINE_string(
+        "tensorflow_python",
+        ".venv-prepare/bin/python",
+        "A Python with TensorFlow, for the input suite.",
     )
     flags.DEFINE_integer("rounds", 11, "Alternating runs.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 0, "Of the accelerator suite; 0: 128 and 256.")

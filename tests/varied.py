@@ -8,7 +8,7 @@ from PIL import Image
 
 from resnet_flax.data import sources
 
-TRAIN, VALIDATION = 45, 13
+TRAIN, VALIDATION = 45, 13  # The truncated image is in both, the one that is none in TRAIN.
 # Positions do not follow the order of generation; labels say which image it is.
 GREY, CMYK, PNG, TRUNCATED, GARBAGE = 3, 5, 7, 11, 13
 

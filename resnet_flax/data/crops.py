@@ -133,9 +133,10 @@ def cut(encoded: bytes, boxes: Cut, out: np.ndarray) -> bool:
 
 def _resize(part: np.ndarray, out: np.ndarray) -> None:
     height, width, _ = out.shape
-    # The mean over what falls on a pixel where the image shrinks: no aliasing.
-    shrinks = part.shape[0] > height or part.shape[1] > width
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # The mean over what falls on a pixel takes six times as long, and matters from a half on; a
+    # JPEG has been shrunk by its decoder then.
+    shrink = min(part.shape[0] / height, part.shape[1] / width)
+    how = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
     cv2.resize(part, (width, height), dst=out, interpolation=how)
 
 

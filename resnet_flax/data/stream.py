@@ -27,6 +27,7 @@ from resnet_flax.errors import GOES_ON, FaultError, UserError
 
 T = TypeVar("T")
 WORKERS = "RESNET_FLAX_WORKERS"
+_LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 
 
 class Crops(NamedTuple):
@@ -180,6 +181,7 @@ def in_background(
     """
     if not flags.FLAGS.is_parsed():  # In a notebook: Grain asks for flags of its own.
         flags.FLAGS.mark_as_parsed()
+    _hush_resource_tracker()
     damaged: set[int] = set()
 
     def arrived(batch: Batch) -> T:
@@ -207,6 +209,13 @@ def in_background(
         gc.collect()
         if damaged:
             say(_damage(load.stream.name, sorted(damaged)))
+
+
+def _hush_resource_tracker() -> None:
+    """Python's process that removes what killed processes left need not warn of it."""
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if _LEFT_BEHIND not in filters:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [filters, _LEFT_BEHIND]))
 
 
 def _workers(batches: int) -> int:

@@ -1,0 +1,101 @@
+"""Runs whose images are read by worker processes, and what may befall them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from resnet_flax.records import RunFolder
+from tests import varied
+from tests.end_to_end.processes import assert_same_bits, end, finish, start, until_it_trains
+from tests.end_to_end.test_processes import assert_close
+
+FLAGS = (
+    "--config=configs/imagenet.py:resnet18", "--config.steps=40", "--config.log_every=5",
+    "--config.eval_every=20", "--config.checkpoint_every=10", "--config.model.widths=(4,4,8,8)",
+    "--config.model.bn_scope=global", "--config.optim.lr=0.02", "--config.optim.boundaries=(20,)",
+    "--config.data.name=varied", "--config.data.batch_size=8", "--config.data.eval_batch_size=16",
+    "--config.data.image_size=32", "--config.data.shorter_side=(36,60)",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def options(varied_folder):
+    return {"command": ("train", *FLAGS, f"--config.data.data_dir={varied_folder}"), "devices": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, options):
+    workdir = tmp_path_factory.mktemp("stream") / "run"
+    finish(workdir, **options)
+    return workdir
+
+
+def readers(process):
+    """The processes that read images for another."""
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in str(child.cmdline())]
+
+
+def shared_memory():
+    return set(Path("/dev/shm").glob("psm_*"))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is elsewhere")
+def test_killed_with_its_workers_or_by_one_of_them_a_run_resumes_to_the_same_bits(
+    undisturbed, options, tmp_path
+):
+    workdir, before = tmp_path / "run", shared_memory()
+    (run,) = running = start(workdir, **options)
+    until_it_trains(running)
+    workers, shared = readers(run), shared_memory() - before
+    assert workers
+    run.kill()
+    run.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    stop = time.monotonic() + 20
+    while shared & shared_memory() and time.monotonic() < stop:
+        time.sleep(0.1)
+    assert not shared & shared_memory()
+
+    (run,) = running = start(workdir, **options, RESNET_FLAX_WORKERS="1")
+    until_it_trains(running, records=1)
+    readers(run)[0].kill()
+    (status,), (line,) = end(running)
+    assert status == 1
+    assert "A worker process that reads images died with exit code -9" in line
+    assert RunFolder(workdir).status().state == "failed"
+
+    finish(workdir, **options)
+    assert_same_bits(undisturbed, workdir)
+
+
+def test_an_evaluation_sees_every_image_in_each_view(undisturbed):
+    for view, said in (
+        ("center", ""),
+        ("ten_crop", "ten_crop"),
+        ("multi_scale", "multi_scale"),
+    ):
+        command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={undisturbed}"]
+        output = subprocess.run(
+            [*command, f"--view={view}", "--sides=32,40"],
+            check=True, capture_output=True, text=True,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+        ).stdout  # fmt: skip
+        assert f"varied validation {said}".strip() + ": error" in output
+        assert f"images {varied.VALIDATION}" in output
+        damaged = "Damaged images in varied validation: 1" in output
+        assert damaged == (varied.TRUNCATED < varied.VALIDATION)
+        assert ("shorter side 40: error" in output) == (view == "multi_scale")
+
+
+@pytest.mark.slow
+def test_two_processes_read_what_one_reads(undisturbed, options, tmp_path):
+    workdir = tmp_path / "run"
+    finish(workdir, **options | {"devices": 1}, processes=2)
+    assert_close(undisturbed, workdir)
