@@ -56,7 +56,7 @@ def main(case: dict) -> None:
         paths.repeat()
         .map(crop, num_parallel_calls=tf.data.AUTOTUNE if cores > 1 else None)
         .batch(BATCH_SIZE)
-        .prefetch(tf.data.AUTOTUNE if cores > 1 else 0)
+        .prefetch(2 if cores > 1 else 0)
         .with_options(options)
     )
     next(batches)

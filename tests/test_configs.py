@@ -50,7 +50,18 @@ def test_the_cifar10_config_is_section_4_2s_recipe():
     assert parse("cifar10", "plain110").optim.warmup_steps == 400
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_imagenet_config_is_section_3_4s_recipe():
+    plain, residual = (parse("imagenet", net) for net in ("plain34", "resnet34"))
+    (difference,) = differing_fields(plain.model_dump(), residual.model_dump())
+    assert difference == "model.shortcut ('none' there, 'pad' here)"
+    assert (plain.steps, plain.data.batch_size, plain.optim.lr) == (600_000, 256, 0.1)
+    data = plain.data
+    assert (data.crop, data.image_size, data.shorter_side) == ("scale", 224, (256, 480))
+    assert (data.flip, data.color, data.pad) == (True, True, 0)
+    assert parse("imagenet", "resnet50").model.shortcut == "projection"
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
 def test_a_sweep_has_every_kind_depth_and_seed_once(name):
     config = importlib.import_module("configs.degradation").get_config(name).to_dict()
     runs = grid.expand(config)

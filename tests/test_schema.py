@@ -42,6 +42,10 @@ def test_a_whole_config_is_read_with_its_types():
         ({"seed": 2**32}, r"config.seed: "),
         ({"steps": 0}, r"config.steps: "),
         ({"log_every": 10}, r"log_every to be a multiple of steps_per_dispatch, 12, got 10"),
+        ({"data__crop": "random"}, r"config.data.crop: .*'scale' or 'inception', got 'random'"),
+        ({"data__crop": "scale", "data__pad": 4}, r'config.data: expected pad=0 with crop="scale"'),
+        ({"data__shorter_side": (200, 480)}, r"config.data: expected image_size <= shorter_side"),
+        ({"data__shorter_side": (256,)}, r"config.data.shorter_side"),
         ({"data": 3}, r"config.data: "),
     ],
 )

@@ -186,8 +186,7 @@ def in_background(
 
     def arrived(batch: Batch) -> T:
         damaged.update(batch.damaged[batch.damaged >= 0].tolist())
-        # A copy, so that no shared memory outlives the workers.
-        return then(Batch(*map(np.array, batch)))
+        return then(batch)
 
     dataset = (
         grain.MapDataset.range(len(load))

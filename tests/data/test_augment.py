@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_flax.data.augment import normalize, pad_crop_flip
+from resnet_flax.data.augment import COLOR_COMPONENTS, normalize, pad_crop_flip, shift_color
 
 
 def augment(seed, images, pad, flip):
@@ -45,3 +45,30 @@ def test_an_images_crop_depends_on_its_own_key_alone():
 def test_without_padding_and_flip_nothing_changes():
     images = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
     np.testing.assert_array_equal(augment(0, images, pad=0, flip=False), images)
+
+
+def test_a_channels_mean_is_subtracted_from_images_of_any_size():
+    images = np.full((2, 3, 5, 3), 100, np.uint8)
+    found = normalize(images, np.array([[[100, 90, 110]]], np.float32))
+    expected = np.broadcast_to(np.float32([0, 10, -10]) / 255, images.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # One rounding.
+
+
+def test_each_image_is_shifted_by_one_colour_along_the_main_directions():
+    images = jax.random.normal(jax.random.key(0), (2000, 2, 3, 3))
+    keys = jax.random.split(jax.random.key(1), 2000)
+    shifted = np.asarray(shift_color(keys, images) - images)
+    # 1e-6: the difference of numbers near 1 in float32.
+    np.testing.assert_allclose(
+        shifted, np.broadcast_to(shifted[:, :1, :1], shifted.shape), atol=1e-6
+    )
+    along = shifted[:, 0, 0] @ COLOR_COMPONENTS
+    # A tenth of ImageNet's deviations; 10 %: of 2,000 draws a deviation is known to 1.6 %.
+    np.testing.assert_allclose(along.std(0), [0.02175, 0.00188, 0.00045], rtol=0.1)
+    assert (abs(along.mean(0)) < 4 * along.std(0) / 2000**0.5).all()
+    np.testing.assert_array_equal(shift_color(keys[5:], images[5:]), shift_color(keys, images)[5:])
+
+
+def test_the_main_directions_of_colour_are_orthogonal():
+    # 1e-3: they are published with four digits.
+    np.testing.assert_allclose(COLOR_COMPONENTS.T @ COLOR_COMPONENTS, np.eye(3), atol=1e-3)
