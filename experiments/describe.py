@@ -97,6 +97,8 @@ def vgg19_multiply_adds() -> int:
 def main(args: flags.FlagValues) -> None:
     config = schema.parse(args.config.to_dict(), schema.RunConfig)
     image_shape, num_classes = sources.describe(config.data.name, config.data.data_dir)
+    if config.data.crop != "none":
+        image_shape = (config.data.image_size, config.data.image_size, 3)
     experiment.check_image_shape(config.model, image_shape)
     parts = layer_table(experiment.build_model(config.model, num_classes), image_shape)
     parameters, multiply_adds = totals(parts)
