@@ -16,8 +16,9 @@ def main(name: str) -> str | None:
         builder = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return f"prepare: cannot prepare {name!r} ({first_line})."
+        # All of it: where archives have to be fetched by hand, the end says which.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"prepare: cannot prepare {name!r} ({reason})."
     print(f"{name} is prepared in {builder.data_path}.")
     return None
 
