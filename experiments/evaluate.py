@@ -12,18 +12,15 @@ from resnet_flax import cpu, experiment
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
-from resnet_flax.runs import load_run, saved_steps
+from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.schema import RunConfig
 from resnet_flax.views import Views
 
 CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
 
 
-def score(
-    workdir: str, step: int | None, split: str | None, view: str, sides: Sequence[int]
-) -> None:
+def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
     """Prints one line."""
-    run = load_run(workdir, step)
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
@@ -71,13 +68,15 @@ def main(args: flags.FlagValues) -> None:
     cpu.use_cores(None)
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
-        score(args.workdir, args.step, *how)
+        score(load_run(args.workdir, args.step), *how)
         return
     for step in saved_steps(args.workdir):
         try:
-            score(args.workdir, step, *how)
+            run = load_run(args.workdir, step)
         except UserError as error:  # One that is damaged, or that a running run has deleted.
             print(error)
+        else:
+            score(run, *how)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ def build(config: Mapping[str, Any]) -> Experiment:
     devices.check_divisible("data.batch_size", data.batch_size)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
     check_image_shape(parsed.model, train.image_shape)
+    if data.color and train.image_shape[-1] != 3:
+        raise UserError(
+            "Expected data.color=False for images that are not of three colours, got images of"
+            f" {train.image_shape}."
+        )
     schedule = build_schedule(parsed.optim)
     return Experiment(
         config=parsed,

@@ -100,19 +100,17 @@ class StreamFeed:
         places = self.devices.places(batch_size)
         _, side, (shorter, _) = self.stream.crops
         numbers = range(-(-self.size // batch_size))
-        masks = iter([padded_batch(self.size, batch_size, number)[1] for number in numbers])
-        plan = [
-            (padded_batch(self.size, batch_size, number)[0][places], (1, side, side))
-            for number in numbers
-        ]
+        batches = [padded_batch(self.size, batch_size, number) for number in numbers]
+        plan = [(indices[places], (1, side, side)) for indices, _ in batches]
         cut = functools.partial(crops.center_crop, size=side, shorter=shorter)
 
-        def on_devices(batch: Batch) -> tuple[Images, jax.Array]:
-            return self._shard(batch, (len(places),)), self.devices.shard(next(masks))
+        def on_devices(batch: Batch) -> Images:
+            return self._shard(batch, (len(places),))
 
         load = EvaluationBatches(self.stream, cut, plan)
         with in_background(load, on_devices, self.say) as fed:
-            yield fed
+            masks = (self.devices.shard(mask) for _, mask in batches)
+            yield zip(fed, masks, strict=True)
 
     def _shard(self, batch: Batch, shape: tuple[int, ...]) -> Images:
         """Batches of one view, to the devices; the last of `shape` is shared out."""

@@ -164,7 +164,8 @@ def parse(config: Mapping[str, Any], schema: type[S]) -> S:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(["config", *map(str, first["loc"])])
-        got = f", got {first['input']!r}" if first["loc"] and first["type"] != "missing" else ""
+        shows = first["loc"] and first["type"] not in ("missing", "value_error")
+        got = f", got {first['input']!r}" if shows else ""
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{field}: {said}{got}.") from error
 

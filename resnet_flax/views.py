@@ -81,7 +81,7 @@ class Views:
         self, stream: Stream, cut: crops.Cut, plan: Plan, *, mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean probabilities over the views [N, K] float32 and labels [N] int32."""
-        mean = functools.partial(_probabilities, model=self.model, mirrored=mirrored)
+        mean = functools.partial(_mean_over_views, model=self.model, mirrored=mirrored)
         step = self.devices.map(mean, sharded=(False, False, True))
 
         def on_devices(batch: Batch) -> tuple[jax.Array, np.ndarray]:
@@ -98,7 +98,7 @@ class Views:
         return found, labels
 
 
-def _probabilities(
+def _mean_over_views(
     variables: Any, image_mean: jax.Array, images: jax.Array, *, model: nn.Module, mirrored: bool
 ) -> jax.Array:
     """[B, V, H, W, 3] uint8 on this device -> of all devices, the mean over views [D * B, K]."""

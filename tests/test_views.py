@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import optim, steps
+from resnet_flax import optim, steps, views
 from resnet_flax.data import crops, stream
 from resnet_flax.data.augment import normalize
 from resnet_flax.data.stream import Crops
@@ -15,6 +15,14 @@ from tests import varied
 
 MEAN = np.array([[[124, 116, 104]]], np.float32)
 CLASSES = varied.TRAIN
+
+
+def test_what_is_not_finite_is_an_error_and_a_certain_mistake_has_a_finite_loss():
+    probabilities = np.array([[1, 0], [0.25, 0.75], [np.nan, np.nan]], np.float32)
+    scores = views._scores(probabilities[:2], np.array([1, 1]))
+    # The smallest normal float32 stands for 0.
+    assert scores == {"loss": (np.log(2.0**126) - np.log(0.75)) / 2, "error": 0.5, "images": 2}
+    assert views._scores(probabilities, np.array([0, 1, 0]))["error"] == 1 / 3
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +84,8 @@ def test_multi_scale_is_the_mean_over_whole_images_of_every_side(net, split):
 
     said = []
     devices = Devices("shard_map", jax.devices()[:2])
-    views = Views(net[0], devices, net[1], MEAN, said.append)
-    assert_scores(views.multi_scale(split, 4, (32, 45)), by_hand(net, split, cuts))
+    several = Views(net[0], devices, net[1], MEAN, said.append)
+    assert_scores(several.multi_scale(split, 4, (32, 45)), by_hand(net, split, cuts))
     assert [line.partition(":")[0] for line in said if "shorter" in line] == [
         "shorter side 32",
         "shorter side 45",

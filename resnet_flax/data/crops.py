@@ -16,6 +16,7 @@ from PIL import Image
 # Uniform numbers in [0, 1) that a training crop may use up.
 DRAWS = 22
 _INCEPTION_TRIES = 10
+_BLANK = np.full((1, 1, 3), 128, np.uint8)  # Stands for what cannot be decoded at all.
 
 
 class Box(NamedTuple):
@@ -78,11 +79,13 @@ def whole(height: int, width: int) -> list[Box]:
 
 
 def whole_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """(H, W) with the shorter side resized to `shorter` and the ratio of sides to sixths.
+    """(H, W), the shorter side resized to `shorter` and the ratio of sides to sixths, at most 4.
 
-    So a network is compiled for few shapes, and 4:3 and 3:2 are kept as they are.
+    So a network is compiled for few shapes, 4:3 and 3:2 are kept as they are, and no image takes
+    up all memory.
     """
-    longer = round(shorter * round(6 * max(height, width) / min(height, width)) / 6)
+    sixths = min(round(6 * max(height, width) / min(height, width)), 24)
+    longer = round(shorter * sixths / 6)
     return (shorter, longer) if height <= width else (longer, shorter)
 
 
@@ -98,7 +101,7 @@ def _at(height: int, width: int, h: int, w: int, down: float, right: float) -> B
 
 
 def read_size(encoded: bytes) -> tuple[int, int]:
-    """(H, W) of an encoded image, without decoding it; (1, 1) if that cannot be told."""
+    """(H, W) of an encoded image, read from a JPEG's header; (1, 1) if that cannot be told."""
     try:
         return simplejpeg.decode_jpeg_header(encoded)[:2]
     except ValueError:
@@ -156,15 +159,14 @@ def _decode_jpeg(encoded: bytes, height: int, width: int, shrink: float) -> tupl
             return image, not strict
         except ValueError:
             continue
-    return _blank(height, width), True
+    return _BLANK, True
 
 
 def _decode_other(encoded: bytes) -> tuple[np.ndarray, bool]:
     try:
-        return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")), False
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255.
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        return np.asarray(image.convert("RGB")), False
     except Exception:  # From any of Pillow's decoders, on any bytes.
-        return _blank(1, 1), True
-
-
-def _blank(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), 128, np.uint8)
+        return _BLANK, True

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -94,6 +95,7 @@ def open_stream(
 ) -> Stream:
     """Opens a split of a prepared TFDS set. Raises UserError as `sources.load_split` does."""
     opened = sources.open_split(name, split, data_dir)
+    _workers(1)  # Before anything is written.
     examples = opened.builder.as_data_source(
         split=split, decoders={opened.image_key: tfds.decode.SkipDecoding()}
     )
@@ -121,10 +123,11 @@ class TrainingBatches:
     def __call__(self, number: int) -> Batch:
         """The batches of a dispatch's k steps one after another: k * B images of one view."""
         kind, size, shorter = self.stream.crops
+        crop: Callable[..., list[crops.Box]]
         if kind == "scale":
             crop = functools.partial(crops.scale_crop, size=size, shorter=shorter)
         else:
-            crop = functools.partial(crops.inception_crop)
+            crop = crops.inception_crop
         indices, cuts = [], []
         for step in self.steps[number * self.per_dispatch :][: self.per_dispatch]:
             order = batch_indices(self.seed, step, self.batch_size, self.stream.size)
@@ -199,7 +202,10 @@ def in_background(
         .map(arrived)
     )
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-    iterator = _until_closed(dataset)
+    iterator = iter(dataset)
+    with _signals_held_back():
+        iterator.start_prefetch()
+    iterator = _until_closed(iterator)
     try:
         yield iterator
     finally:
@@ -232,8 +238,17 @@ def _damage(name: str, positions: list[int]) -> str:
     )
 
 
-def _until_closed(dataset: Any) -> Generator[Any, None, None]:
-    iterator = iter(dataset)
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """For threads and processes begun within, for good: a signal to the group is the parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _until_closed(iterator: Any) -> Generator[Any, None, None]:
     try:
         yield from iterator
     except RuntimeError as error:
@@ -242,7 +257,8 @@ def _until_closed(dataset: Any) -> Generator[Any, None, None]:
         code = str(error).partition("exit code ")[2].partition(".")[0]
         raise FaultError(
             f"A worker process that reads images died with exit code {code} (-9 is often a lack of"
-            f" memory; {WORKERS} sets how many there are). {GOES_ON}"
+            f" memory, -7 of /dev/shm, and {WORKERS} sets how many there are; 1 can be a script"
+            f' without `if __name__ == "__main__":`). {GOES_ON}'
         ) from error
     finally:
         iterator.close()
@@ -252,9 +268,7 @@ def _in_worker(number: int, count: int) -> None:
     """Makes a process read images on one core, and live no longer than its parent."""
     del number, count
     cv2.setNumThreads(1)
-    # A signal to the whole group is the parent's to hear.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # Of what is odd in an image, where it could be decoded.
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -56,6 +56,31 @@ def test_inceptions_crop_has_its_areas_and_ratios():
     assert ratios.min() < 0.8 and ratios.max() > 1.25
 
 
+@pytest.mark.parametrize("kind", ["scale", "inception"])
+def test_a_crops_place_and_size_are_drawn_apart(kind):
+    draws = np.random.RandomState(1).uniform(size=(3000, crops.DRAWS))
+    boxes = np.array([boxes_of(kind, 2000, 2000, row)[0] for row in draws])
+    top, left, height, width = boxes.T
+    down, right = top / np.maximum(2000 - height, 1), left / np.maximum(2000 - width, 1)
+    apart = np.corrcoef([down, right, height * width])[np.triu_indices(3, 1)]
+    # 0.08: 4 deviations of the correlation of 3,000 independent draws.
+    assert abs(apart).max() < 0.08
+
+
+def test_inceptions_crops_are_as_often_wide_as_high():
+    draws = np.random.RandomState(1).uniform(size=(3000, crops.DRAWS))
+    boxes = np.array([boxes_of("inception", 2000, 2000, row)[0] for row in draws])
+    # 0.012: 4 deviations; a ratio that is uniform itself would have 0.028.
+    assert abs(np.log(boxes[:, 3] / boxes[:, 2]).mean()) < 0.012
+
+
+@pytest.mark.parametrize("draws, length", list(zip(EDGES, (256, 480), strict=True)))
+def test_both_ends_of_the_shorter_sides_range_are_drawn(draws, length):
+    (box,) = boxes_of("scale", 4800, 4800, draws)
+    assert box.height == box.width == round(224 * 4800 / length)
+    assert box.top == box.left == (0 if length == 256 else 4800 - box.height)
+
+
 def test_where_no_attempt_fits_inceptions_crop_is_the_largest_in_the_middle():
     assert boxes_of("inception", 10, 1000, np.full(crops.DRAWS, 0.9)) == [Box(0, 494, 10, 13)]
 
@@ -75,6 +100,7 @@ def test_five_crops_are_the_corners_and_the_middle():
         (300, 300, 256, (256, 256)),
         (300, 310, 256, (256, 256)),
         (100, 150, 640, (640, 960)),
+        (2, 3000, 224, (224, 896)),  # No more than 4.
     ],
 )
 def test_a_whole_image_keeps_its_ratio_to_a_sixth(height, width, side, expected):
@@ -105,6 +131,15 @@ def test_any_kind_of_image_becomes_rgb_as_pillow_sees_it(number):
     assert not damaged
     # Two levels of 255 in the mean: another library's rounding, twice for CMYK.
     assert mean_difference(image, by_pillow(encoded)) < 2
+
+
+def test_sixteen_bits_of_grey_become_eight():
+    ramp = (np.arange(32 * 40, dtype=np.uint16) * 51).reshape(32, 40)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    image, damaged = cut(file.getvalue())
+    assert not damaged
+    np.testing.assert_array_equal(image, np.stack([ramp // 257] * 3, -1))
 
 
 def test_a_crop_is_what_pillow_cuts_and_resizes():

@@ -48,6 +48,17 @@ def test_a_batch_depends_on_seed_and_step_alone(train):
         assert (joined(whole)[1] != joined(other)[1]).any()
 
 
+def test_the_seed_decides_the_crops_besides_the_order(train, monkeypatch):
+    def in_order(seed, step, batch_size, size):
+        return np.arange(step * batch_size, (step + 1) * batch_size) % size
+
+    monkeypatch.setattr(stream, "batch_indices", in_order)
+    one, other = (joined(batches(train, range(4), seed=seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(one[1], other[1])
+    equal = [np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True)]
+    assert sum(equal) <= 2  # The image that is none is grey in any crop.
+
+
 def test_the_processes_parts_are_the_batch(train):
     whole = batches(train, range(7))
     parts = [batches(train, range(7), places=places) for places in ((0, 1, 2), (3, 4), (5, 6, 7))]
@@ -115,6 +126,19 @@ def test_a_dead_worker_is_named_and_the_others_end(scaled, monkeypatch):
     assert not workers() - before
 
 
+def test_a_signal_to_all_processes_is_not_the_workers_to_hear(scaled, monkeypatch):
+    monkeypatch.setenv(stream.WORKERS, "2")
+    before = workers()
+    load = TrainingBatches(scaled, 0, 8, np.arange(8), range(200), 1)
+    with in_background(load, lambda batch: batch.labels, lambda line: None) as found:
+        while not (begun := workers() - before):  # They take a second to import.
+            time.sleep(0.01)
+        for worker in begun:
+            os.kill(worker, signal.SIGINT)
+            os.kill(worker, signal.SIGTERM)
+        assert len(list(found)) == 200
+
+
 def test_an_evaluation_shows_each_image_whole_and_no_other_pixel(scaled):
     plan = [(np.array([4, 9]), (1, 20, 30)), (np.array([9]), (1, 40, 40))]
     load = EvaluationBatches(scaled, crops.whole, plan)
@@ -135,9 +159,5 @@ def test_no_batch_is_no_error(scaled):
 @pytest.mark.parametrize("given", ["0", "-1", "many"])
 def test_a_number_of_workers_that_makes_no_sense_is_refused(scaled, monkeypatch, given):
     monkeypatch.setenv(stream.WORKERS, given)
-    load = TrainingBatches(scaled, 0, 8, np.arange(8), range(1), 1)
-    with (
-        pytest.raises(UserError, match=f"RESNET_FLAX_WORKERS.*got {given}"),
-        in_background(load, print, print),
-    ):
-        pass
+    with pytest.raises(UserError, match=f"RESNET_FLAX_WORKERS.*got {given}"):
+        stream.open_stream("digits", "test", scaled.crops, MEAN)

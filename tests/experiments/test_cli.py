@@ -49,6 +49,7 @@ def run(*args, **kwargs):
         (["--config=configs/digits.py", "--workdir="], "got an empty name"),
         (["--config=configs/digits.py", "more"], "Unexpected arguments: more"),
         (["--config=configs/imagenet.py"], "'imagenet2012' is not prepared"),
+        (["--config=configs/digits.py", "--config.data.color=True"], "three colours"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2_and_nothing_is_written(tmp_path, flags, message):
