@@ -72,28 +72,33 @@ def test_two_processes_of_two_devices_train_as_one_of_four(one_process, two_proc
     assert steps == list(range(10, 121, 10))
 
 
+@pytest.mark.parametrize(
+    "lost, told",
+    [
+        ((1, signal.SIGKILL), (1, signal.SIGTERM)),
+        pytest.param((0, signal.SIGSTOP), (0, signal.SIGINT), marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
-    two_processes, tmp_path
+    two_processes, tmp_path, lost, told
 ):
     workdir = tmp_path / "run"
 
     def go_on():
         return start(workdir, processes=2, devices=2)
 
-    for rank, number in [(1, signal.SIGKILL), (0, signal.SIGSTOP)]:
-        statuses, (line,) = signal_one(go_on(), rank, number)
-        assert statuses == [75]
-        assert line.startswith("train: Lost a peer")
-    for rank, number in [(1, signal.SIGTERM), (0, signal.SIGINT)]:
-        statuses, lines = signal_one(go_on(), rank, number)
-        assert statuses == [75, 75], lines
-        status = RunFolder(workdir).status()
-        assert status.state == "preempted"
-        assert status.step in Checkpoints(RunFolder(workdir).checkpoints).steps()
+    statuses, (line,) = signal_one(go_on(), *lost)
+    assert statuses == [75]
+    assert line.startswith("train: Lost a peer")
+    statuses, lines = signal_one(go_on(), *told)
+    assert statuses == [75, 75], lines
+    status = RunFolder(workdir).status()
+    assert status.state == "preempted"
+    assert status.step in Checkpoints(RunFolder(workdir).checkpoints).steps()
     statuses, lines = end(go_on())
     assert statuses == [0, 0], lines
     assert_same_bits(two_processes, workdir)
-    assert RunFolder(workdir).status().attempt == 5
+    assert RunFolder(workdir).status().attempt == 3
 
 
 @pytest.mark.slow

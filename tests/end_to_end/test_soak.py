@@ -1,10 +1,13 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from experiments import soak
 from resnet_flax.records import RunFolder
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_in_the_bits_of_one_never_killed(tmp_path):
     options = ["--config.parallel=pmap"]
     outcome = soak.soak("resnet8", tmp_path, 1, options, len(soak.MOMENTS), random.Random(0))
