@@ -29,7 +29,7 @@ slow: .venv/installed-dev
 soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
-# Half an hour on 2 cores; SUITES=accelerator for a GPU or TPU.
+# Three quarters of an hour on 2 cores; SUITES=accelerator for a GPU or TPU. The suite "input" needs TensorFlow too.
 benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
