@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import cv2
@@ -202,15 +202,15 @@ def in_background(
         .map(arrived)
     )
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-    iterator = iter(dataset)
+    batches = iter(dataset)
     with _signals_held_back():
-        iterator.start_prefetch()
-    iterator = _until_closed(iterator)
+        batches.start_prefetch()
     try:
-        yield iterator
+        yield _explained(batches)
     finally:
-        iterator.close()
+        batches.close()
         # Grain's iterators hold themselves, and with them batches in shared memory.
+        del batches
         gc.collect()
         if damaged:
             say(_damage(load.stream.name, sorted(damaged)))
@@ -248,9 +248,9 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _until_closed(iterator: Any) -> Generator[Any, None, None]:
+def _explained(batches: Iterator[T]) -> Iterator[T]:
     try:
-        yield from iterator
+        yield from batches
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
@@ -260,8 +260,6 @@ def _until_closed(iterator: Any) -> Generator[Any, None, None]:
             f" memory, -7 of /dev/shm, and {WORKERS} sets how many there are; 1 can be a script"
             f' without `if __name__ == "__main__":`). {GOES_ON}'
         ) from error
-    finally:
-        iterator.close()
 
 
 def _in_worker(number: int, count: int) -> None:

@@ -126,6 +126,16 @@ def test_a_dead_worker_is_named_and_the_others_end(scaled, monkeypatch):
     assert not workers() - before
 
 
+def test_workers_end_though_no_batch_was_asked_for(scaled, monkeypatch):
+    monkeypatch.setenv(stream.WORKERS, "2")
+    before = workers()
+    load = TrainingBatches(scaled, 0, 8, np.arange(8), range(10**5), 1)
+    with in_background(load, lambda batch: None, lambda line: None):
+        while not workers() - before:
+            time.sleep(0.01)
+    assert not workers() - before
+
+
 def test_a_signal_to_all_processes_is_not_the_workers_to_hear(scaled, monkeypatch):
     monkeypatch.setenv(stream.WORKERS, "2")
     before = workers()
