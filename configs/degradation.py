@@ -2,6 +2,7 @@
 
 - `digits`: 20 runs of 20 epochs on the embedded set; minutes on a laptop. `make sweep` runs it.
 - `cifar10`: Sec. 4.2 and Fig. 6, 64k steps a run; for an accelerator.
+- `cifar10_short`: the same with an eighth of the steps, 20 and 56 layers; hours on a CPU.
 - `imagenet`: Sec. 4.1 and Fig. 4, plain and residual 18 and 34; for several accelerators.
 Command: python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
 Expected: the training error of plain networks rises with depth, that of residual ones does not.
@@ -28,10 +29,18 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
         config.run = cifar10.get_config("resnet110")
         config.depths = (20, 32, 44, 56, 110)
         config.seeds = (0, 1, 2)
+    elif data == "cifar10_short":
+        config.run = cifar10.get_config("resnet56")
+        config.run.steps = 8_000
+        config.run.eval_every = 500
+        config.run.checkpoint_every = 250
+        config.run.optim.boundaries = (4_000, 6_000)
+        config.depths = (20, 56)
+        config.seeds = (0,)
     elif data == "imagenet":
         config.run = imagenet.get_config("resnet34")
         config.depths = (18, 34)
         config.seeds = (0,)
     else:
-        raise ValueError(f"Expected digits, cifar10 or imagenet, got {data!r}.")
+        raise ValueError(f"Expected digits, cifar10, cifar10_short or imagenet, got {data!r}.")
     return config

@@ -61,7 +61,7 @@ def test_the_imagenet_config_is_section_3_4s_recipe():
     assert parse("imagenet", "resnet50").model.shortcut == "projection"
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_short", "imagenet"])
 def test_a_sweep_has_every_kind_depth_and_seed_once(name):
     config = importlib.import_module("configs.degradation").get_config(name).to_dict()
     runs = grid.expand(config)
@@ -75,3 +75,24 @@ def test_a_sweeps_run_is_the_run_that_train_would_make(depth, kind):
     config = importlib.import_module("configs.degradation").get_config("cifar10").to_dict()
     (run,) = (run for run in grid.expand(config) if run.name == f"{kind}-{depth}-s0")
     assert run.config == parse("cifar10", f"{'resnet' if kind == 'residual' else kind}{depth}")
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_short_cifar10_sweep_divides_the_steps_and_drops_by_eight(kind):
+    runs = {}
+    for name in ("cifar10", "cifar10_short"):
+        config = importlib.import_module("configs.degradation").get_config(name).to_dict()
+        (runs[name],) = (r.config for r in grid.expand(config) if r.name == f"{kind}-56-s0")
+    whole, short = runs["cifar10"], runs["cifar10_short"]
+    assert (whole.steps, whole.optim.boundaries) == (
+        8 * short.steps,
+        tuple(8 * step for step in short.optim.boundaries),
+    )
+    assert {
+        name.split(" ")[0] for name in differing_fields(whole.model_dump(), short.model_dump())
+    } == {
+        "steps",
+        "eval_every",
+        "checkpoint_every",
+        "optim.boundaries",
+    }
