@@ -1,0 +1,130 @@
+"""What diagnostics found, in files beside a run's other records. No JAX: a report needs none.
+
+RUN/diagnostics/layers-STEP.json  `Layers` at a step, 0 for the initial values
+RUN/diagnostics/line.json         `Line`
+RUN/diagnostics/plane.json        `Plane`
+SWEEP/initial.json                `Initial`: networks of a sweep, and others, before training
+
+A number that is not finite is null there and None here.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+import pydantic
+
+from resnet_flax import records
+from resnet_flax.errors import UserError
+
+F = TypeVar("F", bound="Finding")
+LAYERS, LINE, PLANE, INITIAL = "layers", "line.json", "plane.json", "initial.json"
+
+
+class Finding(pydantic.BaseModel):
+    """Anything that is stored."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Layer(Finding):
+    """A weighted layer; gradients are of the mean loss over a batch, numbers means over batches."""
+
+    name: str
+    """As in the parameters: `stage1_block2/conv1`."""
+    weight_gradient_norm: float | None
+    """L2 norm of the gradient with respect to the layer's kernel."""
+    weight_gradient_rms: float | None
+    input_gradient_norm: float | None
+    """L2 norm of the gradient with respect to what the layer reads, over a batch."""
+    input_gradient_rms: float | None
+    response_std: float | None
+    """Standard deviation of its output after BN, before ReLU and addition (Fig. 7); None for the
+    fully connected layer."""
+    identity_share: float | None
+    """Where a block begins: the share of the gradient that reaches its input through h of Eqn. (1),
+    not through F, |h| / (|h| + |F|) in L2 norms; 0 in plain networks. None for other layers."""
+
+
+class Layers(Finding):
+    """All weighted layers of a network, in order, at one step."""
+
+    step: int
+    batches: int
+    batch_size: int
+    loss: float | None
+    """Mean over these batches, with their own statistics (nats)."""
+    layers: tuple[Layer, ...]
+
+
+class Line(Finding):
+    """Training loss between the initial (position 0) and the last weights (position 1)."""
+
+    step: int
+    images: int
+    positions: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    errors: tuple[float | None, ...]
+
+
+class Plane(Finding):
+    """Training loss around the last weights, along two filter-normalised random directions.
+
+    Li et al. (2018), arXiv 1712.09913, Sec. 4. Row i, column j: positions i and j along the first
+    and the second direction.
+    """
+
+    step: int
+    images: int
+    seed: int
+    positions: tuple[float, ...]
+    losses: tuple[tuple[float | None, ...], ...]
+    errors: tuple[tuple[float | None, ...], ...]
+
+
+class Network(Finding):
+    """A network before training."""
+
+    kind: str
+    depth: int
+    norm: str
+    seed: int
+    at: Layers
+
+
+class Initial(Finding):
+    networks: tuple[Network, ...]
+
+
+def save(path: Path, finding: Finding) -> None:
+    """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        records.write_json(path, finding.model_dump(mode="json"))
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def load(path: Path, kind: type[F]) -> F | None:
+    """None if there is no such file. Raises UserError if it holds something else."""
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate_json(path.read_text())
+    except (OSError, pydantic.ValidationError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error
+
+
+def folder(run: Path) -> Path:
+    """Where a run's findings are."""
+    return run / "diagnostics"
+
+
+def layers_file(run: Path, step: int) -> Path:
+    return folder(run) / f"{LAYERS}-{step}.json"
+
+
+def load_layers(run: Path) -> list[Layers]:
+    """By step, those of every step that has been looked at."""
+    found = (load(path, Layers) for path in folder(run).glob(f"{LAYERS}-*.json"))
+    return sorted((layers for layers in found if layers), key=lambda layers: layers.step)
