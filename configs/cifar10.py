@@ -36,6 +36,7 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.widths = ()
     config.model.bottleneck_stride = "1x1"
     config.model.dtype = "float32"
+    config.model.norm = "batch"
     config.model.bn_momentum = 0.9
     config.model.bn_epsilon = 1e-5
     config.model.bn_scope = "device"

@@ -1,11 +1,13 @@
 """What every entry point does around its one call: flags, exit status, how JAX is set up."""
 
+import functools
 import itertools
 import os
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -22,13 +24,14 @@ USAGE = UserError.exit_status
 def run(
     main: Callable[[flags.FlagValues], int | None],
     *,
-    config: bool,
+    config: bool | Literal["optional"],
     workdir: str = "",
     processes: bool = False,
 ) -> None:
     """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
 
-    - `config`: whether there is --config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for its fields.
+    - `config`: whether there is --config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for its fields,
+      or may be.
     - `workdir`: what --workdir means, if there is one.
     - `processes`: whether several may do it together, with --coordinator and so on.
 
@@ -48,7 +51,10 @@ def run(
     cpu.keep_barriers()
     _keep_compiled_programs()
     try:
-        app.run(lambda _: _exit_status(main), flags_parser=_parse_flags)
+        app.run(
+            lambda _: _exit_status(main),
+            flags_parser=functools.partial(_parse_flags, needs_config=config is True),
+        )
     except KeyboardInterrupt:
         sys.exit(_complain("Interrupted.", 130))
 
@@ -65,14 +71,14 @@ def _complain(line: str, status: int) -> int:
     return status
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
     """absl's, but what is wrong is said in one line, also where the config's file raises it."""
     # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
     logging.set_verbosity(logging.FATAL)
     argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and not dict(flags.FLAGS.config or {}):
+        if needs_config and not dict(flags.FLAGS.config or {}):
             raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:

@@ -21,6 +21,7 @@ from resnet_flax.models import blocks, resnet, vgg
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv: "convolution",
     nn.BatchNorm: "BN",
+    blocks.Identity: "identity",
     blocks.ReLU: "ReLU",
     resnet.MaxPool: "max pool",
     vgg.MaxPool: "max pool",

@@ -109,6 +109,7 @@ def build_model(config: schema.ModelConfig, num_classes: int) -> nn.Module:
         config.widths,
         num_classes=num_classes,
         bottleneck_stride=config.bottleneck_stride,
+        norm=config.norm,
         bn_momentum=config.bn_momentum,
         bn_epsilon=config.bn_epsilon,
         norm_axis=DATA_AXIS if config.bn_scope == "global" else None,

@@ -37,10 +37,10 @@ class Layer(Finding):
     input_gradient_norm: float | None
     """L2 norm of the gradient with respect to what the layer reads, over a batch."""
     input_gradient_rms: float | None
-    response_std: float | None
+    response_std: float | None = None
     """Standard deviation of its output after BN, before ReLU and addition (Fig. 7); None for the
     fully connected layer."""
-    identity_share: float | None
+    identity_share: float | None = None
     """Where a block begins: the share of the gradient that reaches its input through h of Eqn. (1),
     not through F, |h| / (|h| + |F|) in L2 norms; 0 in plain networks. None for other layers."""
 

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from resnet_flax.errors import UserError
-from resnet_flax.models.resnet import Shortcut
+from resnet_flax.models.resnet import Norm, Shortcut
 from resnet_flax.parallel import Backend
 
 S = TypeVar("S", bound="Section")
@@ -53,6 +53,8 @@ class ModelConfig(Section):
     bn_epsilon: Annotated[float, Field(gt=0)]
     bn_scope: Literal["device", "global"]
     """Statistics over a device's images (running ones averaged), or over the global batch."""
+    norm: Norm = "batch"
+    """`batch`: BN after every convolution; `none`: none, and a bias in each convolution."""
     scan: Literal["auto", "on", "off"] = "off"
     """Whether the equal blocks of a stage are compiled once and looped over; the results are the
     same up to rounding. `auto`: in networks of more than 110 layers."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_flax import experiment, hosts, steps
+from resnet_flax import cpu, experiment, hosts, steps
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.errors import UserError
 from resnet_flax.experiment import Experiment
@@ -24,7 +24,8 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     not fit.
     """
     seed, mean = np.uint32(built.config.seed), built.train.image_mean()
-    state = stacking.unstack(jax.device_get(jax.jit(_stacked(built))(seed, mean)))
+    init = jax.jit(_stacked(built), compiler_options=cpu.quick_compilation())
+    state = stacking.unstack(jax.device_get(init(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
     return stacking.stack(state) if experiment.scans(built.config.model) else state

@@ -119,7 +119,7 @@ def train_steps(
     """k steps; `fed` is this device's share, [k, B, ...]."""
 
     def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
-        images, labels = _select(resident, fed)
+        images, labels = select(resident, fed)
         image = augment.normalize(images, state.image_mean)
         keys = _image_keys(state, len(labels))
         image = augment.pad_crop_flip(keys, image, pad, flip)
@@ -133,8 +133,8 @@ def train_steps(
     return jax.lax.scan(body, state, fed)[0]
 
 
-def _select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
-    """Images [B, H, W, C] uint8 and labels [B] int32."""
+def select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
+    """What a step sees of its share of `fed`: images [B, H, W, C] uint8, labels [B] int32."""
     images, labels = fed if resident is None else (part[fed] for part in resident)
     return jnp.asarray(images), jnp.asarray(labels)
 
@@ -156,7 +156,7 @@ def eval_step(
     model: nn.Module,
 ) -> metrics.Totals:
     """Totals over the images of `fed` [B, ...] where `mask` [B] bool, with running averages."""
-    images, labels = _select(resident, fed)
+    images, labels = select(resident, fed)
     logits = eval_logits(model, variables, augment.normalize(images, image_mean))
     return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
 

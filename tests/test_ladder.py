@@ -16,7 +16,7 @@ RUNGS = [
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
     {"schema", "data.stream", "convert", "findings"},
-    {"feed"},
+    {"feed", "diagnostics", "landscape"},
     {"experiment", "evaluation", "views"},
     {"start", "runs"},
     {"loop"},

@@ -38,6 +38,14 @@ class ReLU(nn.Module):
         return nn.relu(x)
 
 
+class Identity(nn.Module):
+    """x, any shape: in the place of BN where there is none."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
     """Sec. 3.3, option A: [B, H, W, C] -> [B, H/stride, W/stride, features], sizes rounded up.
 

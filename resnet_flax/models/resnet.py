@@ -4,7 +4,7 @@ B, H, W, C: batch, height, width, channels.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -13,11 +13,18 @@ from flax import linen as nn
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
-from resnet_flax.models.blocks import BasicBlock, Block, BlockShortcut, BottleneckBlock
+from resnet_flax.models.blocks import (
+    BasicBlock,
+    Block,
+    BlockShortcut,
+    BottleneckBlock,
+    ModuleDef,
+)
 from resnet_flax.models.stacking import scan_blocks
 
 Family = Literal["cifar", "imagenet"]
 Shortcut = Literal["none", "pad", "projection", "projection_all"]
+Norm = Literal["batch", "none"]
 
 CIFAR_WIDTHS = (16, 32, 64)
 IMAGENET_WIDTHS = (64, 128, 256, 512)
@@ -29,6 +36,12 @@ IMAGENET_NETS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
     101: (BottleneckBlock, (3, 4, 23, 3)),
     152: (BottleneckBlock, (3, 8, 36, 3)),
 }
+
+
+@cache
+def _partial(make: ModuleDef, **fields: Any) -> ModuleDef:
+    """The same object for the same fields, since two partials are never equal."""
+    return partial(make, **fields)
 
 
 class MaxPool(nn.Module):
@@ -55,6 +68,7 @@ class ResNet(nn.Module):
       first block.
     - `shortcut`: `"pad"` (option A), `"projection"` (B: where a stage changes the dimensions),
       `"projection_all"` (C), `"none"` (plain).
+    - `norm`: `"batch"`, BN; `"none"`, nothing in its place but a bias in each convolution.
     - `norm_axis`: the device axis over which BN statistics are taken; None keeps them local.
     - `dtype`: of the computation; parameters, statistics and logits are float32.
     - `scan`: whether the blocks of a stage after its first are one loop, see `stacking.py`.
@@ -69,6 +83,7 @@ class ResNet(nn.Module):
     num_classes: int
     shortcut: Shortcut = "pad"
     bottleneck_stride: Literal["1x1", "3x3"] = "1x1"
+    norm: Norm = "batch"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     norm_axis: str | None = None
@@ -84,13 +99,46 @@ class ResNet(nn.Module):
         With `train` the batch's own statistics are used, and the running ones updated: apply with
         `mutable=["batch_stats"]`.
         """
-        conv = partial(
+        x = images
+        for part in self.parts(train):
+            x = part(x)
+        return x
+
+    @nn.nowrap
+    def parts(self, train: bool = False) -> list[Callable[[jax.Array], jax.Array]]:
+        """What images pass, one after another: modules, and where `scan` is on, loops over blocks.
+
+        Outside of `apply` the modules are free of the network, each with its own `name`. Modules of
+        equal fields are then equal but for their names, in networks of any depth.
+        """
+        conv = _partial(
             blocks.conv,
-            use_bias=False,
+            use_bias=self.norm == "none",
             dtype=self.dtype,
             conv_general_dilated=self.conv_general_dilated,
         )
-        norm = partial(
+        norm = self._norm(train)
+        imagenet = self.stem == "imagenet"
+        parts: list[Callable[[jax.Array], jax.Array]] = [
+            conv(self.widths[0], 7 if imagenet else 3, 2 if imagenet else 1, name="conv"),
+            norm(name="bn"),
+            blocks.ReLU(name="relu"),
+        ]
+        if imagenet:
+            parts.append(MaxPool(name="max_pool"))
+        for stage in range(len(self.widths)):
+            parts += self._stage(stage, conv, norm)
+        return [
+            *parts,
+            GlobalAveragePool(name="global_average_pool"),
+            nn.Dense(self.num_classes, kernel_init=blocks.he_normal, name="fc"),
+        ]
+
+    @nn.nowrap
+    def _norm(self, train: bool) -> ModuleDef:
+        if self.norm == "none":
+            return blocks.Identity
+        return _partial(
             nn.BatchNorm,
             use_running_average=not train,
             momentum=self.bn_momentum,
@@ -98,38 +146,36 @@ class ResNet(nn.Module):
             axis_name=self.norm_axis,
             dtype=self.dtype,
         )
-        imagenet = self.stem == "imagenet"
-        x = conv(self.widths[0], 7 if imagenet else 3, 2 if imagenet else 1, name="conv")(images)
-        x = norm(name="bn")(x)
-        x = blocks.ReLU(name="relu")(x)
-        if imagenet:
-            x = MaxPool(name="max_pool")(x)
-        for stage, (count, width) in enumerate(
-            zip(self.blocks_per_stage, self.widths, strict=True)
-        ):
-            block = partial(
-                # A loop is barrier enough against merging what is computed twice.
-                nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
-                features=width,
-                conv=conv,
-                norm=norm,
-                **self._block_fields(),
+
+    @nn.nowrap
+    def _stage(
+        self, stage: int, conv: ModuleDef, norm: ModuleDef
+    ) -> list[Callable[[jax.Array], jax.Array]]:
+        count = self.blocks_per_stage[stage]
+        block = partial(
+            # A loop is barrier enough against merging what is computed twice.
+            nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
+            features=self.widths[stage],
+            conv=conv,
+            norm=norm,
+            **self._block_fields(),
+        )
+        parts: list[Callable[[jax.Array], jax.Array]] = [
+            block(
+                stride=2 if stage > 0 and i == 0 else 1,
+                shortcut=self._block_shortcut(stage, i),
+                name=f"stage{stage + 1}_block{i + 1}",
             )
-            for i in range(1 if self.scan else count):
-                x = block(
-                    stride=2 if stage > 0 and i == 0 else 1,
-                    shortcut=self._block_shortcut(stage, i),
-                    name=f"stage{stage + 1}_block{i + 1}",
-                )(x)
-            if self.scan and count > 1:
-                rest = block(
-                    stride=1,
-                    shortcut=self._block_shortcut(stage, 1),
-                    name=f"stage{stage + 1}_blocks",
-                )
-                x = scan_blocks(rest, x, count - 1)
-        x = GlobalAveragePool(name="global_average_pool")(x)
-        return nn.Dense(self.num_classes, kernel_init=blocks.he_normal, name="fc")(x)
+            for i in range(1 if self.scan else count)
+        ]
+        if self.scan and count > 1:
+            rest = block(
+                stride=1,
+                shortcut=self._block_shortcut(stage, 1),
+                name=f"stage{stage + 1}_blocks",
+            )
+            parts.append(partial(scan_blocks, rest, length=count - 1))
+        return parts
 
     def _block_shortcut(self, stage: int, i: int) -> BlockShortcut:
         changes_dimensions = i == 0 and (stage > 0 or self.block.expansion > 1)

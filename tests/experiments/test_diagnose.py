@@ -1,0 +1,91 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from configs import degradation
+from experiments import diagnose, grid
+from resnet_flax import findings
+from resnet_flax.errors import UserError
+
+RUN = "tests/golden/run"
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    shutil.copytree(RUN, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def console(tmp_path):
+    with (tmp_path / "printed").open("w") as file:
+        yield Console(file=file)
+
+
+def test_a_run_is_looked_at_before_training_and_at_its_last_step(run_folder, console):
+    diagnose.diagnose_run(run_folder, [24], count=2)
+    before, after = findings.load_layers(run_folder)
+    assert (before.step, after.step) == (0, 24)
+    assert after.loss < before.loss
+    assert len(before.layers) == len(after.layers) == 8
+    # Seven convolutions have responses; three blocks, and they alone, a share of h.
+    assert sum(layer.response_std is not None for layer in after.layers) == 7
+    shares = [layer.identity_share for layer in after.layers if layer.identity_share is not None]
+    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+
+
+def test_a_scanned_twin_begins_with_the_same_gradients(run_folder, console):
+    once, _ = diagnose.diagnose_run(run_folder, [24], count=1)
+    config = json.loads((run_folder / "config.json").read_text())
+    config["model"] |= {"scan": "on", "remat": True}
+    (run_folder / "config.json").write_text(json.dumps(config))
+    again, _ = diagnose.diagnose_run(run_folder, [24], count=1)
+    assert once == again
+
+
+def test_the_landscape_meets_the_run_at_its_end(run_folder, console):
+    diagnose.explore(run_folder, None, count=2, resolution=3, console=console)
+    _, after = diagnose.diagnose_run(run_folder, [24], count=2)
+    line = findings.load(findings.folder(run_folder) / findings.LINE, findings.Line)
+    plane = findings.load(findings.folder(run_folder) / findings.PLANE, findings.Plane)
+    assert line.positions == (0, 0.25, 0.5, 0.75, 1) and plane.positions == (-1, 0, 1)
+    # 1e-4: float32, another program; the loss at another point differs by far more.
+    assert line.losses[-1] == pytest.approx(after.loss, rel=1e-4)
+    assert plane.losses[1][1] == pytest.approx(after.loss, rel=1e-4)
+    assert line.images == plane.images == 256
+
+
+def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(console):
+    config = degradation.get_config("digits")
+    config.depths, config.seeds = (8,), (3, 4)
+    config.run.model.widths = (4, 8, 8)  # As the golden run: compiled once.
+    networks = diagnose.initial_networks(grid.expand(config.to_dict()), 1, console)
+    named = {(n.kind, n.depth, n.norm) for n in networks}
+    assert len(named) == len(networks) == 4
+    assert {n.seed for n in networks} == {3}
+    assert {n.at.step for n in networks} == {0}
+
+
+def test_vgg_is_refused(run_folder):
+    with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
+        diagnose.diagnosable(object())
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--workdir=nowhere"], "No checkpoint in"),
+        ([f"--workdir={RUN}", "--step=7"], "7"),
+        ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
+    ],
+    ids=["no run", "no such step", "no such net"],
+)
+def test_what_cannot_be_looked_at_is_said_in_one_line(flags, said):
+    command = [sys.executable, "-m", "experiments.diagnose", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
