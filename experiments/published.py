@@ -12,7 +12,7 @@ class Source(NamedTuple):
 
 
 PAPER = Source(
-    "He et al. (2015)",
+    "He et al.",
     {"Table 6": "https://arxiv.org/abs/1512.03385"},
     {
         "pad": {
@@ -27,7 +27,7 @@ PAPER = Source(
 )
 # At the last epoch, from least to most.
 REPRODUCTIONS = Source(
-    "public reproductions",
+    "reproductions",
     {
         name: f"https://github.com/{name}"
         for name in (

@@ -1,6 +1,6 @@
 "use strict";
 const plots = JSON.parse(document.getElementById("plots").textContent);
-const divs = [...document.querySelectorAll(".plot")];
+const divs = [...document.querySelectorAll("[data-chart]")];
 const figure = (div) => plots[div.dataset.chart][div.dataset.panel];
 
 // Colours of page and text come from the style sheet, so that there is one place for both themes.
