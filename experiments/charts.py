@@ -1,6 +1,7 @@
 """What the figures of a sweep show; `figures.py` draws it on paper, `plots.py` in the report."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -199,8 +200,8 @@ def costs(runs: pd.DataFrame) -> Chart:
         for kind, style in kind_styles(runs["kind"]).items():
             rows = runs[runs["kind"] == kind].dropna(subset=[measure])
             medians = rows.groupby("depth")[measure].median()
-            series.append(Series(str(kind), medians.index.tolist(), medians.tolist(), style))
-            points = rows["depth"].tolist(), rows[measure].tolist()
+            series.append(Series(str(kind), medians.index.tolist(), numbers(medians), style))
+            points = rows["depth"].tolist(), numbers(rows[measure])
             names = rows["run"].tolist()
             series.append(Series("", *points, style._replace(line=""), strength=0.4, names=names))
         panels.append(Panel(title, tuple(series)))
@@ -218,8 +219,8 @@ def costs(runs: pd.DataFrame) -> Chart:
 
 
 def numbers(values: pd.Series) -> list[float | None]:
-    """With None for what is not a number."""
-    return [None if value != value else float(value) for value in values.astype(float)]
+    """With None for what is not finite."""
+    return [float(value) if math.isfinite(value) else None for value in values.astype(float)]
 
 
 def _counts(n: pd.Series) -> str:

@@ -6,7 +6,6 @@ page's content security policy.
 
 import functools
 import json
-import os
 import secrets
 from collections import Counter
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import charts, plots, published, results
 from experiments.charts import Chart
-from resnet_flax.records import RunFolder
+from resnet_flax import records
 
 ENDED = ("finished", "diverged", "failed", "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
@@ -29,19 +28,19 @@ _OF_ATTEMPT = ("attempt", "started", "parameters")
 def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Path:
     """Replaces report.html at once; returns its path."""
     path = workdir / "report.html"
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    new.write_text(render(workdir, tables, diagnostics), encoding="utf-8")
-    new.replace(path)
+    text = render(workdir, tables, diagnostics)
+    # JSON can hold half of a surrogate pair, UTF-8 cannot.
+    records.write_text(path, text.encode(errors="replace").decode())
     return path
 
 
 def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> str:
-    runs, summary, records = tables
+    runs, summary, measured = tables
     configs = results.read_configs(workdir)
     headline = [] if summary.empty else [charts.degradation(runs, summary)]
-    curves = [] if records.empty else [charts.run_curves(records)]
+    curves = [] if measured.empty else [charts.run_curves(measured)]
     sizes = {run: config.get("data.batch_size") for run, config in configs.items()}
-    taken = results.costs(records, sizes)
+    taken = results.costs(measured, sizes)
     shown = [*headline, *curves, *diagnostics, *([] if taken.empty else [charts.costs(taken)])]
     return _template().render(
         name=workdir.name,
@@ -60,9 +59,11 @@ def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> s
         symbols=_MARKS,
         summary=summary.to_dict("records"),
         sources=published.SOURCES if all(map(published.comparable, configs.values())) else (),
-        shortcuts={row.kind: configs[row.run].get("model.shortcut") for row in runs.itertuples()},
+        shortcuts={
+            row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()
+        },
         runs=runs.to_dict("records"),
-        switches=_switches(records),
+        switches=_switches(measured),
         environments=_environments(workdir, runs["run"]),
         **_recipe(configs),
         nonce=secrets.token_urlsafe(16),
@@ -96,10 +97,10 @@ def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
     return readings
 
 
-def _switches(records: pd.DataFrame) -> list[dict[str, Any]]:
+def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
     """For each kind and depth, the runs that have a curve."""
-    colors = charts.depth_colors(records["depth"])
-    rows = records.drop_duplicates("run").groupby(["kind", "depth"])
+    colors = charts.depth_colors(measured["depth"])
+    rows = measured.drop_duplicates("run").groupby(["kind", "depth"])
     return [
         {
             "kind": kind,
@@ -115,7 +116,7 @@ def _environments(workdir: Path, names: pd.Series) -> list[dict[str, Any]]:
     """The different ones, with how many attempts ran on each and when they began."""
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        for attempt in RunFolder(workdir / name).environments():
+        for attempt in records.RunFolder(workdir / name).environments():
             fields = {key: value for key, value in attempt.items() if key not in _OF_ATTEMPT}
             one = found.setdefault(
                 json.dumps(fields, sort_keys=True),

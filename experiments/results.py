@@ -155,7 +155,7 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, Any]) -> pd.DataFrame:
     timed = records.assign(images_per_second=rates)[rates > 0]
     for (run, kind, depth), of_run in timed.groupby(["run", "kind", "depth"]):
         size, rate = batch_sizes.get(run), of_run["images_per_second"]
-        if len(of_run) < 2 or not isinstance(size, int):
+        if len(of_run) < 2 or not isinstance(size, int) or not 0 < size < 2**31:
             continue
         images = of_run["step"].diff().fillna(of_run["step"]) * size
         pace = rate.iloc[1:].median()

@@ -53,7 +53,7 @@ def write_sweep(workdir, seeds=(0, 1)):
         config = {
             "seed": seed,
             "model": {"depth": depth, HOSTILE: HOSTILE},
-            "data": {"batch_size": 10},
+            "data": {"batch_size": 10, "half": "\ud83d"},
         }
         name = f"{kind}-{depth}-s{seed}"
         runs[name] = {"kind": kind, "config": config}
