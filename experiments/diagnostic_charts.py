@@ -167,8 +167,7 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
         name="plane",
         title="Loss around the last weights",
         caption="Training loss along two filter-normalised random directions (Li et al. 2018),"
-        " logarithmic, one scale for all; the trained network is in the middle. Round and smooth is"
-        " easy to train, jagged is not.",
+        " logarithmic, one scale for all; the trained network is in the middle.",
         x="first direction",
         y="second direction",
         panels=tuple(panels),

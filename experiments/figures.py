@@ -59,7 +59,7 @@ def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
         axes.set_yscale("log")
     if chart.ticks:
         axes.set_xticks(chart.ticks)
-    elif all(isinstance(x, int) for series in panel.series for x in series.x):
+    elif panel.series and all(isinstance(x, int) for one in panel.series for x in one.x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for series in panel.series:
         _draw(axes, series)
@@ -112,7 +112,7 @@ def _legend(figure: Figure, chart: Chart) -> None:
     entries = chart.legend()
     handles = [Line2D([], [], label=_plain(series.label), **_look(series)) for series in entries]
     if len(chart.panels) == 1:
-        figure.axes[0].legend(handles=handles)
+        figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
     elif handles:
         columns = min(len(handles), 3 * min(len(chart.panels), COLUMNS))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -11,6 +11,7 @@ from experiments.charts import Chart, Field, Panel, Series
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _FEW = 12  # As many points have room for marks.
+_DECADES = 8  # As many have room for labels.
 
 
 def draw(chart: Chart) -> list[dict[str, Any]]:
@@ -82,7 +83,9 @@ def _layout(chart: Chart) -> dict[str, Any]:
         x |= {"tickvals": list(chart.ticks)}
     y: dict[str, Any] = {"title": {"text": chart.y}, "automargin": True}
     if chart.log:
-        y |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        y |= {"type": "log", "exponentformat": "power"}
+        low, high = _range(chart)
+        y |= {"dtick": math.ceil((high - low) / _DECADES)}
     if chart.percent:
         y |= {"tickformat": "~%", "rangemode": "tozero"}
     if chart.y and len(chart.panels) > 1:
