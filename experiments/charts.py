@@ -1,7 +1,6 @@
 """What the figures of a sweep show; `figures.py` draws it on paper, `plots.py` in the report."""
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -218,9 +217,17 @@ def costs(runs: pd.DataFrame) -> Chart:
     )
 
 
-def numbers(values: pd.Series) -> list[float | None]:
-    """With None for what is not finite."""
-    return [float(value) if math.isfinite(value) else None for value in values.astype(float)]
+def numbers(
+    values: Sequence[float | None] | pd.Series, *, positive: bool = False
+) -> list[float | None]:
+    """With None for what an axis cannot show; `positive`: a logarithmic one.
+
+    Nothing beyond float32 was measured, and near the end of float64 the axes' own sums overflow.
+    """
+    limits = np.finfo(np.float32)
+    low, high = float(limits.tiny if positive else limits.min), float(limits.max)
+    values = np.asarray(values, float).tolist()  # None becomes NaN.
+    return [value if low <= value <= high else None for value in values]
 
 
 def _counts(n: pd.Series) -> str:

@@ -1,7 +1,7 @@
 """Charts of what diagnostics found; one for which there is nothing is left out."""
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -122,7 +122,7 @@ def gradient_ratio(initial: pd.DataFrame) -> Chart:
     for (kind, norm), of in ratios.groupby(["kind", "norm"]):
         depths = of.index.get_level_values("depth").tolist()
         style = styles[kind]._replace(line="-" if norm == "batch" else ":")
-        series.append(Series(f"{kind}, {_norm(norm)}", depths, _positive(of), style))
+        series.append(Series(f"{kind}, {_norm(norm)}", depths, numbers(of, positive=True), style))
     return Chart(
         name="gradient_ratio",
         title="First layer's gradient over the last's",
@@ -144,7 +144,7 @@ def line(points: pd.DataFrame) -> Chart:
         losses = rows.assign(loss=rows["loss"].astype(float)).groupby("position")["loss"].median()
         label = f"{kind} {depth}"
         x = losses.index.tolist()
-        series.append(Series(label, x, _positive(losses), styles[kind], shades[depth]))
+        series.append(Series(label, x, numbers(losses, positive=True), styles[kind], shades[depth]))
     return Chart(
         name="line",
         title="Loss between initial and last weights",
@@ -160,7 +160,10 @@ def line(points: pd.DataFrame) -> Chart:
 def plane(planes: diagnostic_tables.Planes) -> Chart:
     panels = []
     for kind, found in sorted(planes.planes.items()):
-        values = [[_log10(loss) for loss in row] for row in found.losses]
+        values = [
+            [None if loss is None else math.log10(loss) for loss in numbers(row, positive=True)]
+            for row in found.losses
+        ]
         field = Field("log₁₀ training loss", found.positions, values)
         panels.append(Panel(f"{kind} {planes.depth}", field=field))
     return Chart(
@@ -200,17 +203,8 @@ def _by_layer(
 ) -> Series:
     medians = rows.assign(value=rows[measure].astype(float)).groupby("layer")["value"].median()
     names = rows.groupby("layer")["name"].first().tolist()
-    y = _positive(medians) if measure == "weight_gradient_norm" else numbers(medians)
+    y = numbers(medians, positive=measure == "weight_gradient_norm")
     return Series(label, medians.index.tolist(), y, style, strength, names=names)
-
-
-def _positive(values: Iterable[float]) -> list[float | None]:
-    """What a logarithmic axis can show."""
-    return [float(value) if 0 < value < math.inf else None for value in values]
-
-
-def _log10(value: float | None) -> float | None:
-    return math.log10(value) if value is not None and 0 < value < math.inf else None
 
 
 def _norm(norm: Hashable) -> str:

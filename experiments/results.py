@@ -152,7 +152,8 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, Any]) -> pd.DataFrame:
     """
     rows = []
     rates = pd.to_numeric(records["images_per_second"], errors="coerce")
-    timed = records.assign(images_per_second=rates)[rates > 0]
+    possible = rates.between(1e-6, 1e12)
+    timed = records.assign(images_per_second=rates)[possible]
     for (run, kind, depth), of_run in timed.groupby(["run", "kind", "depth"]):
         size, rate = batch_sizes.get(run), of_run["images_per_second"]
         if len(of_run) < 2 or not isinstance(size, int) or not 0 < size < 2**31:

@@ -21,7 +21,7 @@ def begun_sweep(tmp_path):
         for kind, depth in (("plain", 8), ("residual", 20))
     }
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs}))
-    rates = {2: 5, 4: 10, 6: 20}
+    rates = {2: 5, 4: 10, 6: 20, 7: 1e308}
     folder = tmp_path / "plain-8-s0"
     folder.mkdir()
     records = [
@@ -132,6 +132,13 @@ def test_a_kind_has_one_style_in_every_figure():
     colors = {style.color for style in charts.KIND_STYLES}
     marks = {(style.marker, style.line) for style in charts.KIND_STYLES}
     assert len(colors) == len(marks) == len(charts.KIND_STYLES)
+
+
+def test_what_an_axis_cannot_show_is_a_gap():
+    values = [1.0, None, float("inf"), float("nan"), 1e300, -2.0, 0.0]
+    gaps = [None] * 4
+    assert charts.numbers(values) == [1.0, *gaps, -2.0, 0.0]
+    assert charts.numbers(values, positive=True) == [1.0, *gaps, None, None]
 
 
 def layer_table(**measures):
