@@ -1,81 +1,126 @@
-"""The figures of a sweep, from tables of `results.py`."""
+"""Draws figures on paper: PNG and SVG in one style, to be read in print and in grey."""
 
 import itertools
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito's, safe for the colour-blind; markers tell the kinds apart in grey.
-KIND_STYLES = [
-    {"color": "#D55E00", "marker": "o"},
-    {"color": "#0072B2", "marker": "s"},
-    {"color": "#009E73", "marker": "^"},
-    {"color": "#CC79A7", "marker": "D"},
-]
+from experiments.charts import KIND_STYLES, Chart, Field, Panel, Series
+
 STYLE = {
     "font.size": 11,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.titlesize": "medium",
     "grid.color": "#dddddd",
+    "legend.frameon": False,
     "savefig.dpi": 200,
     "svg.hashsalt": "resnet_flax",  # The same records give the same file.
 }
+COLUMNS = 3
+PANEL = (4.6, 3.6)  # Inches.
 
 
-def save_degradation(runs: pd.DataFrame, summary: pd.DataFrame, paths: list[Path]) -> None:
-    """Training error (clean, eval mode) against depth: means, deviations, single runs."""
+def save(chart: Chart, folder: Path) -> list[Path]:
+    """Writes `chart.name`.png, at 200 dpi, and .svg into a folder; returns their paths."""
+    columns = min(len(chart.panels), COLUMNS)
+    rows = -(-len(chart.panels) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for (kind, rows), style in zip(
-            summary.groupby("kind"), itertools.cycle(KIND_STYLES), strict=False
-        ):
-            axes.errorbar(
-                rows["depth"],
-                rows["train_error"],
-                yerr=rows["train_error_std"].fillna(0),
-                label=f"{kind} (mean ± deviation, n = {_counts(rows['n'])})",
-                capsize=4,
-                linewidth=2,
-                **style,
-            )
-            single = runs[(runs["kind"] == kind) & (runs["state"] == "finished")]
-            axes.scatter(single["depth"], single["train_error"], s=14, alpha=0.4, **style)
-        axes.set_xticks(sorted(summary["depth"].unique()))
-        axes.set_xlabel("depth (weighted layers)")
-        axes.set_ylabel("training error")
+        size = (6.4, 4.2) if columns == 1 else (PANEL[0] * columns, PANEL[1] * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=bool(chart.y), squeeze=False).flat
+        for axes in list(grid)[len(chart.panels) :]:
+            axes.remove()
+        for axes, panel in zip(figure.axes, chart.panels, strict=True):
+            _draw_panel(axes, chart, panel)
+        for axes in figure.axes[::columns]:
+            axes.set_ylabel(chart.y)
+        if chart.panels[0].field:
+            drawn, label = figure.axes[0].collections[0], chart.panels[0].field.label
+            figure.colorbar(drawn, ax=figure.axes, label=label, format="%.1f")
+        _legend(figure, chart)
+        paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
+        _save(figure, paths)
+    return paths
+
+
+def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
+    axes.set_title(_plain(panel.title))
+    axes.set_xlabel(chart.x)
+    if chart.log:
+        axes.set_yscale("log")
+    if chart.ticks:
+        axes.set_xticks(chart.ticks)
+    elif panel.series and all(isinstance(x, int) for one in panel.series for x in one.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for series in panel.series:
+        _draw(axes, series)
+    if panel.field:
+        _contour(axes, panel.field, np.linspace(*chart.extent(), 16))
+    elif chart.percent:
         _percent(axes)
-        axes.legend(frameon=False)
-        _save(figure, paths)
 
 
-def save_curves(curves: pd.DataFrame, paths: list[Path]) -> None:
-    """As Fig. 6: error against steps, training dashed and test solid, means over seeds."""
-    with matplotlib.rc_context(STYLE):
-        kinds = sorted(curves["kind"].unique())
-        figure = Figure(figsize=(5.4 * len(kinds), 4.2), layout="constrained")
-        panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        depths = sorted(curves["depth"].unique())
-        colours = matplotlib.colormaps["viridis"].resampled(len(depths) + 1)
-        for axes, kind in zip(panels, kinds, strict=True):
-            for i, depth in enumerate(depths):
-                rows = curves[(curves["kind"] == kind) & (curves["depth"] == depth)]
-                for measure, line in (("running_error", "--"), ("test_error", "-")):
-                    mean = rows[rows["measure"] == measure].groupby("step")["error"].mean()
-                    label = f"{depth}" if line == "-" else None
-                    axes.plot(mean.index, mean, line, color=colours(i), label=label)
-            axes.set_title(f"{kind}: training (running) dashed, test solid")
-            axes.set_xlabel("step")
-            _percent(axes)
-        panels[0].set_ylabel("error")
-        panels[-1].legend(title="depth", frameon=False)
-        _save(figure, paths)
+def _draw(axes: Axes, series: Series) -> None:
+    look = _look(series)
+    y = np.array(series.y, float)
+    if not series.style.line:
+        axes.scatter(
+            series.x,
+            y,
+            s=14,
+            color=series.style.color,
+            marker=series.style.marker,
+            alpha=series.strength,
+        )
+    elif len(series.deviations):
+        axes.errorbar(series.x, y, yerr=series.deviations, capsize=4, elinewidth=1.2, **look)
+    else:
+        axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
+
+
+def _look(series: Series) -> dict[str, object]:
+    color, marker, line = series.style
+    return {
+        "color": color,
+        "marker": marker,
+        "linestyle": line,
+        "alpha": series.strength,
+        "linewidth": 2 if marker else 1.5,
+        "markersize": 5,
+    }
+
+
+def _contour(axes: Axes, field: Field, levels: np.ndarray) -> None:
+    values = np.ma.masked_invalid(np.array(field.values, float))
+    drawn = axes.contourf(field.positions, field.positions, values, levels, cmap="viridis")
+    axes.contour(drawn, colors="black", linewidths=0.4, linestyles="solid")
+    axes.plot(0, 0, "+", color="white", markersize=10)
+    axes.set_aspect("equal")
+    axes.grid(False)
+
+
+def _legend(figure: Figure, chart: Chart) -> None:
+    entries = chart.legend()
+    handles = [Line2D([], [], label=_plain(series.label), **_look(series)) for series in entries]
+    if len(chart.panels) == 1:
+        figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
+    elif handles:
+        columns = min(len(handles), 3 * min(len(chart.panels), COLUMNS))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _plain(name: str) -> str:
+    """A name as it is, not mathematics between dollars."""
+    return name.replace("$", r"\$")
 
 
 def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
@@ -91,10 +136,11 @@ def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
         for axes, (column, label) in zip(
             figure.subplots(1, len(panels)), panels.items(), strict=True
         ):
-            for (program, rows), style in zip(
+            for (program, rows), (color, marker, _) in zip(
                 costs.groupby("program", sort=False), itertools.cycle(KIND_STYLES), strict=False
             ):
-                axes.loglog(rows["depth"], rows[column], label=program, linewidth=2, **style)
+                look = {"color": color, "marker": marker, "linewidth": 2}
+                axes.loglog(rows["depth"], rows[column], label=program, **look)
             if column == "build_s":
                 axes.set_yscale("linear")
                 axes.set_ylim(bottom=0)
@@ -105,10 +151,6 @@ def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
             axes.set_title(label)
         axes.legend(frameon=False)
         _save(figure, paths)
-
-
-def _counts(n: pd.Series) -> str:
-    return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
 
 
 def _percent(axes: Axes) -> None:

@@ -1,8 +1,11 @@
-"""Table and figures of a sweep from its records alone: no JAX, no checkpoint needed.
+"""Table, figures and page of a sweep from its records alone: no JAX, no checkpoint needed.
 
 python -m experiments.report --workdir=runs/digits
 """
 
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, figures, results
+from experiments import charts, cli, diagnostic_charts, figures, page, results
+from resnet_flax import errors
 
+REST_SECONDS = 5.0
 _HEADINGS = {
     "train_error": "training",
     "running_error": "running",
@@ -21,23 +26,49 @@ _HEADINGS = {
 
 
 def write(workdir: Path) -> None:
-    """Writes table.csv, degradation.png and .svg, curves.png; prints the table and the paths."""
+    """Writes table.csv, the figures and report.html; prints the table and the paths.
+
+    Raises UserError if a file in the folder cannot be used.
+    """
     console = Console(highlight=False, soft_wrap=True)
-    runs = results.read_runs(workdir)
-    summary = results.summarize(runs)
+    tables, diagnostics = results.read(workdir), diagnostic_charts.read(workdir)
+    runs, summary, records = tables
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
+    shown = list(diagnostics)
+    written = []
     if summary.empty:
-        console.print("No run has finished yet: nothing to draw.")
-        return
-    written = [workdir / name for name in ("table.csv", "degradation.png", "degradation.svg")]
-    summary.to_csv(written[0], index=False)
-    figures.save_degradation(runs, summary, written[1:])
-    written.append(workdir / "curves.png")
-    figures.save_curves(results.read_curves(workdir), written[-1:])
-    console.print(_printed(summary))
+        console.print("No run has finished yet: no table.")
+    else:
+        written.append(workdir / "table.csv")
+        summary.to_csv(written[0], index=False)
+        shown = [charts.degradation(runs, summary), charts.curves(records), *shown]
+        console.print(_printed(summary))
+    for chart in shown:
+        written += figures.save(chart, workdir)
+    written.append(page.write(workdir, tables, diagnostics))
     for path in written:
         console.print(str(path), markup=False)
+
+
+class LivePage:
+    """report.html while a sweep is on: whatever is wrong with it, the sweep goes on."""
+
+    def __init__(self, workdir: Path, say: Callable[[str], None]):
+        self._workdir, self._say = workdir, say
+        self._due = -math.inf
+
+    def update(self) -> None:
+        """Writes the page, unless that was done a few seconds ago."""
+        if time.monotonic() < self._due:
+            return
+        try:
+            page.write(
+                self._workdir, results.read(self._workdir), diagnostic_charts.read(self._workdir)
+            )
+        except Exception as error:
+            self._say(f"Cannot write report.html, the sweep goes on: {errors.summary(error)}")
+        self._due = time.monotonic() + REST_SECONDS
 
 
 def _printed(summary: pd.DataFrame) -> Table:

@@ -26,6 +26,8 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
         if progress.console.is_terminal:
             progress.header = table
 
+        live = report.LivePage(workdir, progress.say)
+
         def run_one(run: GridRun) -> State:
             config = run.config.model_dump(mode="json")
             return loop.train_and_evaluate(config, workdir / run.name, progress, stop)
@@ -35,6 +37,8 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
             if error:
                 progress.say(f"{run.name}: {state}: {error}")
             if state == "finished":
+                if hosts.is_first():
+                    live.update()
                 errors, left = table.errors[run.name], table.minutes_left()
                 measured = [
                     f"{name} error {error:.2%}"

@@ -9,7 +9,7 @@ A number that is not finite is null there and None here.
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Self, TypeVar
 
 import pydantic
 
@@ -56,29 +56,43 @@ class Layers(Finding):
     layers: tuple[Layer, ...]
 
 
-class Line(Finding):
-    """Training loss between the initial (position 0) and the last weights (position 1)."""
-
+class _Path(Finding):
     step: int
     images: int
-    positions: tuple[float, ...]
+    positions: Annotated[tuple[pydantic.FiniteFloat, ...], pydantic.Field(min_length=2)]
+
+
+class Line(_Path):
+    """Training loss between the initial (position 0) and the last weights (position 1)."""
+
     losses: tuple[float | None, ...]
     errors: tuple[float | None, ...]
 
+    @pydantic.model_validator(mode="after")
+    def _a_value_for_each_position(self) -> Self:
+        if not len(self.positions) == len(self.losses) == len(self.errors):
+            raise ValueError("expected a loss and an error for each position")
+        return self
 
-class Plane(Finding):
+
+class Plane(_Path):
     """Training loss around the last weights, along two filter-normalised random directions.
 
     Li et al. (2018), arXiv 1712.09913, Sec. 4. Row i, column j: positions i and j along the first
     and the second direction.
     """
 
-    step: int
-    images: int
     seed: int
-    positions: tuple[float, ...]
     losses: tuple[tuple[float | None, ...], ...]
     errors: tuple[tuple[float | None, ...], ...]
+
+    @pydantic.model_validator(mode="after")
+    def _a_value_for_each_pair(self) -> Self:
+        size = len(self.positions)
+        for values in (self.losses, self.errors):
+            if [len(row) for row in values] != [size] * size:
+                raise ValueError("expected a loss and an error for each pair of positions")
+        return self
 
 
 class Network(Finding):

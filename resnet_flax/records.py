@@ -60,9 +60,20 @@ class _Environment(pydantic.BaseModel):
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
-    _replace(path, _pretty(value))
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    disk.sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file at once."""
+    write_text(path, _pretty(value))
 
 
 def read_json(path: Path) -> Any:
@@ -187,7 +198,7 @@ class RunFolder:
             for left in self.path.glob(f".{name}.*.new"):  # By a crash.
                 left.unlink()
         if not self.config_file.exists():
-            _replace(self.config_file, _pretty(config))
+            write_text(self.config_file, _pretty(config))
 
     def check_writer(self) -> None:
         """Raises FaultError if another process has become this folder's writer."""
@@ -208,7 +219,7 @@ class RunFolder:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text, path = _pretty(status._replace(updated=now)._asdict()), self.path / "status.json"
         try:
-            _replace(path, text)
+            write_text(path, text)
         except OSError:
             # A full disk has no room for a new file, yet what befell the run shall be known.
             with path.open("r+") as file:
@@ -226,7 +237,7 @@ class RunFolder:
     @_write
     def add_environment(self, environment: dict[str, Any]) -> None:
         path = self.path / "environment.json"
-        _replace(path, _pretty([*self.environments(), environment]))
+        write_text(path, _pretty([*self.environments(), environment]))
 
     @_write
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -268,7 +279,7 @@ class RunFolder:
     def drop_metrics_after(self, step: int) -> None:
         """Forgets what a resumed run will record again, so that no step appears twice."""
         kept = [line for line, record in self._metrics_lines() if record["step"] <= step]
-        _replace(self.metrics_file, "".join(f"{line}\n" for line in kept))
+        write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
 
 
 def _pretty(value: Any) -> str:
@@ -283,13 +294,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return value
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    disk.sync(path.parent)

@@ -49,6 +49,7 @@ def test_a_sweep_runs_the_grid_skips_what_is_finished_and_survives_a_failed_run(
     assert begun == [run.name for run in runs]
     assert [name for name, state in states.items() if state != "finished"] == ["residual-8-s0"]
     assert "residual-8-s0: failed: RuntimeError: the device is on fire" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
     unchanged = (tmp_path / "plain-8-s0" / "metrics.jsonl").read_bytes()
 
     states = sweep.run_sweep(runs, tmp_path)

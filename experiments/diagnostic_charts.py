@@ -1,0 +1,211 @@
+"""Charts of what diagnostics found; one for which there is nothing is left out."""
+
+import math
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import diagnostic_tables
+from experiments.charts import Chart, Field, Panel, Series, Style, kind_styles, numbers, strengths
+from experiments.diagnostic_tables import AFTER, BEFORE
+
+_SEEDS = "Medians over the runs that were looked at."
+_SHADES = "The deeper, the stronger the colour."
+
+
+def read(workdir: Path) -> list[Chart]:
+    """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
+    layers = diagnostic_tables.read_layers(workdir)
+    initial = diagnostic_tables.read_initial(workdir)
+    planes = diagnostic_tables.read_planes(workdir)
+    charts = [
+        gradients(layers),
+        identity_share(layers),
+        responses(layers),
+        initialisation(initial),
+        gradient_ratio(initial),
+        line(diagnostic_tables.read_lines(workdir)),
+    ]
+    charts += [plane(planes)] if planes else []
+    return [chart for chart in charts if chart.panels]
+
+
+def gradients(layers: pd.DataFrame) -> Chart:
+    panels = []
+    for depth, of_depth in layers.groupby("depth"):
+        strength = {BEFORE: 0.5, AFTER: 1.0}
+        series = [
+            _by_layer(rows, f"{kind}, {moment}", style, strength[moment])
+            for kind, style in kind_styles(layers["kind"]).items()
+            for moment in (BEFORE, AFTER)
+            for rows in _where(of_depth, kind=kind, moment=moment)
+        ]
+        panels.append(Panel(f"depth {depth}", tuple(series)))
+    return Chart(
+        name="gradients",
+        title="Gradient flow",
+        caption="L2 norm of the loss's gradient with respect to each layer's weights, from the"
+        " first layer to the last. Vanishing gradients would fall towards the left by orders of"
+        f" magnitude. {_SEEDS}",
+        x="layer",
+        y="weight gradient norm",
+        panels=tuple(panels),
+        log=True,
+    )
+
+
+def identity_share(layers: pd.DataFrame) -> Chart:
+    blocks = layers[layers["identity_share"].astype(float) > 0]
+    blocks = blocks.assign(layer=blocks.groupby(["run", "moment"]).cumcount() + 1)
+    return Chart(
+        name="identity_share",
+        title="What reaches a block through its shortcut",
+        caption="Of the gradient that arrives at a block's input, the share that came through the"
+        " shortcut, |h| / (|h| + |F|) in L2 norms; 0 in plain networks, which have none."
+        f" {_SHADES} {_SEEDS}",
+        x="block",
+        y="identity share",
+        panels=tuple(
+            Panel(moment, _by_depth(rows, layers, "identity_share"))
+            for moment in (BEFORE, AFTER)
+            for rows in _where(blocks, moment=moment)
+        ),
+        percent=True,
+    )
+
+
+def responses(layers: pd.DataFrame) -> Chart:
+    trained = layers[(layers["moment"] == AFTER) & layers["response_std"].notna()]
+    ranked = trained.assign(response_std=trained["response_std"].astype(float))
+    ranked = ranked.sort_values("response_std", ascending=False)
+    ranked = ranked.assign(layer=ranked.groupby("run").cumcount() + 1, name="")
+    panels = [
+        Panel(title, _by_depth(rows, layers, "response_std"))
+        for title, rows in (("in order of layers", trained), ("from large to small", ranked))
+        if not rows.empty
+    ]
+    return Chart(
+        name="responses",
+        title="Layer responses",
+        caption="As Fig. 7: standard deviation of each layer's output after batch normalisation,"
+        " before ReLU and addition, after training. Small responses: a layer changes its input"
+        f" little. {_SHADES} {_SEEDS}",
+        x="layer",
+        y="standard deviation",
+        panels=tuple(panels),
+    )
+
+
+def initialisation(initial: pd.DataFrame) -> Chart:
+    return Chart(
+        name="initialisation",
+        title="Gradients before training, with and without batch normalisation",
+        caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
+        f" initial values. {_SHADES} Medians over seeds.",
+        x="layer",
+        y="weight gradient norm",
+        panels=tuple(
+            Panel(_norm(norm), _by_depth(rows, initial, "weight_gradient_norm"))
+            for norm, rows in initial.groupby("norm")
+        ),
+        log=True,
+    )
+
+
+def gradient_ratio(initial: pd.DataFrame) -> Chart:
+    networks = initial.groupby(["kind", "depth", "norm", "seed"])["weight_gradient_norm"]
+    ends = networks.agg(first="first", last="last").astype(float)
+    ratios = (ends["first"] / ends["last"]).groupby(["kind", "norm", "depth"]).median()
+    styles = kind_styles(initial["kind"])
+    series = []
+    for (kind, norm), of in ratios.groupby(["kind", "norm"]):
+        depths = of.index.get_level_values("depth").tolist()
+        style = styles[kind]._replace(line="-" if norm == "batch" else ":")
+        series.append(Series(f"{kind}, {_norm(norm)}", depths, numbers(of, positive=True), style))
+    return Chart(
+        name="gradient_ratio",
+        title="First layer's gradient over the last's",
+        caption="Ratio of the weight gradient norms of the first and the last layer before"
+        " training, by depth. Far below 1: gradients vanish on their way back; far above:"
+        " they explode. Medians over seeds.",
+        x="depth (weighted layers)",
+        y="gradient norm, first / last layer",
+        panels=(Panel("", tuple(series)),) if series else (),
+        log=True,
+        ticks=tuple(int(depth) for depth in sorted(initial["depth"].unique())),
+    )
+
+
+def line(points: pd.DataFrame) -> Chart:
+    shades, styles = strengths(points["depth"]), kind_styles(points["kind"])
+    series = []
+    for (kind, depth), rows in points.groupby(["kind", "depth"]):
+        losses = rows.assign(loss=rows["loss"].astype(float)).groupby("position")["loss"].median()
+        label = f"{kind} {depth}"
+        x = losses.index.tolist()
+        series.append(Series(label, x, numbers(losses, positive=True), styles[kind], shades[depth]))
+    return Chart(
+        name="line",
+        title="Loss between initial and last weights",
+        caption="Training loss on the straight line from the initial weights (0) to those after"
+        f" training (1). {_SHADES} {_SEEDS}",
+        x="position",
+        y="training loss",
+        panels=(Panel("", tuple(series)),) if series else (),
+        log=True,
+    )
+
+
+def plane(planes: diagnostic_tables.Planes) -> Chart:
+    panels = []
+    for kind, found in sorted(planes.planes.items()):
+        values = [
+            [None if loss is None else math.log10(loss) for loss in numbers(row, positive=True)]
+            for row in found.losses
+        ]
+        field = Field("log₁₀ training loss", found.positions, values)
+        panels.append(Panel(f"{kind} {planes.depth}", field=field))
+    return Chart(
+        name="plane",
+        title="Loss around the last weights",
+        caption="Training loss along two filter-normalised random directions (Li et al. 2018),"
+        " logarithmic, one scale for all; the trained network is in the middle.",
+        x="first direction",
+        y="second direction",
+        panels=tuple(panels),
+    )
+
+
+def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
+    """The rows with these values, if there are any."""
+    for name, value in values.items():
+        rows = rows[rows[name] == value]
+    if not rows.empty:
+        yield rows
+
+
+def _by_depth(rows: pd.DataFrame, every: pd.DataFrame, measure: str) -> tuple[Series, ...]:
+    """A series for each kind and depth of `rows`, styled as among `every`."""
+    shades, styles = strengths(every["depth"]), kind_styles(every["kind"])
+    return tuple(
+        _by_layer(of, f"{kind} {depth}", styles[kind], shades[depth], measure)
+        for (kind, depth), of in rows.groupby(["kind", "depth"])
+    )
+
+
+def _by_layer(
+    rows: pd.DataFrame,
+    label: str,
+    style: Style,
+    strength: float,
+    measure: str = "weight_gradient_norm",
+) -> Series:
+    medians = rows.assign(value=rows[measure].astype(float)).groupby("layer")["value"].median()
+    names = rows.groupby("layer")["name"].first().tolist()
+    y = numbers(medians, positive=measure == "weight_gradient_norm")
+    return Series(label, medians.index.tolist(), y, style, strength, names=names)
+
+
+def _norm(norm: Hashable) -> str:
+    return {"batch": "with BN", "none": "without BN"}.get(str(norm), str(norm))

@@ -1,0 +1,140 @@
+"""report.html: a sweep on one page that needs nothing but itself, from its tables and charts.
+
+All that stands in a sweep's files is text to it: escaped by Jinja, and barred from running by the
+page's content security policy.
+"""
+
+import functools
+import json
+import secrets
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from plotly.offline import get_plotlyjs
+
+from experiments import charts, plots, published, results
+from experiments.charts import Chart
+from resnet_flax import records
+
+ENDED = ("finished", "diverged", "failed", "incomplete")
+_MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
+_OF_ATTEMPT = ("attempt", "started", "parameters")
+
+
+def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Path:
+    """Replaces report.html at once; returns its path."""
+    path = workdir / "report.html"
+    text = render(workdir, tables, diagnostics)
+    # JSON can hold half of a surrogate pair, UTF-8 cannot.
+    records.write_text(path, text.encode(errors="replace").decode())
+    return path
+
+
+def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> str:
+    runs, summary, measured = tables
+    configs = results.read_configs(workdir)
+    headline = [] if summary.empty else [charts.degradation(runs, summary)]
+    curves = [] if measured.empty else [charts.run_curves(measured)]
+    sizes = {run: config.get("data.batch_size") for run, config in configs.items()}
+    taken = results.costs(measured, sizes)
+    shown = [*headline, *curves, *diagnostics, *([] if taken.empty else [charts.costs(taken)])]
+    return _template().render(
+        name=workdir.name,
+        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        going=not runs["state"].isin(ENDED).all(),
+        states=Counter(runs["state"]).most_common(),
+        readings=_readings(summary),
+        colors={kind: style.color for kind, style in charts.kind_styles(runs["kind"]).items()},
+        marks={
+            kind: _MARKS[style.marker] for kind, style in charts.kind_styles(runs["kind"]).items()
+        },
+        charts={chart.name: chart for chart in shown},
+        diagnostics=[chart.name for chart in diagnostics],
+        plots={chart.name: plots.draw(chart) for chart in shown},
+        dashes=plots.DASHES,
+        symbols=_MARKS,
+        summary=summary.to_dict("records"),
+        sources=published.SOURCES if all(map(published.comparable, configs.values())) else (),
+        shortcuts={
+            row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()
+        },
+        runs=runs.to_dict("records"),
+        switches=_switches(measured),
+        environments=_environments(workdir, runs["run"]),
+        **_recipe(configs),
+        nonce=secrets.token_urlsafe(16),
+        plotly=get_plotlyjs(),
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    return environment.get_template("report.html.j2")
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.{digits}f}"
+
+
+def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """The result in a sentence a kind: from the least depth that has finished to the largest."""
+    readings = []
+    for kind, rows in summary.groupby("kind"):
+        ends = rows.sort_values("depth").iloc[[0, -1]].to_dict("records")
+        readings.append({"kind": kind, "first": ends[0], "last": ends[1]})
+    return readings
+
+
+def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each kind and depth, the runs that have a curve."""
+    colors = charts.depth_colors(measured["depth"])
+    rows = measured.drop_duplicates("run").groupby(["kind", "depth"])
+    return [
+        {
+            "kind": kind,
+            "depth": depth,
+            "color": colors[depth],
+            "runs": of[["run", "seed"]].to_dict("records"),
+        }
+        for (kind, depth), of in rows
+    ]
+
+
+def _environments(workdir: Path, names: pd.Series) -> list[dict[str, Any]]:
+    """The different ones, with how many attempts ran on each and when they began."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for attempt in records.RunFolder(workdir / name).environments():
+            fields = {key: value for key, value in attempt.items() if key not in _OF_ATTEMPT}
+            one = found.setdefault(
+                json.dumps(fields, sort_keys=True),
+                {"fields": results.flat(fields), "attempts": 0, "started": []},
+            )
+            one["attempts"] += 1
+            one["started"].append(str(attempt.get("started", "")))
+    return list(found.values())
+
+
+def _recipe(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The fields that all runs share, and the values of those in which they differ."""
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    values = {
+        name: list(dict.fromkeys(json.dumps(config.get(name)) for config in configs.values()))
+        for name in names
+    }
+    return {
+        "shared": {name: json.loads(of[0]) for name, of in values.items() if len(of) == 1},
+        "varied": {name: list(map(json.loads, of)) for name, of in values.items() if len(of) > 1},
+    }

@@ -1,0 +1,60 @@
+"""What others measured: test errors in % on CIFAR-10, with the recipe of Sec. 4.2 and 64k steps."""
+
+from typing import Any, NamedTuple
+
+
+class Source(NamedTuple):
+    """Errors by shortcut (as in the config's `model.shortcut`) and depth, as they are printed."""
+
+    title: str
+    links: dict[str, str]
+    errors: dict[str, dict[int, str]]
+
+
+PAPER = Source(
+    "He et al.",
+    {"Table 6": "https://arxiv.org/abs/1512.03385"},
+    {
+        "pad": {
+            20: "8.75",
+            32: "7.51",
+            44: "7.17",
+            56: "6.97",
+            110: "6.43 (6.61 ± 0.16)",
+            1202: "7.93",
+        }
+    },
+)
+# At the last epoch, from least to most.
+REPRODUCTIONS = Source(
+    "reproductions",
+    {
+        name: f"https://github.com/{name}"
+        for name in (
+            "a-martyn/resnet",
+            "nabla0001/resnet",
+            "wooyeolBaek/deep-residual-learning",
+        )
+    },
+    {
+        "none": {
+            20: "9.69 to 9.78",
+            32: "10.04 to 10.41",
+            44: "11.56 to 11.73",
+            56: "11.86 to 13.07",
+        },
+        "pad": {
+            20: "8.04 to 9.18",
+            32: "7.79 to 8.68",
+            44: "7.51 to 8.13",
+            56: "7.10 to 7.46",
+            110: "6.95 to 7.14",
+        },
+    },
+)
+SOURCES = (PAPER, REPRODUCTIONS)
+
+
+def comparable(config: dict[str, Any]) -> bool:
+    """Whether a run of these (dotted) fields is of the networks and the data set above."""
+    return (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")

@@ -1,0 +1,191 @@
+"""What the report says, without a browser."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from experiments import charts, diagnostic_charts, page, published, report, results
+from experiments.diagnostic_tables import AFTER, BEFORE
+from resnet_flax import findings
+from resnet_flax.errors import UserError
+from resnet_flax.findings import Line, Plane
+
+
+@pytest.fixture
+def begun_sweep(tmp_path):
+    """Two runs, one of which has made three records."""
+    config = {"seed": 0, "data": {"batch_size": 10, "name": "digits"}}
+    runs = {
+        f"{kind}-{depth}-s0": {"kind": kind, "config": config | {"model": {"depth": depth}}}
+        for kind, depth in (("plain", 8), ("residual", 20))
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs}))
+    rates = {2: 5, 4: 10, 6: 20, 7: 1e308}
+    folder = tmp_path / "plain-8-s0"
+    folder.mkdir()
+    records = [
+        json.dumps({"step": step, "error": 0.5, "images_per_second": rate})
+        for step, rate in rates.items()
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    return tmp_path
+
+
+def rendered(workdir):
+    return page.render(workdir, results.read(workdir), diagnostic_charts.read(workdir))
+
+
+def end(workdir, state):
+    for name in results.read_grid(workdir):
+        (workdir / name).mkdir(exist_ok=True)
+        status = {"state": state, "step": 6, "attempt": 1, "updated": ""}
+        (workdir / name / "status.json").write_text(json.dumps(status))
+
+
+def test_a_sweep_without_a_finished_run_has_a_page_with_its_curves(begun_sweep, capsys):
+    report.write(begun_sweep)
+    assert "report.html" in capsys.readouterr().out
+    text = (begun_sweep / "report.html").read_text()
+    assert "No run has finished yet" in text
+    assert 'data-chart="curves"' in text
+    assert 'data-chart="degradation"' not in text
+
+
+@pytest.mark.parametrize(
+    "state, reloads", [("running", True), ("preempted", True), ("failed", False)]
+)
+def test_the_page_reloads_itself_as_long_as_a_run_may_go_on(begun_sweep, state, reloads):
+    assert 'id="reload"' in rendered(begun_sweep)
+    end(begun_sweep, state)
+    assert ('id="reload"' in rendered(begun_sweep)) == reloads
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_none_ends_the_sweep(begun_sweep):
+    said = []
+    live = report.LivePage(begun_sweep, said.append)
+    (begun_sweep / "report.html").mkdir()
+    live.update()
+    assert len(said) == 1
+    assert "report.html" in said[0] and "\n" not in said[0]
+    live.update()
+    assert len(said) == 1, "it rests"
+
+
+def test_a_page_is_replaced_at_once_and_leaves_nothing_beside_it(begun_sweep):
+    report.LivePage(begun_sweep, pytest.fail).update()
+    assert {path.name for path in begun_sweep.iterdir() if path.is_file()} == {
+        "sweep.json",
+        "report.html",
+    }
+
+
+def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun_sweep):
+    records = results.read_records(begun_sweep)
+    costs = results.costs(records, {"plain-8-s0": 10}).to_dict("records")
+    seconds = 20 / 5, 20 / 10, 20 / 20
+    assert costs == [
+        {
+            "run": "plain-8-s0",
+            "kind": "plain",
+            "depth": 8,
+            "images_per_second": 15.0,
+            "minutes": pytest.approx(sum(seconds) / 60),
+            "startup_seconds": pytest.approx(20 / 5 - 20 / 15),
+        }
+    ]
+    assert results.costs(records, {"plain-8-s0": "many"}).empty
+
+
+def test_published_errors_are_beside_those_of_their_data_set_alone():
+    config = {"data.name": "cifar10", "model.family": "cifar"}
+    assert published.comparable(config)
+    assert not published.comparable(config | {"data.name": "digits"})
+    assert not published.comparable(config | {"model.family": "imagenet"})
+    assert published.PAPER.errors["pad"][56] == "6.97"
+
+
+def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
+    path = begun_sweep / "sweep.json"
+    assert "arxiv" not in rendered(begun_sweep)
+    grid = json.loads(path.read_text())
+    for run in grid["runs"].values():
+        run["config"]["data"]["name"] = "cifar10"
+        run["config"]["model"] |= {"family": "cifar", "shortcut": "pad", "depth": 56}
+    path.write_text(json.dumps(grid))
+    end(begun_sweep, "finished")
+    for name in grid["runs"]:
+        errors = [
+            {"step": 6, "error": 0.1} | ({"split": split} if split else {})
+            for split in ("", "test", "train")
+        ]
+        lines = "".join(f"{json.dumps(error)}\n" for error in errors)
+        (begun_sweep / name / "metrics.jsonl").write_text(lines)
+        (begun_sweep / name / "environment.json").write_text('[{"parameters": 853018}]')
+    text = rendered(begun_sweep)
+    assert "arxiv.org/abs/1512.03385" in text
+    assert text.count('data-value="6.97">6.97</td>') == 2
+
+
+def test_a_kind_has_one_style_in_every_figure():
+    assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
+    colors = {style.color for style in charts.KIND_STYLES}
+    marks = {(style.marker, style.line) for style in charts.KIND_STYLES}
+    assert len(colors) == len(marks) == len(charts.KIND_STYLES)
+
+
+def test_what_an_axis_cannot_show_is_a_gap():
+    values = [1.0, None, float("inf"), float("nan"), 1e300, -2.0, 0.0]
+    gaps = [None] * 4
+    assert charts.numbers(values) == [1.0, *gaps, -2.0, 0.0]
+    assert charts.numbers(values, positive=True) == [1.0, *gaps, None, None]
+
+
+def layer_table(**measures):
+    names = {"run": "r", "kind": "residual", "depth": 8, "moment": AFTER, "name": ""}
+    size = len(next(iter(measures.values())))
+    missing = dict.fromkeys(["weight_gradient_norm", "response_std", "identity_share"])
+    return pd.DataFrame([names] * size).assign(layer=range(1, size + 1), **missing | measures)
+
+
+def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_none():
+    ordered, ranked = diagnostic_charts.responses(
+        layer_table(response_std=[0.5, 0.2, 0.9, None])
+    ).panels
+    assert ordered.series[0].y == [0.5, 0.2, 0.9]
+    assert ranked.series[0].y == [0.9, 0.5, 0.2]
+    assert ranked.series[0].x == [1, 2, 3]
+
+
+def test_identity_shares_are_by_block_and_plain_networks_have_none():
+    table = layer_table(identity_share=[None, 0.6, None, 0.7])
+    [panel] = diagnostic_charts.identity_share(table).panels
+    assert (panel.title, panel.series[0].x, panel.series[0].y) == (AFTER, [1, 2], [0.6, 0.7])
+    plain = table.assign(kind="plain", identity_share=0.0, moment=BEFORE)
+    assert diagnostic_charts.identity_share(plain).panels == ()
+
+
+def test_the_ratio_is_of_the_first_to_the_last_layer():
+    table = layer_table(weight_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
+    [panel] = diagnostic_charts.gradient_ratio(table).panels
+    assert [(one.label, one.x, one.y) for one in panel.series] == [
+        ("residual, without BN", [8], [2.0])
+    ]
+
+
+PLACE = {"step": 1, "images": 1, "positions": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    "kind, found",
+    [
+        (Line, PLACE | {"losses": [1.0], "errors": [1.0, 1.0]}),
+        (Line, PLACE | {"losses": [], "errors": [], "positions": []}),
+        (Plane, PLACE | {"seed": 0, "losses": [[1.0, 1.0]], "errors": [[1.0, 1.0]] * 2}),
+    ],
+)
+def test_a_line_or_plane_that_cannot_be_drawn_is_refused_in_words(tmp_path, kind, found):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="found.json"):
+        findings.load(path, kind)
