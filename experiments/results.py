@@ -1,43 +1,14 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-import pydantic
-from pydantic import Field
 
-from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder, read_json
+from resnet_flax.records import RunFolder
+from resnet_flax.sweeps import GridPoint, SweepFolder
 
 ERRORS = ("train_error", "running_error", "test_error")
-# A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-RunName = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
-
-
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True)
-
-
-class _Model(_Strict):
-    depth: Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class _Config(_Strict):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    model: _Model
-
-
-class _Entry(_Strict):
-    kind: KindName
-    config: _Config
-
-
-class _Grid(_Strict):
-    """What a report relies on in a sweep.json."""
-
-    runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
 
 
 def read_runs(workdir: Path) -> pd.DataFrame:
@@ -48,65 +19,39 @@ def read_runs(workdir: Path) -> pd.DataFrame:
     `test_error`; a finished run that lacks one of them is `incomplete`. Raises UserError if the
     folder is no sweep's.
     """
-    grid = read_grid(workdir)
-    return pd.DataFrame([_row(workdir / name, entry) for name, entry in grid.items()])
+    sweep = SweepFolder(workdir)
+    return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
 
 
-def read_grid(workdir: Path) -> dict[str, Any]:
-    """Run name -> {"kind", "config"}. Raises UserError if the folder is no sweep's."""
-    path = workdir / "sweep.json"
-    if not path.exists():
-        raise UserError(f"Expected a sweep's folder, got {workdir}: it has no sweep.json.")
-    grid = read_json(path)
-    try:
-        _Grid.model_validate(grid)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(f"Cannot use {path}: {field!r}: {first['msg']}.") from error
-    return grid["runs"]
-
-
-def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    folder = RunFolder(path)
+def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     status = folder.status()
-    row = _names(folder, entry)
+    row: dict[str, Any] = {"run": point.name, "kind": point.kind}
+    row |= {"depth": point.depth, "seed": point.seed}
     row["state"] = status.state if status else "not begun"
     row["step"] = status.step if status else 0
     environments = folder.environments()
     row["parameters"] = environments[-1].get("parameters") if environments else None
-    finals = final_errors(folder) if row["state"] == "finished" else {}
+    finals = _final_errors(folder) if row["state"] == "finished" else {}
     known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
     if row["state"] == "finished" and None in known:
         row["state"] = "incomplete"
     return row | {name: finals.get(name) for name in ERRORS}
 
 
-def _names(folder: RunFolder, entry: dict[str, Any]) -> dict[str, Any]:
-    config = entry["config"]
-    depth, seed = config["model"]["depth"], config["seed"]
-    return {"run": folder.name, "kind": entry["kind"], "depth": depth, "seed": seed}
-
-
-def final_errors(folder: RunFolder) -> dict[str, float]:
+def _final_errors(folder: RunFolder) -> dict[str, float]:
     """The last error of each kind of a run, by the names in `ERRORS`."""
-    return {_error_name(record): record.get("error") for record in folder.metrics()}
-
-
-def _error_name(record: dict[str, Any]) -> str:
-    return f"{record.get('split', 'running')}_error"
+    return {
+        f"{record.get('split', 'running')}_error": record.get("error")
+        for record in folder.metrics()
+    }
 
 
 def read_curves(workdir: Path) -> pd.DataFrame:
-    """All records, one row each: run, kind, depth, seed, step, measure (of `ERRORS`), error."""
-    rows = []
-    for name, entry in read_grid(workdir).items():
-        folder = RunFolder(workdir / name)
-        for record in folder.metrics():
-            measured = {"measure": _error_name(record), "error": record.get("error")}
-            rows.append(_names(folder, entry) | {"step": record["step"]} | measured)
-    columns = ["run", "kind", "depth", "seed", "step", "measure", "error"]
-    return pd.DataFrame(rows, columns=columns)
+    """All errors, one row each: run, kind, depth, seed, step, measure (of `ERRORS`), error."""
+    frame = SweepFolder(workdir).frame()
+    errors = frame[frame["metric"] == "error"].rename(columns={"value": "error"})
+    errors["measure"] = errors["split"] + "_error"
+    return errors.drop(columns=["split", "metric"])
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
