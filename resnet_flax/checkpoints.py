@@ -170,11 +170,12 @@ class CheckpointWriter(Checkpoints):
         self._thread.shutdown()
         sys.unraisablehook = self._hook
 
-    def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
+    def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> dict[str, Any]:
         """Begins to save; the state may be donated or changed as soon as this returns.
 
-        `test_errors`: of the steps evaluated so far, to know the best one. Raises FaultError if the
-        save before this one failed.
+        `test_errors`: of the steps evaluated so far, to know the best one. Returns what is saved, a
+        copy in host memory that shall not be changed. Raises FaultError if the save before this one
+        failed.
         """
         self.wait()
         tree = stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
@@ -188,6 +189,7 @@ class CheckpointWriter(Checkpoints):
             with context:
                 response = ocp.save_async(part, tree)
         self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
+        return tree
 
     def wait(self) -> None:
         """Until the last save is whole and on disk. Raises FaultError if it failed."""
