@@ -1,17 +1,19 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make sweep   the depth sweep on the embedded data set: table and figures
 #   make test    the checks and tests
-# WORKDIR, CONFIG and DATASET can be set: make sweep CONFIG=configs/degradation.py:cifar10
+# WORKDIR, CONFIG, DATASET and PORT can be set: make sweep CONFIG=configs/degradation.py:cifar10
 
 PYTHON ?= python3
 CONFIG ?= configs/degradation.py:digits
+PORT ?= 6006
 WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
 BIN := .venv/bin
 PREPARE := .venv-prepare
 TORCH := .venv-torch
+TENSORBOARD := .venv-tensorboard
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow soak benchmark torch prepare cifar10 lock
+.PHONY: sweep test slow soak benchmark tensorboard torch prepare cifar10 lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -34,6 +36,12 @@ benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
+# Of the last sweep, unless WORKDIR names a folder; also while it runs.
+tensorboard: $(TENSORBOARD)/installed
+	@folder="$(if $(filter file,$(origin WORKDIR)),$$(find runs -name sweep.json -exec ls -t {} + 2>/dev/null | head -n 1 | sed s,/sweep.json,,),$(WORKDIR))"; \
+	  test -d "$$folder" || { echo "Expected a sweep below runs/, or WORKDIR=FOLDER, got $${folder:-none}"; exit 2; }; \
+	  $(TENSORBOARD)/bin/tensorboard --logdir="$$folder" --port=$(PORT)
+
 # PyTorch, with which `make test` then compares networks and weights.
 torch: $(TORCH)/installed
 
@@ -50,7 +58,7 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate requirements-dev.txt -o requirements.lock
 
-.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python:
+.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python $(TENSORBOARD)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(@D)/..
@@ -69,4 +77,8 @@ $(PREPARE)/installed: requirements-prepare.txt | $(PREPARE)/bin/python
 
 $(TORCH)/installed: requirements-torch.txt | $(TORCH)/bin/python
 	$(TORCH)/bin/python -m pip install --quiet -r requirements-torch.txt
+	touch $@
+
+$(TENSORBOARD)/installed: requirements-tensorboard.txt | $(TENSORBOARD)/bin/python
+	$(TENSORBOARD)/bin/python -m pip install --quiet -r requirements-tensorboard.txt
 	touch $@

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from experiments import cli, grid, results
+from experiments import cli, grid
 from resnet_flax import diagnostics, experiment, findings, landscape, schema, start, steps
 from resnet_flax.data import augment
 from resnet_flax.errors import UserError
@@ -34,6 +34,7 @@ from resnet_flax.models.resnet import ResNet
 from resnet_flax.parallel import Devices
 from resnet_flax.runs import load_run, saved_steps
 from resnet_flax.steps import Batch
+from resnet_flax.sweeps import SweepFolder
 
 NORMS = ("batch", "none")
 
@@ -158,7 +159,7 @@ def _folders(workdir: Path) -> list[Path]:
     """Of the runs of a sweep, or of one run."""
     if not (workdir / "sweep.json").exists():
         return [workdir]
-    return [workdir / name for name in results.read_grid(workdir)]
+    return [workdir / name for name in SweepFolder(workdir)]
 
 
 def _diagnose_runs(args: flags.FlagValues, console: Console) -> None:

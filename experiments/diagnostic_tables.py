@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments import results
 from resnet_flax import findings
 from resnet_flax.findings import Initial, Layers, Line, Plane
+from resnet_flax.sweeps import SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
 MEASURES = ["weight_gradient_norm", "response_std", "identity_share"]
@@ -69,10 +69,9 @@ def read_planes(workdir: Path) -> Planes | None:
 
 
 def _runs(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    grid = results.read_grid(workdir)
-    for name, entry in sorted(grid.items(), key=lambda item: item[1]["config"]["seed"]):
-        depth = entry["config"]["model"]["depth"]
-        yield workdir / name, {"run": name, "kind": entry["kind"], "depth": depth}
+    points = SweepFolder(workdir).points.values()
+    for point in sorted(points, key=lambda point: point.seed):
+        yield workdir / point.name, {"run": point.name, "kind": point.kind, "depth": point.depth}
 
 
 def _layer_rows(layers: Layers) -> Iterable[dict[str, Any]]:

@@ -6,8 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from experiments import results
-from resnet_flax import records, schema
+from resnet_flax import schema, sweeps
 from resnet_flax.models.resnet import Shortcut
 
 
@@ -21,7 +20,7 @@ class SweepConfig(schema.Section):
     """A run's config, and what varies."""
 
     run: schema.RunConfig
-    kinds: Annotated[dict[results.KindName, Shortcut], Field(min_length=1)]
+    kinds: Annotated[dict[sweeps.KindName, Shortcut], Field(min_length=1)]
     """Name -> model.shortcut."""
     depths: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -35,6 +34,12 @@ class GridRun(NamedTuple):
     name: str
     kind: str
     config: schema.RunConfig
+
+    @property
+    def point(self) -> sweeps.GridPoint:
+        config = self.config
+        sizes = config.model.depth, config.seed, config.steps, config.data.batch_size
+        return sweeps.GridPoint(self.name, self.kind, *sizes)
 
 
 def expand(config: Mapping[str, Any]) -> list[GridRun]:
@@ -62,8 +67,7 @@ def save(runs: list[GridRun], workdir: Path) -> None:
 
     Runs of an earlier grid in the same folder stay in it.
     """
-    path = workdir / "sweep.json"
-    grid = results.read_grid(workdir) if path.exists() else {}
-    for run in runs:
-        grid[run.name] = {"kind": run.kind, "config": run.config.model_dump(mode="json")}
-    records.write_json(path, {"runs": grid})
+    entries = {
+        run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs
+    }
+    sweeps.add_runs(workdir, entries)

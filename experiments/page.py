@@ -39,7 +39,7 @@ def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> s
     configs = results.read_configs(workdir)
     headline = [] if summary.empty else [charts.degradation(runs, summary)]
     curves = [] if measured.empty else [charts.run_curves(measured)]
-    sizes = {run: config.get("data.batch_size") for run, config in configs.items()}
+    sizes = {run: config["data.batch_size"] for run, config in configs.items()}
     taken = results.costs(measured, sizes)
     shown = [*headline, *curves, *diagnostics, *([] if taken.empty else [charts.costs(taken)])]
     return _template().render(

@@ -1,43 +1,14 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-import pydantic
-from pydantic import Field
 
-from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder, read_json
+from resnet_flax.records import RunFolder
+from resnet_flax.sweeps import GridPoint, SweepFolder
 
 ERRORS = ("train_error", "running_error", "test_error")
-# A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-RunName = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
-
-
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True)
-
-
-class _Model(_Strict):
-    depth: Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class _Config(_Strict):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    model: _Model
-
-
-class _Entry(_Strict):
-    kind: KindName
-    config: _Config
-
-
-class _Grid(_Strict):
-    """What a report relies on in a sweep.json."""
-
-    runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
 
 
 class Tables(NamedTuple):
@@ -62,77 +33,54 @@ def read_runs(workdir: Path) -> pd.DataFrame:
     interval, augmented, train mode) and `test_error`; a finished run that lacks
     one of them is `incomplete`. Raises UserError if the folder is no sweep's.
     """
-    grid = read_grid(workdir)
-    return pd.DataFrame([_row(workdir / name, entry) for name, entry in grid.items()])
+    sweep = SweepFolder(workdir)
+    return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
 
 
-def read_grid(workdir: Path) -> dict[str, Any]:
-    """Run name -> {"kind", "config"}. Raises UserError if the folder is no sweep's."""
-    path = workdir / "sweep.json"
-    if not path.exists():
-        raise UserError(f"Expected a sweep's folder, got {workdir}: it has no sweep.json.")
-    grid = read_json(path)
-    try:
-        _Grid.model_validate(grid)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(f"Cannot use {path}: {field!r}: {first['msg']}.") from error
-    return grid["runs"]
-
-
-def _row(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    folder = RunFolder(path)
+def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     status = folder.status()
-    row = _names(folder, entry)
+    row: dict[str, Any] = {"run": point.name, "kind": point.kind}
+    row |= {"depth": point.depth, "seed": point.seed}
     row["state"] = status.state if status else "not begun"
     row["step"] = status.step if status else 0
     row["reason"] = (status.error or "") if status else ""
     environments = folder.environments()
     row["parameters"] = environments[-1].get("parameters") if environments else None
-    finals = final_errors(folder) if row["state"] == "finished" else {}
+    finals = _final_errors(folder) if row["state"] == "finished" else {}
     known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
     if row["state"] == "finished" and None in known:
         row["state"] = "incomplete"
     return row | {name: finals.get(name) for name in ERRORS}
 
 
-def _names(folder: RunFolder, entry: dict[str, Any]) -> dict[str, Any]:
-    config = entry["config"]
-    depth, seed = config["model"]["depth"], config["seed"]
-    return {"run": folder.name, "kind": entry["kind"], "depth": depth, "seed": seed}
-
-
-def final_errors(folder: RunFolder) -> dict[str, float]:
+def _final_errors(folder: RunFolder) -> dict[str, float]:
     """The last error of each kind of a run, by the names in `ERRORS`."""
-    return {_error_name(record): record.get("error") for record in folder.metrics()}
-
-
-def _error_name(record: dict[str, Any]) -> str:
-    return f"{record.get('split', 'running')}_error"
+    return {
+        f"{record.get('split', 'running')}_error": record.get("error")
+        for record in folder.metrics()
+    }
 
 
 def read_records(workdir: Path) -> pd.DataFrame:
     """All records of all runs, one row each.
 
     Columns: run, kind, depth, seed, step, measure (of `ERRORS`), error, images_per_second (of train
-    records, as it stands there).
+    records).
     """
-    rows = []
-    for name, entry in read_grid(workdir).items():
-        folder = RunFolder(workdir / name)
-        names = _names(folder, entry)
-        for record in folder.metrics():
-            measured = {"measure": _error_name(record), "error": record.get("error")}
-            rate = {"images_per_second": record.get("images_per_second")}
-            rows.append(names | {"step": record["step"]} | measured | rate)
-    columns = ["run", "kind", "depth", "seed", "step", "measure", "error", "images_per_second"]
-    return pd.DataFrame(rows, columns=columns)
+    names = ["run", "kind", "depth", "seed", "step", "split"]
+    frame = SweepFolder(workdir).frame()
+    by_metric = frame.drop_duplicates([*names, "metric"]).set_index([*names, "metric"])["value"]
+    records = by_metric.unstack("metric", sort=False).reindex(
+        columns=["error", "images_per_second"]
+    )
+    records = records.reset_index().rename_axis(columns=None)
+    return records.assign(measure=records["split"] + "_error").drop(columns="split")
 
 
 def read_configs(workdir: Path) -> dict[str, dict[str, Any]]:
     """Run name -> its config, flat: `{"model.depth": 20, ...}`."""
-    return {name: flat(entry["config"]) for name, entry in read_grid(workdir).items()}
+    sweep = SweepFolder(workdir)
+    return {name: flat(sweep.config(name)) for name in sweep}
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,7 +92,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def costs(records: pd.DataFrame, batch_sizes: dict[str, Any]) -> pd.DataFrame:
+def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
     """What runs took, from their train records: one row for each that has at least two.
 
     Columns: run, kind, depth, images_per_second (median after the first record), minutes (in
@@ -155,9 +103,9 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, Any]) -> pd.DataFrame:
     possible = rates.between(1e-6, 1e12)
     timed = records.assign(images_per_second=rates)[possible]
     for (run, kind, depth), of_run in timed.groupby(["run", "kind", "depth"]):
-        size, rate = batch_sizes.get(run), of_run["images_per_second"]
-        if len(of_run) < 2 or not isinstance(size, int) or not 0 < size < 2**31:
+        if len(of_run) < 2:
             continue
+        size, rate = batch_sizes[run], of_run["images_per_second"]
         images = of_run["step"].diff().fillna(of_run["step"]) * size
         pace = rate.iloc[1:].median()
         startup = images.iloc[0] / rate.iloc[0] - images.iloc[0] / pace

@@ -3,15 +3,16 @@
 python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, devices, engine, grid, report
+from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.grid import GridRun
-from experiments.sweep_table import SweepTable
+from experiments.monitor import RunMonitor, SweepMonitor, number
 from resnet_flax import experiment, hosts, loop, schema
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
@@ -21,11 +22,13 @@ from resnet_flax.records import RunFolder, State
 
 def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
     """Every run to its end, what is finished skipped; returns the state of each that was begun."""
-    table = SweepTable(runs, workdir)
-    with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
-        if progress.console.is_terminal:
-            progress.header = table
-
+    monitor = SweepMonitor(workdir, [run.point for run in runs])
+    monitor.refresh()
+    monitors = {run.point.name: run for run in monitor.runs}
+    states = {name: run.status.state for name, run in monitors.items() if run.status}
+    states = {name: state for name, state in states.items() if state != "running"}
+    view = functools.partial(sweep_table.live_table, monitor)
+    with RunProgress(quiet=not hosts.is_first(), view=view) as progress, StopRequest() as stop:
         live = report.LivePage(workdir, progress.say)
 
         def run_one(run: GridRun) -> State:
@@ -33,23 +36,27 @@ def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
             return loop.train_and_evaluate(config, workdir / run.name, progress, stop)
 
         def on_change(run: GridRun, state: State, error: str) -> None:
-            table.update(run, state)
+            states[run.name] = state
+            if state == "failed":  # Also what was refused before anything was written.
+                monitors[run.name].without_status = state
             if error:
                 progress.say(f"{run.name}: {state}: {error}")
             if state == "finished":
                 if hosts.is_first():
                     live.update()
-                errors, left = table.errors[run.name], table.minutes_left()
-                measured = [
-                    f"{name} error {error:.2%}"
-                    for name in ("train", "test")
-                    if (error := errors.get(f"{name}_error")) is not None
-                ]
-                time_left = [] if left is None else [f"about {left:.0f} min left"]
-                progress.say(f"{run.name}: {', '.join(measured + time_left)}")
+                monitor.refresh()
+                progress.say(_finished_line(monitors[run.name], monitor.seconds_left))
 
         engine.run_here(runs, run_one, on_change, stop)
-    return table.states
+    return states
+
+
+def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
+    errors = ((split, number(run.last.get(split, {}), "error")) for split in ("train", "test"))
+    parts = [f"{split} error {error:.2%}" for split, error in errors if error is not None]
+    if seconds_left:
+        parts.append(f"about {seconds_left / 60:.0f} min left")
+    return f"{run.point.name}: {', '.join(parts)}"
 
 
 def check(runs: Sequence[GridRun], workdir: Path) -> None:

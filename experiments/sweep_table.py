@@ -1,72 +1,101 @@
-"""How a sweep stands, as a table for a terminal."""
+"""How a sweep stands, as a table for a terminal: a line a run, as many as there is room for."""
 
-import time
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections import Counter
 
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
-from experiments import results
-from experiments.grid import GridRun
-from resnet_flax.records import RunFolder, State
+from experiments.monitor import RunMonitor, SweepMonitor
 
-MARKS: dict[State | None, str] = {
-    None: "[dim]·[/]",
-    "running": "[yellow]▶[/]",
-    "preempted": "[yellow]‖[/]",
-    "failed": "[red]failed[/]",
-    "diverged": "[red]diverged[/]",
+STYLES = {
+    "finished": "green",
+    "running": "bold cyan",
+    "not begun": "dim",
+    "preempted": "yellow",
+    "interrupted": "yellow",
+    "unreadable": "red",
+    "diverged": "bold red",
+    "failed": "bold red",
 }
+_NEXT = 3
+_OTHER_LINES = 4  # Headings, how many are not shown, the bar, and where the cursor stands.
 
 
-class SweepTable:
-    """Depths by kinds: a mark for each seed's run, its training error once it has finished."""
+def live_table(monitor: SweepMonitor, console: Console) -> RenderableType:
+    """The runs as they are now, and a bar of the whole sweep."""
+    monitor.refresh()
+    shown = _most_important(monitor.runs, max(1, console.height - _OTHER_LINES))
+    table = Table(
+        Column("run", no_wrap=True),
+        Column("state", no_wrap=True, min_width=len("interrupted")),
+        *(
+            Column(heading, justify="right", no_wrap=True, min_width=width)
+            for heading, width in (("step", 9), ("loss", 6), ("error", 6), ("images/s", 8))
+        ),
+        Column("left", justify="right", no_wrap=True, min_width=8),
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for run in shown:
+        table.add_row(*_cells(run))
+    hidden = Counter(run.state for run in monitor.runs if run not in shown)
+    return Group(table, *([_summary(hidden)] if hidden else []), _overall(monitor, console.width))
 
-    def __init__(self, runs: Sequence[GridRun], workdir: Path):
-        """Reads how far the runs have come."""
-        self.runs, self.workdir = runs, workdir
-        self.states: dict[str, State] = {}
-        self.errors: dict[str, dict[str, float]] = {}  # Of finished runs.
-        for run in runs:
-            status = RunFolder(workdir / run.name).status()
-            if status and status.state != "running":
-                self.update(run, status.state)
-        self._started, self._cost_before = time.monotonic(), self._cost("finished")
 
-    def update(self, run: GridRun, state: State) -> None:
-        """Takes note of a run's new state."""
-        self.states[run.name] = state
-        if state == "finished":
-            self.errors[run.name] = results.final_errors(RunFolder(self.workdir / run.name))
+def _most_important(runs: list[RunMonitor], count: int) -> list[RunMonitor]:
+    """What runs, what went wrong, what is next, what finished last; in the order of the grid."""
+    next_runs = [run for run in runs if run.state == "not begun"][:_NEXT]
 
-    def _cost(self, *states: State | None) -> int:
-        # Layers times steps: what a run costs, up to a factor that they share.
-        counted = [run.config for run in self.runs if self.states.get(run.name) in states]
-        return sum(config.model.depth * config.steps for config in counted)
+    def importance(i: int) -> tuple[int, int]:
+        if runs[i].state == "finished":
+            return 3, -i
+        if runs[i].state == "not begun":
+            return (2 if runs[i] in next_runs else 4), i
+        return (0 if runs[i].state == "running" else 1), i
 
-    def minutes_left(self) -> float | None:
-        """None until a run has finished here."""
-        gained = self._cost("finished") - self._cost_before
-        minutes = (time.monotonic() - self._started) / 60
-        return minutes * self._cost(None, "running", "preempted") / gained if gained else None
+    return [runs[i] for i in sorted(sorted(range(len(runs)), key=importance)[:count])]
 
-    def __rich__(self) -> Table:
-        left = self.minutes_left()
-        title = f"{len(self.errors)} of {len(self.runs)} runs finished"
-        title += "" if left is None else f", about {left:.0f} min left"
-        kinds = list(dict.fromkeys(run.kind for run in self.runs))
-        table = Table("depth", *kinds, title=title, caption="training error of each seed, %")
-        for depth in dict.fromkeys(run.config.model.depth for run in self.runs):
-            cells = ["  ".join(self._cells(kind, depth)) for kind in kinds]
-            table.add_row(str(depth), *cells)
-        return table
 
-    def _cells(self, kind: str, depth: int) -> list[str]:
-        runs = [run for run in self.runs if (run.kind, run.config.model.depth) == (kind, depth)]
-        return [self._cell(run) for run in runs]
+def _cells(run: RunMonitor) -> list[Text]:
+    error, rate, loss = run.error, run.images_per_second, run.loss
+    values = [
+        f"{run.step}/{run.point.steps}",
+        "" if loss is None else f"{loss:.4f}" if abs(loss) < 100 else f"{loss:.1e}",
+        "" if error is None else f"{error:.2%}",
+        "" if rate is None else f"{rate:,.0f}",
+        _duration(run.seconds_left),
+    ]
+    # Text, since what stands in a folder is no markup.
+    return [Text(run.point.name), Text(run.state, STYLES[run.state]), *map(Text, values)]
 
-    def _cell(self, run: GridRun) -> str:
-        if run.name not in self.errors:
-            return MARKS[self.states.get(run.name)]
-        error = self.errors[run.name].get("train_error")
-        return "?" if error is None else f"{100 * error:.1f}"
+
+def _summary(states: Counter[str]) -> Text:
+    parts = [Text(f"{count} {state}", STYLES[state]) for state, count in states.items()]
+    return Text("and ") + Text(", ").join(parts)
+
+
+def _overall(monitor: SweepMonitor, width: int) -> RenderableType:
+    states = Counter(run.state for run in monitor.runs)
+    left = monitor.seconds_left
+    line = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
+    line.padding = (0, 1)
+    # Room for the "^C" that a terminal writes where the cursor is: it must not begin another line.
+    line.width = width - len("^C") - 1
+    line.add_row(
+        Text(f"{states['finished']} of {len(monitor.runs)} finished"),
+        ProgressBar(total=monitor.work, completed=monitor.work - monitor.work_left),
+        Text("" if monitor.is_over or left is None else f"{_duration(left)} left"),
+    )
+    return line
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, second = divmod(math.ceil(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"

@@ -25,6 +25,11 @@ STEP = "STEP"
 T = TypeVar("T")
 
 
+def host_tree(state: Any) -> dict[str, Any]:
+    """A state as it is saved: nested dictionaries of host arrays, block by block."""
+    return stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
+
+
 class Checkpoints:
     """The checkpoints of one run, `folder/<step>/`, each with the SHA-256 sums of its files.
 
@@ -173,11 +178,11 @@ class CheckpointWriter(Checkpoints):
     def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
         """Begins to save; the state may be donated or changed as soon as this returns.
 
-        `test_errors`: of the steps evaluated so far, to know the best one. Raises FaultError if the
-        save before this one failed.
+        `state`: or its `host_tree`. `test_errors`: of the steps evaluated so far, to know the best
+        one. Raises FaultError if the save before this one failed.
         """
         self.wait()
-        tree = stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
+        tree = host_tree(state)
         part = self.folder / f".{step}.{self._attempt}.part"
         with self._faults(step, part):
             if self._first:

@@ -45,7 +45,7 @@ class FolderLock:
     def acquire(self, say: Callable[[str], None]) -> None:
         """Takes the lock. Raises TryAgainError, naming the holder, if that is alive."""
         while not self._create():
-            holder = self._read()
+            holder = _read(self.path)
             if holder is None and self.path.is_symlink():
                 raise UserError(f"{self.path} is a link to nothing. Delete it.")
             if holder is not None and self._is_alive(holder, say):
@@ -59,7 +59,7 @@ class FolderLock:
 
     def check(self) -> None:
         """Raises FaultError unless the lock is still this process's."""
-        holder = self._read()
+        holder = _read(self.path)
         if holder is None:
             raise FaultError(
                 f"{self.path} is gone: the run's folder was moved or deleted, or its lock was."
@@ -91,37 +91,16 @@ class FolderLock:
                 raise
         return True
 
-    def _read(self) -> dict[str, Any] | None:
-        """The holder, None if there is none; of a file that a crash cut off, what it says: {}."""
-        try:
-            holder = json.loads(self.path.read_text())
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError):
-            return {}
-        return holder if isinstance(holder, dict) else {}
-
     def _remove(self, holder: dict[str, Any] | None) -> None:
         """Deletes the lock of that holder, and no other's."""
         with _alone(self.path.parent):
-            if holder is not None and self._read() == holder:
+            if holder is not None and _read(self.path) == holder:
                 self.path.unlink()
 
     def _is_alive(self, holder: dict[str, Any], say: Callable[[str], None]) -> bool:
-        if holder.get("machine") == self._holder["machine"]:
-            try:
-                process = psutil.Process(holder["pid"])
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    return False
-                created = process.create_time() - holder["process_created"]
-                if abs(created) < 2:  # Seconds; the wall clock may be set while a process lives.
-                    return True
-                if holder["pid"] == os.getpid():
-                    return False
-            except psutil.NoSuchProcess:
-                return False
-            except (KeyError, TypeError, ValueError):
-                pass
+        alive = _process_is_alive(holder)
+        if alive is not None:
+            return alive
         say(
             f"{self.path} is held by process {holder.get('pid')} on {holder.get('host')}; watching"
             f" its heartbeat for up to {STALE_SECONDS:.0f} s."
@@ -129,26 +108,84 @@ class FolderLock:
         return self._beats()
 
     def _beats(self) -> bool:
-        first, end = self._modified(), time.monotonic() + STALE_SECONDS
+        first, end = _modified(self.path), time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(0.2)
-            if self._modified() != first:
+            if _modified(self.path) != first:
                 return self.path.exists()
         return False
-
-    def _modified(self) -> int | None:
-        try:
-            # Opened, because network file systems remember what `stat` said.
-            with self.path.open() as file:
-                return os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
-            return None
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError, FaultError):
                 self.check()
                 os.utime(self.path)
+
+
+class Heartbeat:
+    """Whether a folder has a living writer, for one who looks now and then and writes nothing.
+
+    A holder on another machine counts as alive until its heartbeat has stood still for
+    `STALE_SECONDS` under these looks.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / "lock.json"
+        self._last: int | None = None
+        self._changed = 0.0
+
+    def is_alive(self) -> bool:
+        try:
+            holder = _read(self._path)
+            if holder is None:
+                return False
+            alive = _process_is_alive(holder)
+            if alive is not None:
+                return alive
+            modified = _modified(self._path)
+        except OSError:
+            return False
+        if modified != self._last:
+            self._last, self._changed = modified, time.monotonic()
+        return time.monotonic() - self._changed < STALE_SECONDS
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The holder, None if there is none; of a file that a crash cut off, what it says: {}."""
+    try:
+        holder = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _process_is_alive(holder: dict[str, Any]) -> bool | None:
+    """None if it cannot be seen from here."""
+    if holder.get("machine") != _machine():
+        return None
+    try:
+        process = psutil.Process(holder["pid"])
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        created = process.create_time() - holder["process_created"]
+        if abs(created) < 2:  # Seconds; the wall clock may be set while a process lives.
+            return True
+    except psutil.NoSuchProcess:
+        return False
+    except (KeyError, TypeError, ValueError):
+        return None
+    return False if holder["pid"] == os.getpid() else None
+
+
+def _modified(path: Path) -> int | None:
+    try:
+        # Opened, because network file systems remember what `stat` said.
+        with path.open() as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _machine() -> str:

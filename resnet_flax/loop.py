@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
-from resnet_flax.checkpoints import CheckpointWriter
+from resnet_flax.checkpoints import CheckpointWriter, host_tree
 from resnet_flax.errors import (
     GOES_ON,
     ExplainedError,
@@ -152,6 +152,7 @@ class _Run:
             if self.folder.writes:
                 events = EventFile(self.folder.tensorboard, self.attempt, self.step)
                 self.events = stack.enter_context(contextlib.closing(events))
+                self.events.add_config(self.step, self.config.model_dump(mode="json"))
             self.evaluated = self._recorded_evaluations()
             end = self._train(state, stop)
             self.checkpoints.close(self._test_errors())
@@ -263,7 +264,10 @@ class _Run:
         return True
 
     def _save(self, state: steps.TrainState) -> None:
-        self.checkpoints.save(self.step, state, self._test_errors())
+        tree = host_tree(state)
+        if self.folder.writes:
+            self.events.add_weights(self.step, tree["params"])
+        self.checkpoints.save(self.step, tree, self._test_errors())
         self.begun = self.step
 
     def _test_errors(self) -> dict[int, float]:

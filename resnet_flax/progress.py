@@ -1,5 +1,7 @@
 """Shows long work: bars on a terminal, plain lines in a log file."""
 
+from collections.abc import Callable
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -8,14 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """Steps, loss, error, images/s and time left of one run after another.
 
-    On a terminal a bar below what was printed; `header`, if given, stands above the bar. Elsewhere
-    a line for each update. Use as a context manager.
+    On a terminal a bar below what was printed, or what `view` shows. Elsewhere a line for each
+    update. Use as a context manager.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        """`quiet`: shows nothing, for all but the first of several processes."""
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
-        self.header: RenderableType = ""
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        view: Callable[[Console], RenderableType] | None = None,
+    ):
+        """
+        - `quiet`: shows nothing, for all but the first of several processes.
+        - `view`: what a terminal shows instead of the bar, asked for every second.
+        """
+        self.console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=quiet)
+        self._view = view
         self._name = self._values = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -24,13 +34,17 @@ class RunProgress:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
         )
-        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self._live = Live(
+            console=self.console,
+            get_renderable=self._render,
+            refresh_per_second=1 if view else 4,
+        )
 
     def _render(self) -> RenderableType:
-        return Group(self.header, self._bar, self._values)
+        return self._view(self.console) if self._view else Group(self._bar, self._values)
 
     def __enter__(self) -> "RunProgress":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._live.start()
         return self
 

@@ -51,13 +51,21 @@ class _Record(pydantic.BaseModel):
     split: str = ""
     loss: float | None = None
     error: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-    __pydantic_extra__: dict[str, float | str | None]
+    __pydantic_extra__: dict[str, int | float | str | None]
 
 
 class _Environment(pydantic.BaseModel):
     """What readers rely on in an entry of environment.json."""
 
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
+
+
+def parse_record(line: str | bytes) -> dict[str, Any]:
+    """A line of metrics.jsonl. Raises ValueError if it is no record."""
+    try:
+        return _Record.model_validate_json(line).model_dump(exclude_unset=True)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,6 +145,7 @@ class RunFolder:
         """
         self.path = Path(path).expanduser().absolute()
         self.config_file = self.path / "config.json"
+        self.status_file = self.path / "status.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -211,18 +220,17 @@ class RunFolder:
 
     def status(self) -> Status | None:
         """None before the first attempt."""
-        path = self.path / "status.json"
-        return _read_as(Status, path) if path.exists() else None
+        return _read_as(Status, self.status_file) if self.status_file.exists() else None
 
     @_write
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text, path = _pretty(status._replace(updated=now)._asdict()), self.path / "status.json"
+        text = _pretty(status._replace(updated=now)._asdict())
         try:
-            write_text(path, text)
+            write_text(self.status_file, text)
         except OSError:
             # A full disk has no room for a new file, yet what befell the run shall be known.
-            with path.open("r+") as file:
+            with self.status_file.open("r+") as file:
                 file.write(text)
                 file.truncate()
 
@@ -267,9 +275,8 @@ class RunFolder:
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
         try:
-            _Record.model_validate_json(line)
-            return json.loads(line)
-        except (ValueError, RecursionError) as error:
+            return parse_record(line)
+        except ValueError as error:
             raise UserError(
                 f"{self.metrics_file}, line {number}: expected a JSON object with a step, values"
                 f" numbers, null or text, got {line[:60]!r}. Delete the line to go on without it."

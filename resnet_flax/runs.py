@@ -1,4 +1,4 @@
-"""What a notebook needs: a finished or running run, loaded from its folder alone."""
+"""What a notebook needs: runs, finished or not, and sweeps, loaded from their folders alone."""
 
 import functools
 import os
@@ -15,6 +15,7 @@ from resnet_flax.data import augment
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.records import RunFolder
+from resnet_flax.sweeps import SweepFolder
 
 
 class Run(NamedTuple):
@@ -89,3 +90,16 @@ def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
     expected = jax.eval_shape(model.init, jax.random.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)
     return Run(config, model, variables, step, image_mean)
+
+
+class Sweep(SweepFolder):
+    """A sweep's records, and its runs: `sweep["plain-56-s0"]` is restored when asked for."""
+
+    def __getitem__(self, name: str) -> Run:
+        """As `load_run`. Raises UserError, naming the runs there are, if the sweep lacks it."""
+        return load_run(self.records(name).path)
+
+
+def load_sweep(folder: str | os.PathLike) -> Sweep:
+    """Reads which runs a sweep has. Raises UserError if the folder is no sweep's."""
+    return Sweep(folder)

@@ -15,7 +15,7 @@ RUNGS = [
         "progress", "interrupt", "environment", "tensorboard", "transfer",
     },
     {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
-    {"schema", "data.stream", "convert", "findings"},
+    {"schema", "data.stream", "convert", "findings", "sweeps"},
     {"feed", "diagnostics", "landscape"},
     {"experiment", "evaluation", "views"},
     {"start", "runs"},
@@ -88,9 +88,9 @@ def test_a_config_is_data_and_never_imports_the_library(path):
     )
 
 
-@pytest.mark.parametrize("module", ["records", "lock", "disk", "errors", "findings"])
+@pytest.mark.parametrize("module", ["records", "lock", "disk", "errors", "findings", "sweeps"])
 def test_records_are_read_without_jax(module):
     own = {"resnet_flax", "resnet_flax.errors", "resnet_flax.lock", "resnet_flax.records"}
     for name in imports(Path("resnet_flax", f"{module}.py")):
-        allowed = {*sys.stdlib_module_names, "pydantic", "psutil"}
+        allowed = {*sys.stdlib_module_names, "pandas", "psutil", "pydantic"}
         assert name.split(".")[0] in allowed or name.rpartition(".")[0] in own, name

@@ -13,6 +13,7 @@ from resnet_flax.errors import FaultError, UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
 from resnet_flax.records import RunFolder, Status
+from tests import events
 
 
 def last_state(path):
@@ -86,7 +87,9 @@ def test_a_run_leaves_the_records_that_are_promised(tiny_config, whole_run):
     (environment,) = folder.environments()
     assert environment["device_count"] == 4
     assert environment["packages"]["jax"] == jax.__version__
-    assert list(folder.tensorboard.glob("events*"))
+    shown = events.read_values(folder.tensorboard)
+    assert {(4, "loss/running"), (24, "error/train"), (0, "config/text_summary")} <= shown.keys()
+    assert [step for step, tag in shown if tag == "weights/stage1_block1/conv1"] == [8, 16, 24]
 
 
 def test_digits_are_learned(tiny_config, whole_run):

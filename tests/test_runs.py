@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import loop, runs
+from resnet_flax import loop, runs, sweeps
 from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
@@ -43,6 +43,19 @@ def test_an_earlier_step_is_restored_when_asked_for(finished_run):
     assert not any(jax.tree.leaves(same))
     with pytest.raises(UserError, match=r"there are: \[16, 24\]"):
         runs.load_run(finished_run, 17)
+
+
+def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
+    config = json.loads((finished_run / "config.json").read_text())
+    sweeps.add_runs(finished_run.parent, {"run": {"kind": "plain", "config": config}})
+    sweep = runs.load_sweep(finished_run.parent)
+    assert list(sweep) == ["run"]
+    assert sweep["run"].step == 24
+    assert set(sweep.frame()["split"]) == {"running", "test", "train"}
+    with pytest.raises(UserError, match=r"No run 'plain' .*there are: run"):
+        sweep["plain"]
+    with pytest.raises(UserError, match=r"Expected a sweep's folder, got .*no sweep\.json"):
+        runs.load_sweep(finished_run)
 
 
 def test_images_of_another_type_or_shape_are_refused_in_words(finished_run):

@@ -52,6 +52,7 @@ def write_sweep(workdir, seeds=(0, 1)):
     ):
         config = {
             "seed": seed,
+            "steps": 9,
             "model": {"depth": depth, HOSTILE: HOSTILE},
             "data": {"batch_size": 10, "half": "\ud83d"},
         }

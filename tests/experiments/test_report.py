@@ -10,12 +10,13 @@ from experiments.diagnostic_tables import AFTER, BEFORE
 from resnet_flax import findings
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Line, Plane
+from resnet_flax.sweeps import SweepFolder
 
 
 @pytest.fixture
 def begun_sweep(tmp_path):
     """Two runs, one of which has made three records."""
-    config = {"seed": 0, "data": {"batch_size": 10, "name": "digits"}}
+    config = {"seed": 0, "steps": 9, "data": {"batch_size": 10, "name": "digits"}}
     runs = {
         f"{kind}-{depth}-s0": {"kind": kind, "config": config | {"model": {"depth": depth}}}
         for kind, depth in (("plain", 8), ("residual", 20))
@@ -37,7 +38,7 @@ def rendered(workdir):
 
 
 def end(workdir, state):
-    for name in results.read_grid(workdir):
+    for name in SweepFolder(workdir):
         (workdir / name).mkdir(exist_ok=True)
         status = {"state": state, "step": 6, "attempt": 1, "updated": ""}
         (workdir / name / "status.json").write_text(json.dumps(status))
@@ -94,7 +95,6 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
             "startup_seconds": pytest.approx(20 / 5 - 20 / 15),
         }
     ]
-    assert results.costs(records, {"plain-8-s0": "many"}).empty
 
 
 def test_published_errors_are_beside_those_of_their_data_set_alone():

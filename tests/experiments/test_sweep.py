@@ -16,6 +16,11 @@ from resnet_flax import loop
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder, Status
 
+ENTRY = {
+    "kind": "plain",
+    "config": {"seed": 0, "steps": 1, "model": {"depth": 8}, "data": {"batch_size": 1}},
+}
+
 
 @pytest.fixture
 def tiny_sweep(tiny_config):
@@ -153,8 +158,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
 
 @pytest.mark.parametrize("name", ["../plain-8-s0", "/etc", "..", ".", "", "a/b", "a\nb"])
 def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
-    entry = {"kind": "plain", "config": {"seed": 0, "model": {"depth": 8}}}
-    (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: entry}}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: ENTRY}}))
     with pytest.raises(UserError, match="sweep.json: .*String should match"):
         results.read_runs(tmp_path)
 
@@ -200,8 +204,7 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
 ):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "plain-8-s0").mkdir()
-    plain = {"kind": "plain", "config": {"seed": 0, "model": {"depth": 8}}}
-    for grid_entry in (entry, plain):
+    for grid_entry in (entry, ENTRY):
         files = {
             "sweep.json": {"runs": {"plain-8-s0": grid_entry}},
             "plain-8-s0/status.json": {"state": "finished", "step": 1, "attempt": 1} | status,
@@ -302,14 +305,15 @@ def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
         results.read_runs(tmp_path)
 
 
-def test_a_report_needs_no_jax(written_sweep):
+@pytest.mark.parametrize("module, said", [("report", "degradation.svg"), ("watch", "finished")])
+def test_what_reads_records_needs_no_jax(written_sweep, module, said):
     code = (
         "import sys; sys.modules['jax'] = sys.modules['orbax'] = None\n"
-        "import runpy; runpy.run_module('experiments.report', run_name='__main__')"
+        f"import runpy; runpy.run_module('experiments.{module}', run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, f"--workdir={written_sweep}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "degradation.svg" in done.stdout
+    assert said in done.stdout
     assert json.loads((written_sweep / "sweep.json").read_text())["runs"].keys()

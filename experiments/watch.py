@@ -1,0 +1,43 @@
+"""Shows a sweep that runs elsewhere, from its records alone: no JAX, nothing is written.
+
+python -m experiments.watch --workdir=runs/digits
+"""
+
+import contextlib
+import functools
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, sweep_table
+from experiments.monitor import SweepMonitor
+from resnet_flax.progress import RunProgress
+from resnet_flax.sweeps import SweepFolder
+
+REFRESH_SECONDS = 2.0
+
+
+def watch(workdir: Path) -> None:
+    """Until every run is finished, diverged or failed."""
+    monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
+    monitor.refresh()
+    lines = [run.state_line() for run in monitor.runs if run.state != "not begun"]
+    with RunProgress(view=functools.partial(sweep_table.live_table, monitor)) as progress:
+        while True:
+            if not progress.console.is_terminal:
+                for line in lines:
+                    progress.say(line)
+            if monitor.is_over:
+                return
+            time.sleep(REFRESH_SECONDS)
+            lines = monitor.refresh()
+
+
+def main(args: flags.FlagValues) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(Path(args.workdir))
+
+
+if __name__ == "__main__":
+    cli.run(main, config=False, workdir="The sweep's folder, in which nothing is changed.")

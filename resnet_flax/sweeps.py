@@ -1,0 +1,127 @@
+"""A sweep's folder: the only file that knows sweep.json, and all records as one table. No JAX."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pandas as pd
+import pydantic
+from pydantic import Field
+
+from resnet_flax import records
+from resnet_flax.errors import UserError
+from resnet_flax.records import RunFolder
+
+# A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
+KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+RunName = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
+
+
+class GridPoint(NamedTuple):
+    """A run's place in the grid, and how long it is; `batch_size` is in images, of all devices."""
+
+    name: str
+    kind: str
+    depth: int
+    seed: int
+    steps: int
+    batch_size: int
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+class _Model(_Strict):
+    depth: Count
+
+
+class _Data(_Strict):
+    batch_size: Count
+
+
+class _Config(_Strict):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    steps: Count
+    model: _Model
+    data: _Data
+
+
+class _Entry(_Strict):
+    kind: KindName
+    config: _Config
+
+
+class _Grid(_Strict):
+    """What readers rely on in a sweep.json."""
+
+    runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
+
+
+class SweepFolder:
+    """The records of a sweep; iterates over the names of its runs, begun or not."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Raises UserError if the folder is no sweep's."""
+        self.path = Path(path).expanduser().absolute()
+        file = self.path / "sweep.json"
+        if not file.exists():
+            raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
+        self._content = records.read_json(file)
+        try:
+            grid = _Grid.model_validate(self._content)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise UserError(f"Cannot use {file}: {field!r}: {first['msg']}.") from error
+        self.points = {name: _point(name, entry) for name, entry in grid.runs.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def records(self, name: str) -> RunFolder:
+        """A run's records. Raises UserError, naming those there are, if the sweep lacks it."""
+        if name not in self.points:
+            raise UserError(f"No run {name!r} in {self.path}; there are: {', '.join(self)}.")
+        return RunFolder(self.path / name)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A run's config as the grid has it."""
+        return self._content["runs"][name]["config"]
+
+    def frame(self) -> pd.DataFrame:
+        """All records of all runs, one row a number, by run and in the order of the records.
+
+        Columns: run, kind, depth, seed, step, split ("running" for train records, which are means
+        over the steps since the last one, else what was evaluated), metric (loss in nats, error as
+        a fraction, lr, images_per_second, images, epoch), value (NaN for what was not finite).
+        Raises UserError if a record cannot be read.
+        """
+        rows = [
+            (*point[:4], record["step"], record.get("split", "running"), metric, value)
+            for name, point in self.points.items()
+            for record in self.records(name).metrics()
+            for metric, value in record.items()
+            if metric != "step" and not isinstance(value, str)
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
+
+
+def add_runs(path: Path, runs: Mapping[str, dict[str, Any]]) -> None:
+    """Writes `sweep.json`: name -> {"kind", "config"}; runs of an earlier grid stay in it."""
+    file = path / "sweep.json"
+    earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
+    records.write_json(file, {"runs": {**earlier, **runs}})
+
+
+def _point(name: str, entry: _Entry) -> GridPoint:
+    config = entry.config
+    return GridPoint(
+        name, entry.kind, config.model.depth, config.seed, config.steps, config.data.batch_size
+    )
