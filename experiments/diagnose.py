@@ -141,15 +141,17 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption="L2 norms of the loss gradient by the kernels of the first and last convolution",
+        caption="L2 norms of the loss gradient by kernels (dw) and by what layers read (dx)",
     )
-    for heading in ("network", "step", "loss", "first", "last", "first / last"):
+    for heading in ("network", "step", "loss", "dw first", "dw last", "dx first / last"):
         justify = "left" if heading == "network" else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
     for name, found in rows:
-        first, last = (found.layers[i].weight_gradient_norm for i in (0, -2))
-        ratio = first / last if first is not None and last else None
-        values = (f"{x:.3g}" if x is not None else "not finite" for x in (first, last, ratio))
+        first, last = found.layers[0], found.layers[-1]
+        at_first, at_last = first.input_gradient_norm, last.input_gradient_norm
+        ratio = at_first / at_last if at_first is not None and at_last else None
+        shown = first.weight_gradient_norm, last.weight_gradient_norm, ratio
+        values = ("not finite" if x is None else f"{x:.3g}" for x in shown)
         loss = "not finite" if found.loss is None else f"{found.loss:.3f}"
         table.add_row(escape(name), str(found.step), loss, *values)
     return table

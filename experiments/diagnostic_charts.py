@@ -46,8 +46,8 @@ def gradients(layers: pd.DataFrame) -> Chart:
         name="gradients",
         title="Gradient flow",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, from the"
-        " first layer to the last. Vanishing gradients would fall towards the left by orders of"
-        f" magnitude. {_SEEDS}",
+        " first layer to the last. Where gradients vanish on their way back, they fall to the left"
+        f" by orders of magnitude. {_SEEDS}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(panels),
@@ -94,6 +94,7 @@ def responses(layers: pd.DataFrame) -> Chart:
         x="layer",
         y="standard deviation",
         panels=tuple(panels),
+        log=True,
     )
 
 
@@ -114,9 +115,11 @@ def initialisation(initial: pd.DataFrame) -> Chart:
 
 
 def gradient_ratio(initial: pd.DataFrame) -> Chart:
-    networks = initial.groupby(["kind", "depth", "norm", "seed"])["weight_gradient_norm"]
-    ends = networks.agg(first="first", last="last").astype(float)
-    ratios = (ends["first"] / ends["last"]).groupby(["kind", "norm", "depth"]).median()
+    measured = initial.astype({"input_gradient_norm": float})
+    networks = measured.groupby(["kind", "depth", "norm", "seed"])["input_gradient_norm"]
+    # By place, since "first" and "last" would pass over what is not finite.
+    ratios = networks.agg(lambda norms: norms.iloc[0] / norms.iloc[-1])
+    ratios = ratios.groupby(["kind", "norm", "depth"]).median()
     styles = kind_styles(initial["kind"])
     series = []
     for (kind, norm), of in ratios.groupby(["kind", "norm"]):
@@ -125,12 +128,12 @@ def gradient_ratio(initial: pd.DataFrame) -> Chart:
         series.append(Series(f"{kind}, {_norm(norm)}", depths, numbers(of, positive=True), style))
     return Chart(
         name="gradient_ratio",
-        title="First layer's gradient over the last's",
-        caption="Ratio of the weight gradient norms of the first and the last layer before"
-        " training, by depth. Far below 1: gradients vanish on their way back; far above:"
-        " they explode. Medians over seeds.",
+        title="What becomes of the gradient on its way back",
+        caption="L2 norm of the loss's gradient with respect to what the first layer reads, over"
+        " that of the last layer, before training. Far below 1: gradients vanish on their way"
+        " back; far above: they explode. Medians over seeds.",
         x="depth (weighted layers)",
-        y="gradient norm, first / last layer",
+        y="input gradient norm, first / last",
         panels=(Panel("", tuple(series)),) if series else (),
         log=True,
         ticks=tuple(int(depth) for depth in sorted(initial["depth"].unique())),
@@ -203,7 +206,7 @@ def _by_layer(
 ) -> Series:
     medians = rows.assign(value=rows[measure].astype(float)).groupby("layer")["value"].median()
     names = rows.groupby("layer")["name"].first().tolist()
-    y = numbers(medians, positive=measure == "weight_gradient_norm")
+    y = numbers(medians, positive=measure != "identity_share")
     return Series(label, medians.index.tolist(), y, style, strength, names=names)
 
 

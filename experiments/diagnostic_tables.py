@@ -11,7 +11,7 @@ from resnet_flax.findings import Initial, Layers, Line, Plane
 from resnet_flax.sweeps import SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
-MEASURES = ["weight_gradient_norm", "response_std", "identity_share"]
+MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
 _RUN = ["run", "kind", "depth"]
 
 

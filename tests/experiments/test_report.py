@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments import charts, diagnostic_charts, page, published, report, results
-from experiments.diagnostic_tables import AFTER, BEFORE
+from experiments.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax import findings
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Line, Plane
@@ -144,7 +144,7 @@ def test_what_an_axis_cannot_show_is_a_gap():
 def layer_table(**measures):
     names = {"run": "r", "kind": "residual", "depth": 8, "moment": AFTER, "name": ""}
     size = len(next(iter(measures.values())))
-    missing = dict.fromkeys(["weight_gradient_norm", "response_std", "identity_share"])
+    missing = dict.fromkeys(MEASURES)
     return pd.DataFrame([names] * size).assign(layer=range(1, size + 1), **missing | measures)
 
 
@@ -166,7 +166,7 @@ def test_identity_shares_are_by_block_and_plain_networks_have_none():
 
 
 def test_the_ratio_is_of_the_first_to_the_last_layer():
-    table = layer_table(weight_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
+    table = layer_table(input_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
     [panel] = diagnostic_charts.gradient_ratio(table).panels
     assert [(one.label, one.x, one.y) for one in panel.series] == [
         ("residual, without BN", [8], [2.0])
