@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import results
+from resnet_flax import findings
+from resnet_flax.findings import Initial
 
 DIGITS = Path("experiments/results/digits")
 
@@ -37,3 +40,67 @@ def test_the_readmes_table_is_the_records(summary):
         for name in results.ERRORS:
             expected.append(f"{row[name] * 100:.2f} ± {row[f'{name}_std'] * 100:.2f}")
         assert cells.split(" | ") == [*expected, f"{row['n']:.0f}"]
+
+
+def ratio(layers):
+    """Of the gradient norms at what the first and the last layer read."""
+    return layers.layers[0].input_gradient_norm / layers.layers[-1].input_gradient_norm
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """What the README says of gradients, in one line."""
+    text = Path("README.md").read_text()
+    return " ".join(text.split("**Is it vanishing gradients?**")[1].split("![")[0].split())
+
+
+@pytest.fixture(scope="module")
+def initial():
+    networks = findings.load(DIGITS / findings.INITIAL, Initial).networks
+    return {(n.kind, n.depth, n.norm): n.at for n in networks}
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Kind -> those of each seed at 56 layers, before and after training."""
+    return {
+        kind: [findings.load_layers(DIGITS / f"{kind}-56-s{seed}") for seed in range(5)]
+        for kind in ("plain", "residual")
+    }
+
+
+def test_gradients_explode_in_plain_networks_with_bn_and_vanish_without(initial, layers, answer):
+    before = {kind: sorted(ratio(seed[0]) for seed in seeds) for kind, seeds in layers.items()}
+    low, *_, high = before["plain"]
+    assert f"{low:,.0f} to {high:,.0f} times" in answer
+    low, *_, high = before["residual"]
+    assert f"{low:.0f} to {high:.0f} and" in answer
+    assert f"{ratio(initial['plain', 110, 'batch']) / 1e6:.1f} million times" in answer
+    assert f"and {ratio(initial['residual', 110, 'batch']):.0f} times" in answer
+    assert f"{ratio(initial['plain', 56, 'none']):.1e} of that" in answer
+    assert f"{ratio(initial['plain', 110, 'none']):.1e} for 110" in answer
+    assert f"loss of {initial['residual', 110, 'none'].loss:,.0f} before" in answer
+
+
+def test_early_layers_of_deep_plain_networks_end_with_large_responses(layers, answer):
+    largest = {
+        kind: sorted(max(layer.response_std or 0 for layer in seed[-1].layers) for seed in seeds)
+        for kind, seeds in layers.items()
+    }
+    assert f"of {largest['plain'][0]:.0f} to {largest['plain'][-1]:.0f} " in answer
+    assert f"residual: {largest['residual'][0]:.1f} to {largest['residual'][-1]:.1f}," in answer
+    shares = []
+    for seed in layers["residual"]:
+        of_blocks = [layer.identity_share for layer in seed[-1].layers]
+        shares.append(np.mean([share for share in of_blocks if share is not None]))
+    assert f"{min(shares) * 100:.0f} to {max(shares) * 100:.0f} % of" in answer
+
+
+def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
+    runs = results.read_runs(Path("experiments/results/digits_110"))
+    errors = runs.groupby("kind")["train_error"].agg(["mean", "std", "min"]) * 100
+    text = " ".join(Path("README.md").read_text().split())
+    plain, residual = errors.loc["plain"], errors.loc["residual"]
+    assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in text
+    assert f"residual {residual['mean']:.1f} ± {residual['std']:.1f} % training error" in text
+    assert f"the best of these {residual['min']:.1f} %" in text
