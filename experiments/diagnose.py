@@ -2,14 +2,14 @@
 
 python -m experiments.diagnose --workdir=runs/digits
 python -m experiments.diagnose --workdir=runs/digits/plain-56-s0 --landscape
-python -m experiments.diagnose --workdir=runs/initial --config=configs/degradation.py:digits
+python -m experiments.diagnose --workdir=runs/digits --config=configs/degradation.py:digits
 
 Of a run, or of every run of a sweep: before training and at its last checkpoint. With --config no
 run is needed: its networks are looked at before training, with BN and without. What is found goes
-into the folder's records; `report` draws it.
+into the folder's records; `report` draws that of a sweep's folder.
 """
 
-import itertools
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import linen as nn
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -25,44 +26,22 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments import cli, grid
-from resnet_flax import diagnostics, experiment, findings, landscape, schema, start, steps
-from resnet_flax.data import augment
+from resnet_flax import diagnostics, experiment, findings, landscape, schema
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Layers, Network
 from resnet_flax.models import stacking
 from resnet_flax.models.resnet import ResNet
-from resnet_flax.parallel import Devices
 from resnet_flax.runs import load_run, saved_steps
-from resnet_flax.steps import Batch
+from resnet_flax.start import initial_variables
 from resnet_flax.sweeps import SweepFolder
 
 NORMS = ("batch", "none")
+# The flags that are of runs, and so of no use with --config.
+OF_RUNS = ("step", "all_steps", "landscape", "resolution")
+RESOLUTION = 15
 
 
-def training_batches(config: schema.RunConfig, mean: np.ndarray, count: int) -> list[Batch]:
-    """The first whole batches of the training split, not augmented, normalised."""
-    device = Devices(config.parallel, jax.devices()[:1])
-    feed = experiment.feed(
-        experiment.open_split(config.data, config.data.train_split), device, print
-    )
-    batch_size = min(config.data.batch_size, feed.size)
-    count = min(count, feed.size // batch_size)
-    batches = []
-    with feed.evaluation(batch_size) as fed:
-        for of_device, _ in itertools.islice(fed, count):
-            share = jax.tree.map(lambda x: x[0], of_device)
-            images, labels = steps.select(feed.resident, share)
-            batches.append(Batch(augment.normalize(images, jnp.asarray(mean)), labels))
-    return batches
-
-
-def initial_variables(config: schema.RunConfig) -> dict[str, Any]:
-    """Of a run before its first step, block by block."""
-    built = experiment.build(config.model_dump(mode="json"))
-    return stacking.unstack(start.initial_state(built, print).variables)
-
-
-def diagnosable(model: Any) -> ResNet:
+def diagnosable(model: nn.Module) -> ResNet:
     """The network with its blocks one by one. Raises UserError for VGG."""
     if not isinstance(model, ResNet):
         raise UserError("Expected a plain or residual network, got VGG.")
@@ -71,68 +50,61 @@ def diagnosable(model: Any) -> ResNet:
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
     """Each kind and depth of the first seed, with BN and without, before training."""
-    seed = runs[0].config.seed
-    points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == seed]
+    first = runs[0].config
+    split = experiment.open_split(first.data, first.data.train_split)
+    batches = experiment.training_batches(first, split.image_mean(), count)
+    points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == first.seed]
     networks = []
-    for run, norm in _track(points, "networks", console):
+    for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
-        split = experiment.open_split(config.data, config.data.train_split)
         net = diagnosable(experiment.build_model(model, split.num_classes))
-        batches = training_batches(config, split.image_mean(), count)
-        at = diagnostics.layer_statistics(net.parts(train=True), initial_variables(config), batches)
-        networks.append(Network(kind=run.kind, depth=model.depth, norm=norm, seed=seed, at=at))
+        variables = initial_variables(config, console.print)
+        at = diagnostics.layer_statistics(net.parts(train=True), variables, batches)
+        point = {"kind": run.kind, "depth": model.depth, "norm": norm, "seed": first.seed}
+        networks.append(Network(**point, at=at))
     return networks
 
 
-def diagnose_run(folder: Path, at_steps: Sequence[int], count: int) -> list[Layers]:
-    """The layers before training and at each of the saved steps, which are stored, too."""
-    run = load_run(folder, at_steps[0])
-    batches = training_batches(run.config, run.image_mean, count)
-    parts = diagnosable(run.model).parts(train=True)
-    found = [diagnostics.layer_statistics(parts, initial_variables(run.config), batches)]
-    for step in at_steps:
-        variables = stacking.unstack(load_run(folder, step).variables)
+def diagnose_run(
+    folder: Path, at_steps: Sequence[int], count: int, resolution: int | None, console: Console
+) -> list[Layers]:
+    """Stores the layers before training and at each of the saved steps, and returns them.
+
+    With `resolution`, also the loss on the line from the initial weights to those of the last of
+    these steps, and on a plane around them.
+    """
+    runs = [load_run(folder, step) for step in at_steps]
+    config = runs[-1].config
+    parts = diagnosable(runs[-1].model).parts(train=True)
+    batches = experiment.training_batches(config, runs[-1].image_mean, count)
+    initial = initial_variables(config, console.print)
+    found = []
+    moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in runs)]
+    for step, variables in moments:
         found.append(diagnostics.layer_statistics(parts, variables, batches, step))
-    for layers in found:
-        findings.save(findings.layers_file(folder, layers.step), layers)
+        findings.save(findings.layers_file(folder, step), found[-1])
+    if resolution is None:
+        return found
+    # Very deep networks stay scanned, or they would compile for minutes.
+    model = runs[-1].model.clone(remat=False, norm_axis=None)
+    step, last = moments[-1]
+    first = {**last, "params": initial["params"]}
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    shown = functools.partial(_tracked, what=f"{folder.name}, line", console=console)
+    positions = np.linspace(0, 1, 2 * resolution - 1)
+    line = landscape.line(model, first, last, stacked, positions, step=step, shown=shown)
+    findings.save(findings.folder(folder) / findings.LINE, line)
+    shown = functools.partial(_tracked, what=f"{folder.name}, plane", console=console)
+    positions = np.linspace(-1, 1, resolution)
+    plane = landscape.plane(
+        model, last, stacked, positions, step=step, seed=config.seed, shown=shown
+    )
+    findings.save(findings.folder(folder) / findings.PLANE, plane)
     return found
 
 
-def explore(folder: Path, step: int | None, count: int, resolution: int, console: Console) -> None:
-    """Stores the loss along the line from the initial weights and on a plane around the saved."""
-    run = load_run(folder, step)
-    model, last = diagnosable(run.model), stacking.unstack(run.variables)
-    stacked = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *training_batches(run.config, run.image_mean, count)
-    )
-    first = {**last, "params": initial_variables(run.config)["params"]}
-    found: dict[str, findings.Finding] = {
-        findings.LINE: landscape.line(
-            model,
-            first,
-            last,
-            stacked,
-            np.linspace(0, 1, 2 * resolution - 1),
-            step=run.step,
-            shown=lambda rows: _track(rows, f"{folder.name}, line", console),
-        ),
-        findings.PLANE: landscape.plane(
-            model,
-            last,
-            stacked,
-            np.linspace(-1, 1, resolution),
-            step=run.step,
-            seed=run.config.seed,
-            shown=lambda rows: _track(rows, f"{folder.name}, plane", console),
-        ),
-    }
-    for name, finding in found.items():
-        findings.save(findings.folder(folder) / name, finding)
-    console.print(f"{folder.name} step {run.step}: loss along a line and on a plane", markup=False)
-
-
-def _track(items: Any, what: str, console: Console) -> Any:
+def _tracked(items: Any, what: str, console: Console) -> Any:
     return track(items, what, console=console, disable=not console.is_terminal)
 
 
@@ -157,37 +129,48 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
     return table
 
 
-def _folders(workdir: Path) -> list[Path]:
-    """Of the runs of a sweep, or of one run."""
+def _folders(workdir: Path, console: Console) -> list[Path]:
+    """Of one run, or of those runs of a sweep that have a checkpoint."""
     if not (workdir / "sweep.json").exists():
         return [workdir]
-    return [workdir / name for name in SweepFolder(workdir)]
+    sweep = SweepFolder(workdir)
+    folders = [workdir / name for name in sweep if any(sweep.records(name).checkpoints.glob("*"))]
+    if not folders:
+        raise UserError(f"No run of the sweep {workdir} has a checkpoint.")
+    if len(folders) < len(sweep):
+        console.print(f"{len(sweep) - len(folders)} of {len(sweep)} runs have no checkpoint.")
+    return folders
 
 
-def _diagnose_runs(args: flags.FlagValues, console: Console) -> None:
-    workdir = Path(args.workdir)
-    folders, rows = _folders(workdir), []
-    for folder in _track(folders, "runs", console):
+def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
+    """The exit status: what is wrong with one run does not keep the others from being seen."""
+    folders, rows = _folders(Path(args.workdir), console), []
+    resolution = (args.resolution or RESOLUTION) if args.landscape else None
+    wrong: list[UserError] = []
+    for folder in _tracked(folders, "runs", console):
         try:
-            saved = saved_steps(folder)
+            steps = saved_steps(folder) if args.all_steps else [args.step]
+            found = diagnose_run(folder, steps, args.batches, resolution, console)
         except UserError as error:
-            if folder == workdir:
-                raise
-            console.print(f"{folder.name}: {error}", markup=False)
+            wrong.append(error)
             continue
-        chosen = saved if args.all_steps else [args.step or saved[-1]]
-        if args.landscape:
-            explore(folder, chosen[-1], args.batches, args.resolution, console)
-        found = diagnose_run(folder, chosen, args.batches)
         rows += [(folder.name, layers) for layers in found]
+    if not rows:
+        raise wrong[0]
+    for error in wrong:
+        console.print(str(error), markup=False)
     console.print(_printed(rows))
+    return cli.FAILURE if wrong else 0
 
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
-    workdir = Path(args.workdir)
-    networks = initial_networks(_runs(args.config.to_dict()), args.batches, console)
+    runs, workdir = _runs(args.config.to_dict()), Path(args.workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
+    networks = initial_networks(runs, args.batches, console)
     path = workdir / findings.INITIAL
-    workdir.mkdir(parents=True, exist_ok=True)
     findings.save(path, findings.Initial(networks=tuple(networks)))
     console.print(_printed([(f"{n.kind}-{n.depth} norm={n.norm}", n.at) for n in networks]))
     console.print(str(path), markup=False)
@@ -202,12 +185,21 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 
-def main(args: flags.FlagValues) -> None:
+def _check(args: flags.FlagValues) -> None:
+    """Raises UserError for flags of which one would do nothing."""
+    useless = [f"--{name}" for name in OF_RUNS if args.config and args[name].present]
+    if useless:
+        raise UserError(f"Expected --config without {', '.join(useless)}, which are of runs.")
+    if args.all_steps and args.step is not None:
+        raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
+    if args.resolution and not args.landscape:
+        raise UserError("Expected --resolution with --landscape, got it alone.")
+
+
+def main(args: flags.FlagValues) -> int | None:
+    _check(args)
     console = Console(highlight=False, soft_wrap=True)
-    if args.config:
-        _diagnose_config(args, console)
-    else:
-        _diagnose_runs(args, console)
+    return (_diagnose_config if args.config else _diagnose_runs)(args, console)
 
 
 if __name__ == "__main__":
@@ -215,5 +207,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("all_steps", False, "Every saved step.")
     flags.DEFINE_integer("batches", 8, "Of the training split, to take means over.", lower_bound=1)
     flags.DEFINE_bool("landscape", False, "The loss along a line and on a plane, too.")
-    flags.DEFINE_integer("resolution", 15, "Points a side of the plane.", lower_bound=2)
+    flags.DEFINE_integer(
+        "resolution", None, f"Points a side of the plane; by default {RESOLUTION}.", lower_bound=2
+    )
     cli.run(main, config="optional", workdir="A run's folder, or a sweep's.")

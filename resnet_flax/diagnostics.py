@@ -49,22 +49,25 @@ def layer_statistics(
         raise ValueError("Expected at least one batch, got none.")
     names = list(measured[0][1])  # In order; a tree's keys are sorted.
     losses, by_batch, sizes = zip(*jax.device_get(measured), strict=True)
+    lost = ~np.isfinite(losses)
     layers = []
     for name in names:
-        of_batches = [of_batch[name] for of_batch in by_batch]
-        layers.append(
-            Layer(name=name, **{key: _mean([s[key] for s in of_batches]) for key in of_batches[0]})
-        )
+        means = {}
+        for key in by_batch[0][name]:
+            values = np.array([of_batch[name][key] for of_batch in by_batch])
+            # ReLU passes no gradient where it has seen NaN: that is not a gradient of 0.
+            means[key] = _mean(values if key == "response_std" else np.where(lost, np.nan, values))
+        layers.append(Layer(name=name, **means))
     return Layers(
         step=step,
         batches=len(measured),
         batch_size=int(sizes[0]),
-        loss=_mean(losses),
+        loss=_mean(np.array(losses)),
         layers=tuple(layers),
     )
 
 
-def _mean(values: Sequence[Any]) -> float | None:
+def _mean(values: np.ndarray) -> float | None:
     mean = float(np.mean(values))
     return mean if np.isfinite(mean) else None
 
@@ -88,9 +91,14 @@ def _of_batch(
     for part, statistics in zip(parts, reversed(found), strict=True):
         for path, values in statistics.items():
             name = "/".join(filter(None, (part.name, path)))
-            # A norm may be a part of its own, as the stem's is.
-            layers.setdefault(name.replace("bn", "conv"), {}).update(values)
+            layers.setdefault(_of_norm(name), {}).update(values)
     return loss, layers, len(batch.label)
+
+
+def _of_norm(name: str) -> str:
+    """The convolution before a norm: block/bn1 -> block/conv1, bn -> conv; others as they are."""
+    block, slash, last = name.rpartition("/")
+    return block + slash + last.replace("bn", "conv")
 
 
 @functools.cache

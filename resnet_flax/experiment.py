@@ -3,16 +3,18 @@
 Everything below this file takes typed arguments, not the config.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
-from resnet_flax import optim, schema
-from resnet_flax.data import sources
+from resnet_flax import optim, schema, steps
+from resnet_flax.data import augment, sources
 from resnet_flax.data.sources import Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
@@ -21,6 +23,7 @@ from resnet_flax.models import vgg
 from resnet_flax.models.conv import conv_general_dilated
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import DATA_AXIS, Devices
+from resnet_flax.steps import Batch
 
 # With `model.scan="auto"`, deeper networks are scanned: see experiments/results/benchmarks.
 DEEPEST_UNROLLED = 110
@@ -38,13 +41,16 @@ class Experiment(NamedTuple):
     test: Split | Stream
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
-    """Checks a whole config and reads its data. Raises UserError in one line."""
+def build(config: Mapping[str, Any], devices: Devices | None = None) -> Experiment:
+    """Checks a whole config and reads its data. Raises UserError in one line.
+
+    `devices`: what it is for; all by default.
+    """
     parsed = schema.parse(config, schema.RunConfig)
     data = parsed.data
     # With a class count to check the network by, before the data set is read.
     build_model(parsed.model, num_classes=1)
-    devices = Devices(parsed.parallel)
+    devices = devices or Devices(parsed.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
     check_image_shape(parsed.model, train.image_shape)
@@ -78,6 +84,23 @@ def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) ->
     if isinstance(split, Stream):
         return StreamFeed(split, devices, say)
     return ResidentFeed(split, devices)
+
+
+def training_batches(config: schema.RunConfig, image_mean: np.ndarray, count: int) -> list[Batch]:
+    """At most `count` whole batches of the training split, not augmented, on the first device.
+
+    Always the same: the first of the split, or all of it, if that is less than a batch.
+    """
+    device = Devices(config.parallel, jax.devices()[:1])
+    images = feed(open_split(config.data, config.data.train_split), device, print)
+    batch_size = min(config.data.batch_size, images.size)
+    batches = []
+    with images.evaluation(batch_size) as fed:
+        for of_devices, _ in itertools.islice(fed, min(count, images.size // batch_size)):
+            share = jax.tree.map(lambda x: x[0], of_devices)
+            seen, labels = steps.select(images.resident, share)
+            batches.append(Batch(augment.normalize(seen, jnp.asarray(image_mean)), labels))
+    return batches
 
 
 def scans(config: schema.ModelConfig) -> bool:

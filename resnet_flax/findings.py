@@ -123,7 +123,7 @@ def load(path: Path, kind: type[F]) -> F | None:
     if not path.exists():
         return None
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error

@@ -1,6 +1,6 @@
 """The training loss on the way from the initial to the last weights, and around these.
 
-As training sees it: in train mode, with each batch's own BN statistics, on one device.
+In train mode, so with each batch's own BN statistics, on one device.
 
 B, H, W, C: batch, height, width, channels; N: batches; P: points; D: directions.
 """
@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from resnet_flax import metrics
 from resnet_flax.findings import Line, Plane
+from resnet_flax.models import stacking
 from resnet_flax.steps import Batch
 
 # Passes an iterable on, and may show how far it is.
@@ -34,7 +35,7 @@ def line(
 ) -> Line:
     """Goodfellow et al. (2015), arXiv 1412.6544: the loss at `first + position * (last - first)`.
 
-    - `first`, `last`: variables of the network, `last` those of `step`.
+    - `first`, `last`: variables of the network, block by block; `last` those of `step`.
     - `batches`: `image` [N, B, H, W, C], `label` [N, B].
     - `positions`: [P] float.
     """
@@ -113,6 +114,8 @@ def _scores(
     shown: Shown,
 ) -> tuple[Rows, Rows]:
     """Losses and errors at rows [R, P, D] of points; a loss that is not finite is None."""
+    if getattr(model, "scan", False):
+        origin, directions = stacking.stack((origin, list(directions)))
     losses, errors = [], []
     for row in shown(rows):
         totals = jax.device_get(_totals_along(model, origin, directions, row, batches))

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_flax import cpu, experiment, hosts, steps
+from resnet_flax import cpu, experiment, hosts, schema, steps
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.errors import UserError
 from resnet_flax.experiment import Experiment
 from resnet_flax.models import stacking
+from resnet_flax.parallel import Devices
 from resnet_flax.records import RunFolder
 from resnet_flax.transfer import transfer
 
@@ -29,6 +30,13 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
     return stacking.stack(state) if experiment.scans(built.config.model) else state
+
+
+def initial_variables(config: schema.RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Parameters and statistics of a run before its first step, block by block."""
+    device = Devices(config.parallel, jax.devices()[:1])
+    built = experiment.build(config.model_dump(mode="json"), device)
+    return stacking.unstack(initial_state(built, say).variables)
 
 
 def state_shapes(built: Experiment) -> steps.TrainState:
@@ -57,8 +65,8 @@ def _transferred(
     saved = Checkpoints(folder.checkpoints, say=say)
     step = saved.last_good()
     step = hosts.agree(-1 if step is None else step)  # That run may still be on.
-    source = saved.restore(None if step < 0 else step)
     try:
+        source = saved.restore(None if step < 0 else step)
         merged, left = transfer(variables, source, partial=built.config.init_partial)
     except UserError as error:
         raise UserError(f"config.init_from={built.config.init_from}: {error}") from error

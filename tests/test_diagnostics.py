@@ -190,3 +190,16 @@ def test_blocks_of_equal_shape_are_compiled_once_in_networks_of_any_depth():
         return diagnostics._compiled()[1]._cache_size()
 
     assert compiled(14) == compiled(20)
+
+
+def test_where_the_loss_is_not_finite_no_gradient_is_zero():
+    # ReLU passes nothing where it has seen NaN.
+    kernel = np.full((2, 2), np.nan, np.float32)
+    variables = {"params": {"a": {"kernel": kernel}, "b": {"kernel": kernel}}}
+    parts = [
+        nn.Dense(2, use_bias=False, name="a"),
+        blocks.ReLU(name="relu"),
+        nn.Dense(2, use_bias=False, name="b"),
+    ]
+    found = layer_statistics(parts, variables, [batch(np.float32([[1, 2]]), [1])])
+    assert {layer.weight_gradient_norm for layer in found.layers} == {None}

@@ -87,3 +87,16 @@ def test_a_loss_that_is_not_finite_is_none():
     inf = np.full((5, 3), np.inf)
     found = landscape.plane(Linear(), variables(inf), BATCHES, np.array([0.0, 1]), step=1, seed=0)
     assert found.losses[0][0] is None
+
+
+def test_a_scanned_network_has_the_landscape_of_its_twin():
+    images = np.float32(RANDOM.randn(1, 6, 8, 8, 1))
+    batches = Batch(jnp.asarray(images), jnp.asarray([[0, 1, 2, 0, 1, 2]], jnp.int32))
+    nets = [
+        build_resnet("cifar", 14, "pad", (2, 2, 2), num_classes=3, scan=s) for s in (False, True)
+    ]
+    shapes = jax.eval_shape(nets[0].init, jax.random.key(0), images[0])
+    given = jax.tree.map(lambda shape: np.float32(RANDOM.rand(*shape.shape)), shapes)
+    positions = np.array([-1.0, 0.5])
+    one, other = (landscape.plane(net, given, batches, positions, step=1, seed=0) for net in nets)
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-5)  # Another program's rounding.

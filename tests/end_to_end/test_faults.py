@@ -77,6 +77,7 @@ def test_a_run_on_a_full_disk_fails_in_one_line_and_goes_on_when_there_is_room(
     assert_same_bits(undisturbed, workdir)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_fails_in_one_line(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     running = begin(workdir)
@@ -118,7 +119,7 @@ def test_a_folder_that_became_read_only_fails_in_one_line(tmp_path):
         running[0].kill()
 
 
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("moved", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_that_vanished_ends_the_run_in_one_line_and_is_not_made_anew(
     undisturbed, tmp_path, moved
 ):

@@ -47,6 +47,7 @@ def shared_memory():
     return set(Path("/dev/shm").glob("psm_*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is elsewhere")
 def test_killed_with_its_workers_or_by_one_of_them_a_run_resumes_to_the_same_bits(
     undisturbed, options, tmp_path

@@ -2,13 +2,14 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from rich.console import Console
 
 from configs import degradation
 from experiments import diagnose, grid
-from resnet_flax import findings
+from resnet_flax import findings, sweeps
 from resnet_flax.errors import UserError
 
 RUN = "tests/golden/run"
@@ -27,7 +28,7 @@ def console(tmp_path):
 
 
 def test_a_run_is_looked_at_before_training_and_at_its_last_step(run_folder, console):
-    diagnose.diagnose_run(run_folder, [24], count=2)
+    diagnose.diagnose_run(run_folder, [24], 2, None, console)
     before, after = findings.load_layers(run_folder)
     assert (before.step, after.step) == (0, 24)
     assert after.loss < before.loss
@@ -39,17 +40,16 @@ def test_a_run_is_looked_at_before_training_and_at_its_last_step(run_folder, con
 
 
 def test_a_scanned_twin_begins_with_the_same_gradients(run_folder, console):
-    once, _ = diagnose.diagnose_run(run_folder, [24], count=1)
+    once, _ = diagnose.diagnose_run(run_folder, [24], 1, None, console)
     config = json.loads((run_folder / "config.json").read_text())
     config["model"] |= {"scan": "on", "remat": True}
     (run_folder / "config.json").write_text(json.dumps(config))
-    again, _ = diagnose.diagnose_run(run_folder, [24], count=1)
+    again, _ = diagnose.diagnose_run(run_folder, [24], 1, None, console)
     assert once == again
 
 
 def test_the_landscape_meets_the_run_at_its_end(run_folder, console):
-    diagnose.explore(run_folder, None, count=2, resolution=3, console=console)
-    _, after = diagnose.diagnose_run(run_folder, [24], count=2)
+    _, after = diagnose.diagnose_run(run_folder, [24], 2, 3, console)
     line = findings.load(findings.folder(run_folder) / findings.LINE, findings.Line)
     plane = findings.load(findings.folder(run_folder) / findings.PLANE, findings.Plane)
     assert line.positions == (0, 0.25, 0.5, 0.75, 1) and plane.positions == (-1, 0, 1)
@@ -70,6 +70,25 @@ def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(con
     assert {n.at.step for n in networks} == {0}
 
 
+def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_path, capsys):
+    entries = {}
+    for name in ("plain-8-s0", "plain-8-s1", "plain-8-s2"):
+        shutil.copytree(RUN, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        entries[name] = {"kind": "plain", "config": config}
+    sweeps.add_runs(tmp_path, entries)
+    (damaged,) = tmp_path.glob("plain-8-s0/checkpoints/24/state/manifest.ocdbt")
+    damaged.write_bytes(b"")
+    shutil.rmtree(tmp_path / "plain-8-s1" / "checkpoints")
+    flags = {"workdir": str(tmp_path), "step": None, "all_steps": False, "batches": 1}
+    args = types.SimpleNamespace(**flags, landscape=False, resolution=None)
+    assert diagnose._diagnose_runs(args, Console(soft_wrap=True)) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 3 runs have no checkpoint" in printed
+    assert f"No checkpoint in {tmp_path}/plain-8-s0" in printed
+    assert len(findings.load_layers(tmp_path / "plain-8-s2")) == 2
+
+
 def test_vgg_is_refused(run_folder):
     with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
         diagnose.diagnosable(object())
@@ -78,11 +97,16 @@ def test_vgg_is_refused(run_folder):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--workdir=nowhere"], "No checkpoint in"),
+        (["--workdir=nowhere"], "nowhere a run's folder?"),
         ([f"--workdir={RUN}", "--step=7"], "7"),
         ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
+        ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
+        (
+            ["--workdir=x", "--config=configs/digits.py:plain8", "--landscape"],
+            "without --landscape",
+        ),
     ],
-    ids=["no run", "no such step", "no such net"],
+    ids=["no run", "no such step", "no such net", "no landscape", "no run to explore"],
 )
 def test_what_cannot_be_looked_at_is_said_in_one_line(flags, said):
     command = [sys.executable, "-m", "experiments.diagnose", *flags]
