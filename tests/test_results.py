@@ -104,3 +104,15 @@ def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
     assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in text
     assert f"residual {residual['mean']:.1f} ± {residual['std']:.1f} % training error" in text
     assert f"the best of these {residual['min']:.1f} %" in text
+
+
+def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
+    runs = results.read_runs(Path("experiments/results/digits_no_bn")).set_index("run")
+    text = " ".join(Path("README.md").read_text().split())
+    errors = (runs["train_error"] * 100).map("{:.1f} %".format)
+    assert f"plain 20 ends at {errors['plain-20-s0']} training error" in text
+    assert (
+        f"plain 56 at {errors['plain-56-s0']}, residual 20 at {errors['residual-20-s0']}," in text
+    )
+    assert runs.loc["residual-56-s0", "state"] == "diverged"
+    assert f"diverges in its first {runs.loc['residual-56-s0', 'step']} steps" in text
