@@ -46,6 +46,15 @@ def test_a_cifar_net_has_the_papers_parameters(depth, shortcut):
     assert count(model, (32, 32, 3)) == CIFAR[depth]
 
 
+@pytest.mark.parametrize("depth", [20, 56])
+def test_without_bn_each_convolution_has_a_bias_in_place_of_scale_and_bias(depth):
+    model = build_resnet("cifar", depth, "pad", num_classes=10, norm="none")
+    biases = 16 + (depth - 2) // 3 * (16 + 32 + 64)
+    assert count(model, (32, 32, 3)) == CIFAR[depth] - biases
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert "batch_stats" not in variables
+
+
 @pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
 @pytest.mark.parametrize("depth", IMAGENET)
 def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut):
