@@ -1,7 +1,7 @@
 """What the figures of a sweep show; `figures.py` draws it on paper, `plots.py` in the report."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ class Style(NamedTuple):
     marker: str
     line: str = "-"
 
+
+Styles = Mapping[str, Style]
+"""By kind: of all in a sweep, so that each looks the same in every chart."""
 
 # Okabe and Ito's colours, safe for the colour-blind.
 KIND_STYLES = (
@@ -97,9 +100,15 @@ class Chart:
         return low, max(max(values, default=1.0), low + 1e-3)
 
 
-def kind_styles(kinds: Iterable[str]) -> dict[str, Style]:
-    """By kind, whichever the order they come in."""
-    return dict(zip(sorted(set(kinds)), itertools.cycle(KIND_STYLES), strict=False))
+def kind_styles(kinds: Iterable[str]) -> Styles:
+    """By kind, whichever the order they come in; no two alike among the first 16."""
+    return {kind: _style(i) for i, kind in enumerate(sorted(set(kinds)))}
+
+
+def _style(i: int) -> Style:
+    # A colour that comes again has another marker and line.
+    size = len(KIND_STYLES)
+    return KIND_STYLES[(i + i // size) % size]._replace(color=KIND_STYLES[i % size].color)
 
 
 def depth_colors(depths: Iterable[int]) -> dict[int, str]:
@@ -115,10 +124,10 @@ def strengths(depths: Iterable[int]) -> dict[int, float]:
     return dict(zip(ordered, np.linspace(1, 0.4, len(ordered))[::-1].tolist(), strict=True))
 
 
-def degradation(runs: pd.DataFrame, summary: pd.DataFrame) -> Chart:
+def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Chart:
     """Training error (clean, eval mode) against depth: means, deviations, single runs."""
     series = []
-    for kind, style in kind_styles(runs["kind"]).items():
+    for kind, style in styles.items():
         rows = summary[summary["kind"] == kind]
         single = runs[(runs["kind"] == kind) & (runs["state"] == "finished")]
         if rows.empty:
@@ -186,7 +195,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
     )
 
 
-def costs(runs: pd.DataFrame) -> Chart:
+def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
     """What each run took, from `results.costs`."""
     measures = {
         "images_per_second": "training throughput, images/s",
@@ -196,8 +205,9 @@ def costs(runs: pd.DataFrame) -> Chart:
     panels = []
     for measure, title in measures.items():
         series = []
-        for kind, style in kind_styles(runs["kind"]).items():
-            rows = runs[runs["kind"] == kind].dropna(subset=[measure])
+        for kind, of_kind in runs.groupby("kind"):
+            style = styles[str(kind)]
+            rows = of_kind.dropna(subset=[measure])
             medians = rows.groupby("depth")[measure].median()
             series.append(Series(str(kind), medians.index.tolist(), numbers(medians), style))
             points = rows["depth"].tolist(), numbers(rows[measure])

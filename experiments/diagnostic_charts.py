@@ -1,43 +1,43 @@
 """Charts of what diagnostics found; one for which there is nothing is left out."""
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from experiments import diagnostic_tables
-from experiments.charts import Chart, Field, Panel, Series, Style, kind_styles, numbers, strengths
+from experiments.charts import Chart, Field, Panel, Series, Style, Styles, numbers, strengths
 from experiments.diagnostic_tables import AFTER, BEFORE
 
 _SEEDS = "Medians over the runs that were looked at."
 _SHADES = "The deeper, the stronger the colour."
 
 
-def read(workdir: Path) -> list[Chart]:
+def read(workdir: Path, styles: Styles) -> list[Chart]:
     """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
     layers = diagnostic_tables.read_layers(workdir)
     initial = diagnostic_tables.read_initial(workdir)
     planes = diagnostic_tables.read_planes(workdir)
     charts = [
-        gradients(layers),
-        identity_share(layers),
-        responses(layers),
-        initialisation(initial),
-        gradient_ratio(initial),
-        line(diagnostic_tables.read_lines(workdir)),
+        gradients(layers, styles),
+        identity_share(layers, styles),
+        responses(layers, styles),
+        initialisation(initial, styles),
+        gradient_ratio(initial, styles),
+        line(diagnostic_tables.read_lines(workdir), styles),
     ]
     charts += [plane(planes)] if planes else []
     return [chart for chart in charts if chart.panels]
 
 
-def gradients(layers: pd.DataFrame) -> Chart:
+def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
     panels = []
     for depth, of_depth in layers.groupby("depth"):
         strength = {BEFORE: 0.5, AFTER: 1.0}
         series = [
             _by_layer(rows, f"{kind}, {moment}", style, strength[moment])
-            for kind, style in kind_styles(layers["kind"]).items()
+            for kind, style in styles.items()
             for moment in (BEFORE, AFTER)
             for rows in _where(of_depth, kind=kind, moment=moment)
         ]
@@ -55,7 +55,7 @@ def gradients(layers: pd.DataFrame) -> Chart:
     )
 
 
-def identity_share(layers: pd.DataFrame) -> Chart:
+def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
     blocks = layers[layers["identity_share"].astype(float) > 0]
     blocks = blocks.assign(layer=blocks.groupby(["run", "moment"]).cumcount() + 1)
     return Chart(
@@ -67,7 +67,7 @@ def identity_share(layers: pd.DataFrame) -> Chart:
         x="block",
         y="identity share",
         panels=tuple(
-            Panel(moment, _by_depth(rows, layers, "identity_share"))
+            Panel(moment, _by_depth(rows, layers["depth"], styles, "identity_share"))
             for moment in (BEFORE, AFTER)
             for rows in _where(blocks, moment=moment)
         ),
@@ -75,13 +75,13 @@ def identity_share(layers: pd.DataFrame) -> Chart:
     )
 
 
-def responses(layers: pd.DataFrame) -> Chart:
+def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     trained = layers[(layers["moment"] == AFTER) & layers["response_std"].notna()]
     ranked = trained.assign(response_std=trained["response_std"].astype(float))
     ranked = ranked.sort_values("response_std", ascending=False)
     ranked = ranked.assign(layer=ranked.groupby("run").cumcount() + 1, name="")
     panels = [
-        Panel(title, _by_depth(rows, layers, "response_std"))
+        Panel(title, _by_depth(rows, layers["depth"], styles, "response_std"))
         for title, rows in (("in order of layers", trained), ("from large to small", ranked))
         if not rows.empty
     ]
@@ -98,7 +98,7 @@ def responses(layers: pd.DataFrame) -> Chart:
     )
 
 
-def initialisation(initial: pd.DataFrame) -> Chart:
+def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="initialisation",
         title="Gradients before training, with and without batch normalisation",
@@ -107,20 +107,19 @@ def initialisation(initial: pd.DataFrame) -> Chart:
         x="layer",
         y="weight gradient norm",
         panels=tuple(
-            Panel(_norm(norm), _by_depth(rows, initial, "weight_gradient_norm"))
+            Panel(_norm(norm), _by_depth(rows, initial["depth"], styles, "weight_gradient_norm"))
             for norm, rows in initial.groupby("norm")
         ),
         log=True,
     )
 
 
-def gradient_ratio(initial: pd.DataFrame) -> Chart:
+def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
     measured = initial.astype({"input_gradient_norm": float})
     networks = measured.groupby(["kind", "depth", "norm", "seed"])["input_gradient_norm"]
     # By place, since "first" and "last" would pass over what is not finite.
     ratios = networks.agg(lambda norms: norms.iloc[0] / norms.iloc[-1])
     ratios = ratios.groupby(["kind", "norm", "depth"]).median()
-    styles = kind_styles(initial["kind"])
     series = []
     for (kind, norm), of in ratios.groupby(["kind", "norm"]):
         depths = of.index.get_level_values("depth").tolist()
@@ -140,8 +139,8 @@ def gradient_ratio(initial: pd.DataFrame) -> Chart:
     )
 
 
-def line(points: pd.DataFrame) -> Chart:
-    shades, styles = strengths(points["depth"]), kind_styles(points["kind"])
+def line(points: pd.DataFrame, styles: Styles) -> Chart:
+    shades = strengths(points["depth"])
     series = []
     for (kind, depth), rows in points.groupby(["kind", "depth"]):
         losses = rows.assign(loss=rows["loss"].astype(float)).groupby("position")["loss"].median()
@@ -188,9 +187,11 @@ def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
         yield rows
 
 
-def _by_depth(rows: pd.DataFrame, every: pd.DataFrame, measure: str) -> tuple[Series, ...]:
-    """A series for each kind and depth of `rows`, styled as among `every`."""
-    shades, styles = strengths(every["depth"]), kind_styles(every["kind"])
+def _by_depth(
+    rows: pd.DataFrame, depths: Iterable[int], styles: Styles, measure: str
+) -> tuple[Series, ...]:
+    """A series for each kind and depth of `rows`, shaded as among `depths`."""
+    shades = strengths(depths)
     return tuple(
         _by_layer(of, f"{kind} {depth}", styles[kind], shades[depth], measure)
         for (kind, depth), of in rows.groupby(["kind", "depth"])

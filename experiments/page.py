@@ -35,23 +35,27 @@ def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Pa
 
 
 def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> str:
-    runs, summary, measured = tables
+    runs, summary, measured, kinds = tables
+    styles = charts.kind_styles(kinds)
     configs = results.read_configs(workdir)
-    headline = [] if summary.empty else [charts.degradation(runs, summary)]
+    headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
     curves = [] if measured.empty else [charts.run_curves(measured)]
     sizes = {run: config["data.batch_size"] for run, config in configs.items()}
     taken = results.costs(measured, sizes)
-    shown = [*headline, *curves, *diagnostics, *([] if taken.empty else [charts.costs(taken)])]
+    shown = [
+        *headline,
+        *curves,
+        *diagnostics,
+        *([] if taken.empty else [charts.costs(taken, styles)]),
+    ]
     return _template().render(
         name=workdir.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         going=not runs["state"].isin(ENDED).all(),
         states=Counter(runs["state"]).most_common(),
         readings=_readings(summary),
-        colors={kind: style.color for kind, style in charts.kind_styles(runs["kind"]).items()},
-        marks={
-            kind: _MARKS[style.marker] for kind, style in charts.kind_styles(runs["kind"]).items()
-        },
+        colors={kind: style.color for kind, style in styles.items()},
+        marks={kind: _MARKS[style.marker] for kind, style in styles.items()},
         charts={chart.name: chart for chart in shown},
         diagnostics=[chart.name for chart in diagnostics],
         plots={chart.name: plots.draw(chart) for chart in shown},

@@ -25,14 +25,20 @@ _HEADINGS = {
 }
 
 
+def read(workdir: Path) -> tuple[results.Tables, list[charts.Chart]]:
+    """A sweep's tables, and the charts of what diagnostics found in it."""
+    tables = results.read(workdir)
+    return tables, diagnostic_charts.read(workdir, charts.kind_styles(tables.kinds))
+
+
 def write(workdir: Path) -> None:
     """Writes table.csv, the figures and report.html; prints the table and the paths.
 
     Raises UserError if a file in the folder cannot be used.
     """
     console = Console(highlight=False, soft_wrap=True)
-    tables, diagnostics = results.read(workdir), diagnostic_charts.read(workdir)
-    runs, summary, records = tables
+    tables, diagnostics = read(workdir)
+    runs, summary, records, kinds = tables
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
     shown = list(diagnostics)
@@ -42,7 +48,11 @@ def write(workdir: Path) -> None:
     else:
         written.append(workdir / "table.csv")
         summary.to_csv(written[0], index=False)
-        shown = [charts.degradation(runs, summary), charts.curves(records), *shown]
+        shown = [
+            charts.degradation(runs, summary, charts.kind_styles(kinds)),
+            charts.curves(records),
+            *shown,
+        ]
         console.print(_printed(summary))
     for chart in shown:
         written += figures.save(chart, workdir)
@@ -63,9 +73,7 @@ class LivePage:
         if time.monotonic() < self._due:
             return
         try:
-            page.write(
-                self._workdir, results.read(self._workdir), diagnostic_charts.read(self._workdir)
-            )
+            page.write(self._workdir, *read(self._workdir))
         except Exception as error:
             self._say(f"Cannot write report.html, the sweep goes on: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import diagnostic_charts, page, results
+from experiments import page, report
 from resnet_flax import findings
 from resnet_flax.findings import Initial, Layer, Layers, Line, Network, Plane
 
@@ -77,7 +77,7 @@ def write_sweep(workdir, seeds=(0, 1)):
 
 
 def write_page(workdir):
-    return page.write(workdir, results.read(workdir), diagnostic_charts.read(workdir))
+    return page.write(workdir, *report.read(workdir))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from experiments import charts, diagnostic_charts, page, published, report, resu
 from experiments.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax import findings
 from resnet_flax.errors import UserError
-from resnet_flax.findings import Line, Plane
+from resnet_flax.findings import Initial, Layer, Layers, Line, Network, Plane
 from resnet_flax.sweeps import SweepFolder
+
+STYLES = charts.kind_styles(["plain", "residual"])
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def begun_sweep(tmp_path):
 
 
 def rendered(workdir):
-    return page.render(workdir, results.read(workdir), diagnostic_charts.read(workdir))
+    return page.render(workdir, *report.read(workdir))
 
 
 def end(workdir, state):
@@ -127,11 +129,33 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     assert text.count('data-value="6.97">6.97</td>') == 2
 
 
-def test_a_kind_has_one_style_in_every_figure():
+def test_a_style_depends_on_no_order_and_no_two_are_alike():
     assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
-    colors = {style.color for style in charts.KIND_STYLES}
-    marks = {(style.marker, style.line) for style in charts.KIND_STYLES}
-    assert len(colors) == len(marks) == len(charts.KIND_STYLES)
+    styles = list(charts.kind_styles("abcdefghijklmnop").values())
+    assert len(set(styles)) == 16
+    assert len({style.color for style in styles[:4]}) == 4
+    assert len({(style.marker, style.line) for style in styles[:4]}) == 4
+
+
+def test_a_kind_has_one_style_in_every_chart(begun_sweep):
+    layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
+    at = Layers(step=0, batches=1, batch_size=1, loss=1.0, layers=(Layer(name="conv", **layer),))
+    end(begun_sweep, "running")
+    findings.save(findings.layers_file(begun_sweep / "residual-20-s0", 0), at)
+    networks = [
+        Network(kind=kind, depth=8, norm="batch", seed=0, at=at) for kind in ("another", "residual")
+    ]
+    findings.save(begun_sweep / findings.INITIAL, Initial(networks=tuple(networks)))
+    tables, diagnostics = report.read(begun_sweep)
+    residual = charts.kind_styles(["another", "plain", "residual"])["residual"]
+    drawn = [
+        series.style[:2]  # The ratio's lines tell norms apart.
+        for chart in diagnostics
+        for series in chart.legend()
+        if "residual" in series.label
+    ]
+    assert drawn == [residual[:2]] * 4
+    assert f"--kind: {residual.color}" in page.render(begun_sweep, tables, diagnostics)
 
 
 def test_what_an_axis_cannot_show_is_a_gap():
@@ -149,9 +173,8 @@ def layer_table(**measures):
 
 
 def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_none():
-    ordered, ranked = diagnostic_charts.responses(
-        layer_table(response_std=[0.5, 0.2, 0.9, None])
-    ).panels
+    table = layer_table(response_std=[0.5, 0.2, 0.9, None])
+    ordered, ranked = diagnostic_charts.responses(table, STYLES).panels
     assert ordered.series[0].y == [0.5, 0.2, 0.9]
     assert ranked.series[0].y == [0.9, 0.5, 0.2]
     assert ranked.series[0].x == [1, 2, 3]
@@ -159,15 +182,15 @@ def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_
 
 def test_identity_shares_are_by_block_and_plain_networks_have_none():
     table = layer_table(identity_share=[None, 0.6, None, 0.7])
-    [panel] = diagnostic_charts.identity_share(table).panels
+    [panel] = diagnostic_charts.identity_share(table, STYLES).panels
     assert (panel.title, panel.series[0].x, panel.series[0].y) == (AFTER, [1, 2], [0.6, 0.7])
     plain = table.assign(kind="plain", identity_share=0.0, moment=BEFORE)
-    assert diagnostic_charts.identity_share(plain).panels == ()
+    assert diagnostic_charts.identity_share(plain, STYLES).panels == ()
 
 
 def test_the_ratio_is_of_the_first_to_the_last_layer():
     table = layer_table(input_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
-    [panel] = diagnostic_charts.gradient_ratio(table).panels
+    [panel] = diagnostic_charts.gradient_ratio(table, STYLES).panels
     assert [(one.label, one.x, one.y) for one in panel.series] == [
         ("residual, without BN", [8], [2.0])
     ]
