@@ -34,9 +34,9 @@ def write_findings(workdir, runs):
         for norm in ("batch", HOSTILE)
     ]
     findings.save(workdir / findings.INITIAL, Initial(networks=tuple(networks)))
-    ends = {"step": 3, "images": 1, "positions": (0.0, 1.0)}
+    ends = {"step": 9, "images": 1, "positions": (0.0, 1.0)}
     for run in runs:
-        for step in (0, 3):
+        for step in (0, 9):
             findings.save(findings.layers_file(workdir / run, step), layers(step))
         folder = findings.folder(workdir / run)
         findings.save(folder / findings.LINE, Line(losses=(2.0, 0.0), errors=(1.0, 0.0), **ends))

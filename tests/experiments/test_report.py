@@ -5,7 +5,15 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import charts, diagnostic_charts, page, published, report, results
+from experiments import (
+    charts,
+    diagnostic_charts,
+    diagnostic_tables,
+    page,
+    published,
+    report,
+    results,
+)
 from experiments.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax import findings
 from resnet_flax.errors import UserError
@@ -129,6 +137,12 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     assert text.count('data-value="6.97">6.97</td>') == 2
 
 
+def layers(step):
+    layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
+    only = Layer(name="conv", **layer)
+    return Layers(step=step, batches=1, batch_size=1, loss=1.0, layers=(only,))
+
+
 def test_a_style_depends_on_no_order_and_no_two_are_alike():
     assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
     styles = list(charts.kind_styles("abcdefghijklmnop").values())
@@ -138,12 +152,11 @@ def test_a_style_depends_on_no_order_and_no_two_are_alike():
 
 
 def test_a_kind_has_one_style_in_every_chart(begun_sweep):
-    layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
-    at = Layers(step=0, batches=1, batch_size=1, loss=1.0, layers=(Layer(name="conv", **layer),))
     end(begun_sweep, "running")
-    findings.save(findings.layers_file(begun_sweep / "residual-20-s0", 0), at)
+    findings.save(findings.layers_file(begun_sweep / "residual-20-s0", 0), layers(0))
     networks = [
-        Network(kind=kind, depth=8, norm="batch", seed=0, at=at) for kind in ("another", "residual")
+        Network(kind=kind, depth=8, norm="batch", seed=0, at=layers(0))
+        for kind in ("another", "residual")
     ]
     findings.save(begun_sweep / findings.INITIAL, Initial(networks=tuple(networks)))
     tables, diagnostics = report.read(begun_sweep)
@@ -194,6 +207,27 @@ def test_the_ratio_is_of_the_first_to_the_last_layer():
     assert [(one.label, one.x, one.y) for one in panel.series] == [
         ("residual, without BN", [8], [2.0])
     ]
+
+
+@pytest.mark.parametrize("last", [8, 9])
+def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, last):
+    end(begun_sweep, "running")
+    run = begun_sweep / "plain-8-s0"
+    for step in (0, 4, last):
+        findings.save(findings.layers_file(run, step), layers(step))
+    place = PLACE | {"step": last, "positions": (0.0, 1.0)}
+    line = Line(**place, losses=(2.0, 1.0), errors=(1.0, 0.5))
+    findings.save(findings.folder(run) / findings.LINE, line)
+    square = ((1.0, 1.0), (1.0, 1.0))
+    plane = Plane(**place, seed=0, losses=square, errors=square)
+    findings.save(findings.folder(run) / findings.PLANE, plane)
+    table = diagnostic_tables.read_layers(begun_sweep)
+    assert table["moment"].tolist() == ([BEFORE, AFTER] if last == 9 else [BEFORE])
+    _, diagnostics = report.read(begun_sweep)
+    of_the_end = {"responses", "line", "plane"}
+    assert of_the_end & {chart.name for chart in diagnostics} == (
+        of_the_end if last == 9 else set()
+    )
 
 
 PLACE = {"step": 1, "images": 1, "positions": [0.0, 1.0]}
