@@ -56,8 +56,7 @@ def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
 
 
 def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
-    blocks = layers[layers["identity_share"].astype(float) > 0]
-    blocks = blocks.assign(layer=blocks.groupby(["run", "moment"]).cumcount() + 1)
+    blocks = _blocks(layers)
     return Chart(
         name="identity_share",
         title="What reaches a block through its shortcut",
@@ -73,6 +72,19 @@ def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
         ),
         percent=True,
     )
+
+
+def _blocks(layers: pd.DataFrame) -> pd.DataFrame:
+    """The layers that begin a block, where there are shortcuts; `layer` is the block's number."""
+    shares = layers.assign(identity_share=layers["identity_share"].astype(float))
+    network = ["kind", "depth"]
+    # One share that was finite marks a block's place for all runs: numbers do not shift.
+    known = shares.dropna(subset=["identity_share"]).sort_values("layer")
+    begins = known[[*network, "layer"]].drop_duplicates()
+    begins = begins.assign(block=begins.groupby(network).cumcount() + 1)
+    blocks = shares.merge(begins, on=[*network, "layer"])
+    residual = blocks.groupby("kind")["identity_share"].transform("max") > 0
+    return blocks[residual].assign(layer=blocks["block"])
 
 
 def responses(layers: pd.DataFrame, styles: Styles) -> Chart:

@@ -201,6 +201,19 @@ def test_identity_shares_are_by_block_and_plain_networks_have_none():
     assert diagnostic_charts.identity_share(plain, STYLES).panels == ()
 
 
+def test_blocks_keep_their_numbers_whatever_was_measured():
+    shares = {"r": [0.0, None, 0.6, 0.7], "s": [0.2, None, None, 0.9]}
+    tables = [layer_table(identity_share=of).assign(run=run) for run, of in shares.items()]
+    for table, expected in (
+        (tables[0], [0.0, 0.6, 0.7]),
+        (pd.concat(tables), [0.1, 0.6, 0.8]),
+        (pd.concat([tables[0], tables[1].assign(moment=BEFORE)]), [0.2, None, 0.9]),
+    ):
+        [series] = diagnostic_charts.identity_share(table, STYLES).panels[0].series
+        assert series.x == [1, 2, 3]
+        assert series.y == [pytest.approx(share) for share in expected]
+
+
 def test_the_ratio_is_of_the_first_to_the_last_layer():
     table = layer_table(input_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
     [panel] = diagnostic_charts.gradient_ratio(table, STYLES).panels
