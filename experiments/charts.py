@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import matplotlib
@@ -47,6 +47,8 @@ class Series:
     """What each point is, for who asks."""
     run: str = ""
     """The run it is of, if it is of one."""
+    rank: int = 0
+    """Its place in the legend; equal ones stand as they come."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Panel:
     title: str
     series: tuple[Series, ...] = ()
     field: Field | None = None
+
+    def is_empty(self) -> bool:
+        """Whether nothing could be drawn."""
+        rows = self.field.values if self.field else [series.y for series in self.series]
+        return all(value is None for row in rows for value in row)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class Chart:
     def legend(self) -> list[Series]:
         """A series for each label, in order."""
         series = [series for panel in self.panels for series in panel.series]
-        return list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
+        first = list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
+        return sorted(first, key=lambda one: one.rank)
 
     def extent(self) -> tuple[float, float]:
         """The least and the largest value of all fields, so that panels share one scale."""
@@ -98,6 +106,15 @@ class Chart:
         ]
         low = min(values, default=0.0)
         return low, max(max(values, default=1.0), low + 1e-3)
+
+
+def drawable(charts: Iterable[Chart]) -> list[Chart]:
+    """Without empty panels, and without charts that have no other."""
+    full = [
+        replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
+        for chart in charts
+    ]
+    return [chart for chart in full if chart.panels]
 
 
 def kind_styles(kinds: Iterable[str]) -> Styles:
@@ -181,6 +198,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
                         numbers(points["error"]),
                         Style(colors[depth], "", line),
                         run=str(of),
+                        rank=depth,
                     )
                 )
         panels.append(Panel(str(kind), tuple(series)))

@@ -7,7 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import diagnostic_tables
-from experiments.charts import Chart, Field, Panel, Series, Style, Styles, numbers, strengths
+from experiments.charts import (
+    Chart,
+    Field,
+    Panel,
+    Series,
+    Style,
+    Styles,
+    drawable,
+    numbers,
+    strengths,
+)
 from experiments.diagnostic_tables import AFTER, BEFORE
 
 _SEEDS = "Medians over the runs that were looked at."
@@ -28,7 +38,7 @@ def read(workdir: Path, styles: Styles) -> list[Chart]:
         line(diagnostic_tables.read_lines(workdir), styles),
     ]
     charts += [plane(planes)] if planes else []
-    return [chart for chart in charts if chart.panels]
+    return drawable(charts)
 
 
 def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
@@ -100,7 +110,7 @@ def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="responses",
         title="Layer responses",
-        caption="As Fig. 7: standard deviation of each layer's output after batch normalisation,"
+        caption="Standard deviation of each convolution's output after batch normalisation,"
         " before ReLU and addition, after training. Small responses: a layer changes its input"
         f" little. {_SHADES} {_SEEDS}",
         x="layer",
@@ -115,7 +125,9 @@ def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
         name="initialisation",
         title="Gradients before training, with and without batch normalisation",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
-        f" initial values. {_SHADES} Medians over seeds.",
+        " initial values. Without batch normalisation, a curve that is flat but tiny means that the"
+        " signal vanished on its way forward and the gradient on its way back."
+        f" {_SHADES} {_seeds(initial)}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(
@@ -142,10 +154,10 @@ def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
         title="What becomes of the gradient on its way back",
         caption="L2 norm of the loss's gradient with respect to what the first layer reads, over"
         " that of the last layer, before training. Far below 1: gradients vanish on their way"
-        " back; far above: they explode. Medians over seeds.",
+        f" back; far above: they explode. {_seeds(initial)}",
         x="depth (weighted layers)",
         y="input gradient norm, first / last",
-        panels=(Panel("", tuple(series)),) if series else (),
+        panels=(Panel("", tuple(series)),),
         log=True,
         ticks=tuple(int(depth) for depth in sorted(initial["depth"].unique())),
     )
@@ -166,7 +178,7 @@ def line(points: pd.DataFrame, styles: Styles) -> Chart:
         f" training (1). {_SHADES} {_SEEDS}",
         x="position",
         y="training loss",
-        panels=(Panel("", tuple(series)),) if series else (),
+        panels=(Panel("", tuple(series)),),
         log=True,
     )
 
@@ -184,7 +196,7 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
         name="plane",
         title="Loss around the last weights",
         caption="Training loss along two filter-normalised random directions (Li et al. 2018),"
-        " logarithmic, one scale for all; the trained network is in the middle.",
+        " logarithmic, one scale for all; the trained network is at (0, 0).",
         x="first direction",
         y="second direction",
         panels=tuple(panels),
@@ -221,6 +233,10 @@ def _by_layer(
     names = rows.groupby("layer")["name"].first().tolist()
     y = numbers(medians, positive=measure != "identity_share")
     return Series(label, medians.index.tolist(), y, style, strength, names=names)
+
+
+def _seeds(initial: pd.DataFrame) -> str:
+    return "One seed." if initial["seed"].nunique() == 1 else "Medians over seeds."
 
 
 def _norm(norm: Hashable) -> str:

@@ -42,12 +42,8 @@ def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> s
     curves = [] if measured.empty else [charts.run_curves(measured)]
     sizes = {run: config["data.batch_size"] for run, config in configs.items()}
     taken = results.costs(measured, sizes)
-    shown = [
-        *headline,
-        *curves,
-        *diagnostics,
-        *([] if taken.empty else [charts.costs(taken, styles)]),
-    ]
+    costs = [] if taken.empty else [charts.costs(taken, styles)]
+    shown = charts.drawable([*headline, *curves, *diagnostics, *costs])
     return _template().render(
         name=workdir.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",

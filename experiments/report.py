@@ -54,7 +54,7 @@ def write(workdir: Path) -> None:
             *shown,
         ]
         console.print(_printed(summary))
-    for chart in shown:
+    for chart in charts.drawable(shown):
         written += figures.save(chart, workdir)
     written.append(page.write(workdir, tables, diagnostics))
     for path in written:

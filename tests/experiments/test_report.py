@@ -171,6 +171,34 @@ def test_a_kind_has_one_style_in_every_chart(begun_sweep):
     assert f"--kind: {residual.color}" in page.render(begun_sweep, tables, diagnostics)
 
 
+def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one():
+    points = pd.DataFrame(
+        [("plain", 8), ("plain", 56), ("residual", 20)], columns=["kind", "depth"]
+    )
+    records = points.assign(step=1, measure="test_error", error=0.5)
+    legend = [series.label for series in charts.curves(records).legend()]
+    assert legend == ["depth 8", "depth 20", "depth 56"]
+
+
+def test_a_panel_without_a_value_is_left_out_and_a_chart_without_a_panel():
+    table = layer_table(weight_gradient_norm=[1.0, None], input_gradient_norm=[None, None])
+    empty = table.assign(depth=20, weight_gradient_norm=None)
+    chart = diagnostic_charts.gradients(pd.concat([table, empty]), STYLES)
+    assert [panel.title for panel in chart.panels] == ["depth 8", "depth 20"]
+    [left] = charts.drawable([chart])
+    assert [panel.title for panel in left.panels] == ["depth 8"]
+    ratio = diagnostic_charts.gradient_ratio(table.assign(norm="none", seed=0), STYLES)
+    nothing = ((None, None), (None, None))
+    plane = Plane(**PLACE, seed=0, losses=nothing, errors=nothing)
+    field = diagnostic_charts.plane(diagnostic_tables.Planes(8, {"plain": plane}))
+    assert charts.drawable([ratio, field]) == []
+
+
+def test_a_sweep_whose_errors_are_not_finite_has_a_page_without_curves(begun_sweep):
+    (begun_sweep / "plain-8-s0" / "metrics.jsonl").write_text('{"step": 2, "error": null}\n')
+    assert 'data-chart="curves"' not in rendered(begun_sweep)
+
+
 def test_what_an_axis_cannot_show_is_a_gap():
     values = [1.0, None, float("inf"), float("nan"), 1e300, -2.0, 0.0]
     gaps = [None] * 4
@@ -198,7 +226,7 @@ def test_identity_shares_are_by_block_and_plain_networks_have_none():
     [panel] = diagnostic_charts.identity_share(table, STYLES).panels
     assert (panel.title, panel.series[0].x, panel.series[0].y) == (AFTER, [1, 2], [0.6, 0.7])
     plain = table.assign(kind="plain", identity_share=0.0, moment=BEFORE)
-    assert diagnostic_charts.identity_share(plain, STYLES).panels == ()
+    assert charts.drawable([diagnostic_charts.identity_share(plain, STYLES)]) == []
 
 
 def test_blocks_keep_their_numbers_whatever_was_measured():
@@ -228,7 +256,7 @@ def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, 
     run = begun_sweep / "plain-8-s0"
     for step in (0, 4, last):
         findings.save(findings.layers_file(run, step), layers(step))
-    place = PLACE | {"step": last, "positions": (0.0, 1.0)}
+    place = PLACE | {"step": last}
     line = Line(**place, losses=(2.0, 1.0), errors=(1.0, 0.5))
     findings.save(findings.folder(run) / findings.LINE, line)
     square = ((1.0, 1.0), (1.0, 1.0))
@@ -243,7 +271,15 @@ def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, 
     )
 
 
-PLACE = {"step": 1, "images": 1, "positions": [0.0, 1.0]}
+def test_medians_are_spoken_of_where_there_is_more_than_one_seed():
+    table = layer_table(input_gradient_norm=[1.0]).assign(norm="none", seed=0)
+    for chart in (diagnostic_charts.initialisation, diagnostic_charts.gradient_ratio):
+        assert chart(table, STYLES).caption.endswith(" One seed.")
+        two = pd.concat([table, table.assign(seed=1)])
+        assert chart(two, STYLES).caption.endswith(" Medians over seeds.")
+
+
+PLACE = {"step": 1, "images": 1, "positions": (0.0, 1.0)}
 
 
 @pytest.mark.parametrize(
