@@ -89,16 +89,10 @@ def _printed(summary: pd.DataFrame) -> Table:
     for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
-        errors = [_mean_and_deviation(row[name], row[f"{name}_std"]) for name in _HEADINGS]
+        errors = [results.percent(row[name], row[f"{name}_std"]) for name in _HEADINGS]
         names = row["kind"], str(row["depth"]), f"{row['parameters']:,.0f}"
         table.add_row(*names, *errors, str(row["n"]))
     return table
-
-
-def _mean_and_deviation(mean: float, deviation: float) -> str:
-    return f"{mean:.2%}".rstrip("%") + (
-        f" ± {deviation * 100:.2f}" if deviation == deviation else ""
-    )
 
 
 def main(args: flags.FlagValues) -> None:

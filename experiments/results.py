@@ -102,6 +102,13 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def percent(mean: float | None, deviation: float | None = None) -> str:
+    """A fraction as `8.75 ± 0.12`, or without a deviation; absent: a dash."""
+    if pd.isna(mean):
+        return "–"
+    return f"{100 * mean:.2f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.2f}")
+
+
 def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
     """What runs took, from their train records: one row for each that has at least two.
 

@@ -143,6 +143,37 @@ def layers(step):
     return Layers(step=step, batches=1, batch_size=1, loss=1.0, layers=(only,))
 
 
+@pytest.mark.parametrize(
+    "errors, deviation, said",
+    [
+        ([0.0, 0.8841], 0.01, "rises by 88.41 points"),
+        ([0.0, 0.0026], 0.0025, "rises by 0.26 points"),
+        ([0.0, 0.0026], 0.0027, "no clear change"),
+        ([0.0026, 0.0], 0.0025, "falls by 0.26 points"),
+        ([0.0, 0.0026], float("nan"), "rises by 0.26 points"),
+        ([0.0, 0.00001], 0.0, "does not change"),
+    ],
+)
+def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviation, said):
+    assert page._change(errors, deviation) == said
+
+
+def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
+    ends = {"kind": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
+    summary = pd.DataFrame(ends).assign(train_error_std=[0.1, float("nan"), 0.9])
+    [reading] = page._readings(summary)
+    assert reading["change"] == "rises by 40.00 points"
+    assert [end["depth"] for end in reading["ends"]] == [8, 56]
+    [single] = page._readings(summary[:1])
+    assert [end["depth"] for end in single["ends"]] == [56]
+
+
+def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
+    assert results.percent(0.08754, 0.0012) == "8.75 ± 0.12"
+    assert results.percent(0.5, float("nan")) == results.percent(0.5) == "50.00"
+    assert results.percent(None) == results.percent(float("nan"), 0.1) == "–"
+
+
 def test_a_style_depends_on_no_order_and_no_two_are_alike():
     assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
     styles = list(charts.kind_styles("abcdefghijklmnop").values())
