@@ -1,8 +1,8 @@
 """What the figures of a sweep show; `figures.py` draws it on paper, `plots.py` in the report."""
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import matplotlib
@@ -18,6 +18,9 @@ class Style(NamedTuple):
     marker: str
     line: str = "-"
 
+
+Styles = Mapping[str, Style]
+"""By kind: of all in a sweep, so that each looks the same in every chart."""
 
 # Okabe and Ito's colours, safe for the colour-blind.
 KIND_STYLES = (
@@ -44,6 +47,8 @@ class Series:
     """What each point is, for who asks."""
     run: str = ""
     """The run it is of, if it is of one."""
+    rank: int = 0
+    """Its place in the legend; equal ones stand as they come."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Panel:
     title: str
     series: tuple[Series, ...] = ()
     field: Field | None = None
+
+    def is_empty(self) -> bool:
+        """Whether nothing could be drawn."""
+        rows = self.field.values if self.field else [series.y for series in self.series]
+        return all(value is None for row in rows for value in row)
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,8 @@ class Chart:
     def legend(self) -> list[Series]:
         """A series for each label, in order."""
         series = [series for panel in self.panels for series in panel.series]
-        return list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
+        first = list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
+        return sorted(first, key=lambda one: one.rank)
 
     def extent(self) -> tuple[float, float]:
         """The least and the largest value of all fields, so that panels share one scale."""
@@ -97,9 +108,24 @@ class Chart:
         return low, max(max(values, default=1.0), low + 1e-3)
 
 
-def kind_styles(kinds: Iterable[str]) -> dict[str, Style]:
-    """By kind, whichever the order they come in."""
-    return dict(zip(sorted(set(kinds)), itertools.cycle(KIND_STYLES), strict=False))
+def drawable(charts: Iterable[Chart]) -> list[Chart]:
+    """Without empty panels, and without charts that have no other."""
+    full = [
+        replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
+        for chart in charts
+    ]
+    return [chart for chart in full if chart.panels]
+
+
+def kind_styles(kinds: Iterable[str]) -> Styles:
+    """By kind, whichever the order they come in; no two alike among the first 16."""
+    return {kind: _style(i) for i, kind in enumerate(sorted(set(kinds)))}
+
+
+def _style(i: int) -> Style:
+    # A colour that comes again has another marker and line.
+    size = len(KIND_STYLES)
+    return KIND_STYLES[(i + i // size) % size]._replace(color=KIND_STYLES[i % size].color)
 
 
 def depth_colors(depths: Iterable[int]) -> dict[int, str]:
@@ -115,10 +141,10 @@ def strengths(depths: Iterable[int]) -> dict[int, float]:
     return dict(zip(ordered, np.linspace(1, 0.4, len(ordered))[::-1].tolist(), strict=True))
 
 
-def degradation(runs: pd.DataFrame, summary: pd.DataFrame) -> Chart:
+def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Chart:
     """Training error (clean, eval mode) against depth: means, deviations, single runs."""
     series = []
-    for kind, style in kind_styles(runs["kind"]).items():
+    for kind, style in styles.items():
         rows = summary[summary["kind"] == kind]
         single = runs[(runs["kind"] == kind) & (runs["state"] == "finished")]
         if rows.empty:
@@ -172,6 +198,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
                         numbers(points["error"]),
                         Style(colors[depth], "", line),
                         run=str(of),
+                        rank=depth,
                     )
                 )
         panels.append(Panel(str(kind), tuple(series)))
@@ -186,7 +213,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
     )
 
 
-def costs(runs: pd.DataFrame) -> Chart:
+def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
     """What each run took, from `results.costs`."""
     measures = {
         "images_per_second": "training throughput, images/s",
@@ -196,8 +223,9 @@ def costs(runs: pd.DataFrame) -> Chart:
     panels = []
     for measure, title in measures.items():
         series = []
-        for kind, style in kind_styles(runs["kind"]).items():
-            rows = runs[runs["kind"] == kind].dropna(subset=[measure])
+        for kind, of_kind in runs.groupby("kind"):
+            style = styles[str(kind)]
+            rows = of_kind.dropna(subset=[measure])
             medians = rows.groupby("depth")[measure].median()
             series.append(Series(str(kind), medians.index.tolist(), numbers(medians), style))
             points = rows["depth"].tolist(), numbers(rows[measure])

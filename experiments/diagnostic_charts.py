@@ -1,43 +1,53 @@
 """Charts of what diagnostics found; one for which there is nothing is left out."""
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from experiments import diagnostic_tables
-from experiments.charts import Chart, Field, Panel, Series, Style, kind_styles, numbers, strengths
+from experiments.charts import (
+    Chart,
+    Field,
+    Panel,
+    Series,
+    Style,
+    Styles,
+    drawable,
+    numbers,
+    strengths,
+)
 from experiments.diagnostic_tables import AFTER, BEFORE
 
 _SEEDS = "Medians over the runs that were looked at."
 _SHADES = "The deeper, the stronger the colour."
 
 
-def read(workdir: Path) -> list[Chart]:
+def read(workdir: Path, styles: Styles) -> list[Chart]:
     """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
     layers = diagnostic_tables.read_layers(workdir)
     initial = diagnostic_tables.read_initial(workdir)
     planes = diagnostic_tables.read_planes(workdir)
     charts = [
-        gradients(layers),
-        identity_share(layers),
-        responses(layers),
-        initialisation(initial),
-        gradient_ratio(initial),
-        line(diagnostic_tables.read_lines(workdir)),
+        gradients(layers, styles),
+        identity_share(layers, styles),
+        responses(layers, styles),
+        initialisation(initial, styles),
+        gradient_ratio(initial, styles),
+        line(diagnostic_tables.read_lines(workdir), styles),
     ]
     charts += [plane(planes)] if planes else []
-    return [chart for chart in charts if chart.panels]
+    return drawable(charts)
 
 
-def gradients(layers: pd.DataFrame) -> Chart:
+def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
     panels = []
     for depth, of_depth in layers.groupby("depth"):
         strength = {BEFORE: 0.5, AFTER: 1.0}
         series = [
             _by_layer(rows, f"{kind}, {moment}", style, strength[moment])
-            for kind, style in kind_styles(layers["kind"]).items()
+            for kind, style in styles.items()
             for moment in (BEFORE, AFTER)
             for rows in _where(of_depth, kind=kind, moment=moment)
         ]
@@ -55,9 +65,8 @@ def gradients(layers: pd.DataFrame) -> Chart:
     )
 
 
-def identity_share(layers: pd.DataFrame) -> Chart:
-    blocks = layers[layers["identity_share"].astype(float) > 0]
-    blocks = blocks.assign(layer=blocks.groupby(["run", "moment"]).cumcount() + 1)
+def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
+    blocks = _blocks(layers)
     return Chart(
         name="identity_share",
         title="What reaches a block through its shortcut",
@@ -67,7 +76,7 @@ def identity_share(layers: pd.DataFrame) -> Chart:
         x="block",
         y="identity share",
         panels=tuple(
-            Panel(moment, _by_depth(rows, layers, "identity_share"))
+            Panel(moment, _by_depth(rows, layers["depth"], styles, "identity_share"))
             for moment in (BEFORE, AFTER)
             for rows in _where(blocks, moment=moment)
         ),
@@ -75,20 +84,33 @@ def identity_share(layers: pd.DataFrame) -> Chart:
     )
 
 
-def responses(layers: pd.DataFrame) -> Chart:
+def _blocks(layers: pd.DataFrame) -> pd.DataFrame:
+    """The layers that begin a block, where there are shortcuts; `layer` is the block's number."""
+    shares = layers.assign(identity_share=layers["identity_share"].astype(float))
+    network = ["kind", "depth"]
+    # One share that was finite marks a block's place for all runs: numbers do not shift.
+    known = shares.dropna(subset=["identity_share"]).sort_values("layer")
+    begins = known[[*network, "layer"]].drop_duplicates()
+    begins = begins.assign(block=begins.groupby(network).cumcount() + 1)
+    blocks = shares.merge(begins, on=[*network, "layer"])
+    residual = blocks.groupby("kind")["identity_share"].transform("max") > 0
+    return blocks[residual].assign(layer=blocks["block"])
+
+
+def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     trained = layers[(layers["moment"] == AFTER) & layers["response_std"].notna()]
     ranked = trained.assign(response_std=trained["response_std"].astype(float))
     ranked = ranked.sort_values("response_std", ascending=False)
     ranked = ranked.assign(layer=ranked.groupby("run").cumcount() + 1, name="")
     panels = [
-        Panel(title, _by_depth(rows, layers, "response_std"))
+        Panel(title, _by_depth(rows, layers["depth"], styles, "response_std"))
         for title, rows in (("in order of layers", trained), ("from large to small", ranked))
         if not rows.empty
     ]
     return Chart(
         name="responses",
         title="Layer responses",
-        caption="As Fig. 7: standard deviation of each layer's output after batch normalisation,"
+        caption="Standard deviation of each convolution's output after batch normalisation,"
         " before ReLU and addition, after training. Small responses: a layer changes its input"
         f" little. {_SHADES} {_SEEDS}",
         x="layer",
@@ -98,29 +120,30 @@ def responses(layers: pd.DataFrame) -> Chart:
     )
 
 
-def initialisation(initial: pd.DataFrame) -> Chart:
+def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="initialisation",
         title="Gradients before training, with and without batch normalisation",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
-        f" initial values. {_SHADES} Medians over seeds.",
+        " initial values. Without batch normalisation, a curve that is flat but tiny means that the"
+        " signal vanished on its way forward and the gradient on its way back."
+        f" {_SHADES} {_seeds(initial)}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(
-            Panel(_norm(norm), _by_depth(rows, initial, "weight_gradient_norm"))
+            Panel(_norm(norm), _by_depth(rows, initial["depth"], styles, "weight_gradient_norm"))
             for norm, rows in initial.groupby("norm")
         ),
         log=True,
     )
 
 
-def gradient_ratio(initial: pd.DataFrame) -> Chart:
+def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
     measured = initial.astype({"input_gradient_norm": float})
     networks = measured.groupby(["kind", "depth", "norm", "seed"])["input_gradient_norm"]
     # By place, since "first" and "last" would pass over what is not finite.
     ratios = networks.agg(lambda norms: norms.iloc[0] / norms.iloc[-1])
     ratios = ratios.groupby(["kind", "norm", "depth"]).median()
-    styles = kind_styles(initial["kind"])
     series = []
     for (kind, norm), of in ratios.groupby(["kind", "norm"]):
         depths = of.index.get_level_values("depth").tolist()
@@ -131,17 +154,17 @@ def gradient_ratio(initial: pd.DataFrame) -> Chart:
         title="What becomes of the gradient on its way back",
         caption="L2 norm of the loss's gradient with respect to what the first layer reads, over"
         " that of the last layer, before training. Far below 1: gradients vanish on their way"
-        " back; far above: they explode. Medians over seeds.",
+        f" back; far above: they explode. {_seeds(initial)}",
         x="depth (weighted layers)",
         y="input gradient norm, first / last",
-        panels=(Panel("", tuple(series)),) if series else (),
+        panels=(Panel("", tuple(series)),),
         log=True,
         ticks=tuple(int(depth) for depth in sorted(initial["depth"].unique())),
     )
 
 
-def line(points: pd.DataFrame) -> Chart:
-    shades, styles = strengths(points["depth"]), kind_styles(points["kind"])
+def line(points: pd.DataFrame, styles: Styles) -> Chart:
+    shades = strengths(points["depth"])
     series = []
     for (kind, depth), rows in points.groupby(["kind", "depth"]):
         losses = rows.assign(loss=rows["loss"].astype(float)).groupby("position")["loss"].median()
@@ -155,7 +178,7 @@ def line(points: pd.DataFrame) -> Chart:
         f" training (1). {_SHADES} {_SEEDS}",
         x="position",
         y="training loss",
-        panels=(Panel("", tuple(series)),) if series else (),
+        panels=(Panel("", tuple(series)),),
         log=True,
     )
 
@@ -173,7 +196,7 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
         name="plane",
         title="Loss around the last weights",
         caption="Training loss along two filter-normalised random directions (Li et al. 2018),"
-        " logarithmic, one scale for all; the trained network is in the middle.",
+        " logarithmic, one scale for all; the trained network is at (0, 0).",
         x="first direction",
         y="second direction",
         panels=tuple(panels),
@@ -188,9 +211,11 @@ def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
         yield rows
 
 
-def _by_depth(rows: pd.DataFrame, every: pd.DataFrame, measure: str) -> tuple[Series, ...]:
-    """A series for each kind and depth of `rows`, styled as among `every`."""
-    shades, styles = strengths(every["depth"]), kind_styles(every["kind"])
+def _by_depth(
+    rows: pd.DataFrame, depths: Iterable[int], styles: Styles, measure: str
+) -> tuple[Series, ...]:
+    """A series for each kind and depth of `rows`, shaded as among `depths`."""
+    shades = strengths(depths)
     return tuple(
         _by_layer(of, f"{kind} {depth}", styles[kind], shades[depth], measure)
         for (kind, depth), of in rows.groupby(["kind", "depth"])
@@ -208,6 +233,10 @@ def _by_layer(
     names = rows.groupby("layer")["name"].first().tolist()
     y = numbers(medians, positive=measure != "identity_share")
     return Series(label, medians.index.tolist(), y, style, strength, names=names)
+
+
+def _seeds(initial: pd.DataFrame) -> str:
+    return "One seed." if initial["seed"].nunique() == 1 else "Medians over seeds."
 
 
 def _norm(norm: Hashable) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from resnet_flax import findings
 from resnet_flax.findings import Initial, Layers, Line, Plane
-from resnet_flax.sweeps import SweepFolder
+from resnet_flax.sweeps import GridPoint, SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
 MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
@@ -23,16 +23,17 @@ class Planes(NamedTuple):
 
 
 def read_layers(workdir: Path) -> pd.DataFrame:
-    """One row a layer of a run, at step 0 and at the last step that was looked at.
+    """One row a layer of a run, at step 0 and after the last step of its config.
 
     Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
     """
     rows = []
-    for folder, of_run in _runs(workdir):
-        found = findings.load_layers(folder)
-        for layers in {id(one): one for one in (*found[:1], *found[-1:])}.values():
-            moment = AFTER if layers.step else BEFORE
-            rows += [of_run | {"moment": moment} | row for row in _layer_rows(layers)]
+    for folder, point in _runs(workdir):
+        moments = {0: BEFORE, point.steps: AFTER}
+        for layers in findings.load_layers(folder):
+            if layers.step in moments:
+                at = _of_run(point) | {"moment": moments[layers.step]}
+                rows += [at | row for row in _layer_rows(layers)]
     return pd.DataFrame(rows, columns=[*_RUN, "moment", "layer", "name", *MEASURES])
 
 
@@ -51,27 +52,32 @@ def read_initial(workdir: Path) -> pd.DataFrame:
 def read_lines(workdir: Path) -> pd.DataFrame:
     """One row a point between initial and last weights: run, kind, depth, position, loss."""
     rows = []
-    for folder, of_run in _runs(workdir):
+    for folder, point in _runs(workdir):
         line = findings.load(findings.folder(folder) / findings.LINE, Line)
-        points = zip(line.positions, line.losses, strict=True) if line else ()
-        rows += [of_run | {"position": position, "loss": loss} for position, loss in points]
+        if line and line.step == point.steps:
+            places = zip(line.positions, line.losses, strict=True)
+            rows += [_of_run(point) | {"position": at, "loss": loss} for at, loss in places]
     return pd.DataFrame(rows, columns=[*_RUN, "position", "loss"])
 
 
 def read_planes(workdir: Path) -> Planes | None:
     """None if there is none."""
     found: dict[int, dict[str, Plane]] = {}
-    for folder, of_run in _runs(workdir):
+    for folder, point in _runs(workdir):
         plane = findings.load(findings.folder(folder) / findings.PLANE, Plane)
-        if plane:
-            found.setdefault(of_run["depth"], {}).setdefault(of_run["kind"], plane)
+        if plane and plane.step == point.steps:
+            found.setdefault(point.depth, {}).setdefault(point.kind, plane)
     return Planes(max(found), found[max(found)]) if found else None
 
 
-def _runs(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _runs(workdir: Path) -> Iterator[tuple[Path, GridPoint]]:
     points = SweepFolder(workdir).points.values()
     for point in sorted(points, key=lambda point: point.seed):
-        yield workdir / point.name, {"run": point.name, "kind": point.kind, "depth": point.depth}
+        yield workdir / point.name, point
+
+
+def _of_run(point: GridPoint) -> dict[str, Any]:
+    return {"run": point.name, "kind": point.kind, "depth": point.depth}
 
 
 def _layer_rows(layers: Layers) -> Iterable[dict[str, Any]]:

@@ -16,11 +16,11 @@ import jinja2
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from experiments import charts, plots, published, results
+from experiments import charts, monitor, plots, published, results
 from experiments.charts import Chart
 from resnet_flax import records
 
-ENDED = ("finished", "diverged", "failed", "incomplete")
+_ENDED = (*monitor.ENDED, "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
 _OF_ATTEMPT = ("attempt", "started", "parameters")
 
@@ -35,23 +35,23 @@ def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Pa
 
 
 def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> str:
-    runs, summary, measured = tables
+    runs, summary, measured, kinds = tables
+    styles = charts.kind_styles(kinds)
     configs = results.read_configs(workdir)
-    headline = [] if summary.empty else [charts.degradation(runs, summary)]
+    headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
     curves = [] if measured.empty else [charts.run_curves(measured)]
     sizes = {run: config["data.batch_size"] for run, config in configs.items()}
     taken = results.costs(measured, sizes)
-    shown = [*headline, *curves, *diagnostics, *([] if taken.empty else [charts.costs(taken)])]
+    costs = [] if taken.empty else [charts.costs(taken, styles)]
+    shown = charts.drawable([*headline, *curves, *diagnostics, *costs])
     return _template().render(
         name=workdir.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        going=not runs["state"].isin(ENDED).all(),
+        going=not runs["state"].isin(_ENDED).all(),
         states=Counter(runs["state"]).most_common(),
         readings=_readings(summary),
-        colors={kind: style.color for kind, style in charts.kind_styles(runs["kind"]).items()},
-        marks={
-            kind: _MARKS[style.marker] for kind, style in charts.kind_styles(runs["kind"]).items()
-        },
+        colors={kind: style.color for kind, style in styles.items()},
+        marks={kind: _MARKS[style.marker] for kind, style in styles.items()},
         charts={chart.name: chart for chart in shown},
         diagnostics=[chart.name for chart in diagnostics],
         plots={chart.name: plots.draw(chart) for chart in shown},
@@ -80,21 +80,29 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = results.percent
     return environment.get_template("report.html.j2")
 
 
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.{digits}f}"
-
-
 def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """The result in a sentence a kind: from the least depth that has finished to the largest."""
+    """For each kind the least and the largest depth that have finished, and the change between."""
     readings = []
     for kind, rows in summary.groupby("kind"):
-        ends = rows.sort_values("depth").iloc[[0, -1]].to_dict("records")
-        readings.append({"kind": kind, "first": ends[0], "last": ends[1]})
+        ends = rows.sort_values("depth").iloc[[0, -1]]
+        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
+        shown = ends.drop_duplicates("depth").to_dict("records")
+        readings.append({"kind": kind, "ends": shown, "change": change})
     return readings
+
+
+def _change(errors: list[float], deviation: float) -> str:
+    """In words; `deviation`: the larger of both ends', NaN where both are of one seed."""
+    points = 100 * (errors[-1] - errors[0])
+    if f"{abs(points):.2f}" == "0.00":
+        return "does not change"
+    if abs(points) <= 100 * deviation:
+        return "no clear change"
+    return f"{'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"
 
 
 def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:

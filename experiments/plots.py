@@ -12,6 +12,7 @@ _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _FEW = 12  # As many points have room for marks.
 _DECADES = 8  # As many have room for labels.
+_FONT = 13  # Pixels.
 
 
 def draw(chart: Chart) -> list[dict[str, Any]]:
@@ -83,7 +84,8 @@ def _layout(chart: Chart) -> dict[str, Any]:
         x |= {"tickvals": list(chart.ticks)}
     y: dict[str, Any] = {"title": {"text": chart.y}, "automargin": True}
     if chart.log:
-        y |= {"type": "log", "exponentformat": "power"}
+        # Plotly writes powers larger by a quarter.
+        y |= {"type": "log", "exponentformat": "power", "tickfont": {"size": _FONT / 1.25}}
         low, high = _range(chart)
         y |= {"dtick": math.ceil((high - low) / _DECADES)}
     if chart.percent:
@@ -109,4 +111,11 @@ def _field_layout(chart: Chart) -> dict[str, Any]:
 
 def _frame(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
     margin = {"l": 56, "r": 8, "t": 8, "b": 44}
-    return {"xaxis": x, "yaxis": y, "margin": margin, "showlegend": False, "hovermode": "closest"}
+    return {
+        "xaxis": x,
+        "yaxis": y,
+        "font": {"size": _FONT},
+        "margin": margin,
+        "showlegend": False,
+        "hovermode": "closest",
+    }

@@ -25,14 +25,20 @@ _HEADINGS = {
 }
 
 
+def read(workdir: Path) -> tuple[results.Tables, list[charts.Chart]]:
+    """A sweep's tables, and the charts of what diagnostics found in it."""
+    tables = results.read(workdir)
+    return tables, diagnostic_charts.read(workdir, charts.kind_styles(tables.kinds))
+
+
 def write(workdir: Path) -> None:
     """Writes table.csv, the figures and report.html; prints the table and the paths.
 
     Raises UserError if a file in the folder cannot be used.
     """
     console = Console(highlight=False, soft_wrap=True)
-    tables, diagnostics = results.read(workdir), diagnostic_charts.read(workdir)
-    runs, summary, records = tables
+    tables, diagnostics = read(workdir)
+    runs, summary, records, kinds = tables
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
     shown = list(diagnostics)
@@ -42,9 +48,13 @@ def write(workdir: Path) -> None:
     else:
         written.append(workdir / "table.csv")
         summary.to_csv(written[0], index=False)
-        shown = [charts.degradation(runs, summary), charts.curves(records), *shown]
+        shown = [
+            charts.degradation(runs, summary, charts.kind_styles(kinds)),
+            charts.curves(records),
+            *shown,
+        ]
         console.print(_printed(summary))
-    for chart in shown:
+    for chart in charts.drawable(shown):
         written += figures.save(chart, workdir)
     written.append(page.write(workdir, tables, diagnostics))
     for path in written:
@@ -63,9 +73,7 @@ class LivePage:
         if time.monotonic() < self._due:
             return
         try:
-            page.write(
-                self._workdir, results.read(self._workdir), diagnostic_charts.read(self._workdir)
-            )
+            page.write(self._workdir, *read(self._workdir))
         except Exception as error:
             self._say(f"Cannot write report.html, the sweep goes on: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS
@@ -81,16 +89,10 @@ def _printed(summary: pd.DataFrame) -> Table:
     for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
-        errors = [_mean_and_deviation(row[name], row[f"{name}_std"]) for name in _HEADINGS]
+        errors = [results.percent(row[name], row[f"{name}_std"]) for name in _HEADINGS]
         names = row["kind"], str(row["depth"]), f"{row['parameters']:,.0f}"
         table.add_row(*names, *errors, str(row["n"]))
     return table
-
-
-def _mean_and_deviation(mean: float, deviation: float) -> str:
-    return f"{mean:.2%}".rstrip("%") + (
-        f" ± {deviation * 100:.2f}" if deviation == deviation else ""
-    )
 
 
 def main(args: flags.FlagValues) -> None:

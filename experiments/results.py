@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from resnet_flax import findings
+from resnet_flax.findings import Initial
 from resnet_flax.records import RunFolder
 from resnet_flax.sweeps import GridPoint, SweepFolder
 
@@ -17,12 +19,20 @@ class Tables(NamedTuple):
     runs: pd.DataFrame
     summary: pd.DataFrame
     records: pd.DataFrame
+    kinds: list[str]
 
 
 def read(workdir: Path) -> Tables:
     """All tables. Raises UserError if the folder is no sweep's, or a file of it is damaged."""
     runs = read_runs(workdir)
-    return Tables(runs, summarize(runs), read_records(workdir))
+    return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir))
+
+
+def read_kinds(workdir: Path) -> list[str]:
+    """Of the sweep's runs and of the networks that were looked at before training, sorted."""
+    initial = findings.load(workdir / findings.INITIAL, Initial)
+    networks = initial.networks if initial else ()
+    return sorted({one.kind for one in (*SweepFolder(workdir).points.values(), *networks)})
 
 
 def read_runs(workdir: Path) -> pd.DataFrame:
@@ -90,6 +100,13 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict) and value
         fields |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return fields
+
+
+def percent(mean: float | None, deviation: float | None = None) -> str:
+    """A fraction as `8.75 ± 0.12`, or without a deviation; absent: a dash."""
+    if pd.isna(mean):
+        return "–"
+    return f"{100 * mean:.2f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.2f}")
 
 
 def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:

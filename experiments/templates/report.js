@@ -10,14 +10,21 @@ function theme() {
   const axis = { gridcolor: color("--grid"), linecolor: color("--soft"), zerolinecolor: color("--grid"), title: { standoff: 8 } };
   const clear = "rgba(0,0,0,0)";
   return { layout: {
-    font: { color: color("--ink"), family: "system-ui, sans-serif", size: 13 },
+    font: { color: color("--ink"), family: "system-ui, sans-serif" },
+    modebar: { bgcolor: clear, color: color("--soft"), activecolor: color("--ink") },
     paper_bgcolor: clear, plot_bgcolor: clear, xaxis: axis, yaxis: axis,
   } };
 }
 
 // A finger on a plot scrolls the page.
 const touch = matchMedia("(pointer: coarse)").matches ? { dragmode: false } : {};
-const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const options = {
+  responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  // The page sends nothing anywhere, and its policy does not govern windows that a script opens.
+  showSendToCloud: false, plotlyServerURL: "",
+  // Without hovering, Plotly would always show its buttons, over the data.
+  ...(matchMedia("(hover: none)").matches ? { displayModeBar: false } : {}),
+};
 
 function draw(div, more = {}) {
   const { data, layout } = figure(div);

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import diagnostic_charts, page, results
+from experiments import page, report
 from resnet_flax import findings
 from resnet_flax.findings import Initial, Layer, Layers, Line, Network, Plane
 
@@ -14,6 +14,7 @@ CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
+LONG = "residual_" + "with_projections_" * 5
 TRAIN_ERRORS = [0.8, 0.4, 0.2]
 
 
@@ -24,7 +25,10 @@ def layers(step):
         batches=1,
         batch_size=1,
         loss=1.0,
-        layers=tuple(Layer(name=f"{HOSTILE}{i}", **values) for i in range(3)),
+        layers=tuple(
+            Layer(name=f"{HOSTILE}{i}", **values | {"weight_gradient_norm": 10.0**-i})
+            for i in range(3)
+        ),
     )
 
 
@@ -34,9 +38,9 @@ def write_findings(workdir, runs):
         for norm in ("batch", HOSTILE)
     ]
     findings.save(workdir / findings.INITIAL, Initial(networks=tuple(networks)))
-    ends = {"step": 3, "images": 1, "positions": (0.0, 1.0)}
+    ends = {"step": 9, "images": 1, "positions": (0.0, 1.0)}
     for run in runs:
-        for step in (0, 3):
+        for step in (0, 9):
             findings.save(findings.layers_file(workdir / run, step), layers(step))
         folder = findings.folder(workdir / run)
         findings.save(folder / findings.LINE, Line(losses=(2.0, 0.0), errors=(1.0, 0.0), **ends))
@@ -57,7 +61,7 @@ def write_sweep(workdir, seeds=(0, 1)):
             "data": {"batch_size": 10, "half": "\ud83d"},
         }
         name = f"{kind}-{depth}-s{seed}"
-        runs[name] = {"kind": kind, "config": config}
+        runs[name] = {"kind": LONG if kind == "residual" else kind, "config": config}
         folder = workdir / name
         folder.mkdir(parents=True)
         error = depth / 100 + seed / 1000 if kind == "plain" else 0.01
@@ -77,7 +81,7 @@ def write_sweep(workdir, seeds=(0, 1)):
 
 
 def write_page(workdir):
-    return page.write(workdir, results.read(workdir), diagnostic_charts.read(workdir))
+    return page.write(workdir, *report.read(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,39 @@ def test_every_chart_is_drawn_without_complaint_or_a_request(loaded, said):
 
 
 def test_the_page_is_as_wide_as_a_phone(loaded):
+    loaded.get_by_text("Show or hide runs").click()
     assert loaded.evaluate("document.documentElement.scrollWidth") == 390
+    loaded.get_by_text("Show or hide runs").click()
+
+
+def test_a_plot_offers_to_save_it_and_to_send_it_nowhere(loaded):
+    titles = loaded.eval_on_selector_all(
+        ".modebar-btn", "all => all.map(button => button.dataset.title)"
+    )
+    assert any("Download" in title for title in titles)
+    for word in ("share", "studio", "cloud"):
+        assert not any(word in title.lower() for title in titles)
+    assert loaded.evaluate("divs[0]._context.plotlyServerURL") == ""
+
+
+def test_ticks_of_both_axes_are_of_one_size(loaded):
+    for axis in ("x", "y"):
+        sizes = loaded.eval_on_selector_all(
+            f"[data-chart=gradients] .{axis}tick text",
+            "ticks => ticks.map(tick => getComputedStyle(tick).fontSize)",
+        )
+        assert set(sizes) == {"13px"}
+
+
+def test_a_touch_screen_has_no_buttons_over_its_plots(browser, loaded):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    tab = context.new_page()
+    tab.goto(loaded.url)
+    assert tab.locator("[data-chart] .main-svg").count() > 0
+    assert tab.locator(".modebar-btn").count() == 0
+    context.close()
 
 
 def test_what_stands_in_files_is_shown_and_never_run(loaded):
@@ -188,7 +224,8 @@ def test_a_run_leads_to_its_folder(loaded):
 
 
 def test_plots_follow_the_theme_and_are_light_on_paper(loaded):
-    color = "divs[0]._fullLayout.font.color"
+    color = "divs[0]._fullLayout.font.color + divs[0]._fullLayout.modebar.color"
+    assert loaded.evaluate("divs[0]._fullLayout.modebar.bgcolor") == "rgba(0,0,0,0)"
     light = loaded.evaluate(color)
     loaded.emulate_media(color_scheme="dark")
     for _ in range(100):  # Playwright's own waiting is stopped by the page's security policy.

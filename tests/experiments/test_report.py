@@ -5,12 +5,22 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import charts, diagnostic_charts, page, published, report, results
+from experiments import (
+    charts,
+    diagnostic_charts,
+    diagnostic_tables,
+    page,
+    published,
+    report,
+    results,
+)
 from experiments.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax import findings
 from resnet_flax.errors import UserError
-from resnet_flax.findings import Line, Plane
+from resnet_flax.findings import Initial, Layer, Layers, Line, Network, Plane
 from resnet_flax.sweeps import SweepFolder
+
+STYLES = charts.kind_styles(["plain", "residual"])
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ def begun_sweep(tmp_path):
 
 
 def rendered(workdir):
-    return page.render(workdir, results.read(workdir), diagnostic_charts.read(workdir))
+    return page.render(workdir, *report.read(workdir))
 
 
 def end(workdir, state):
@@ -127,11 +137,97 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     assert text.count('data-value="6.97">6.97</td>') == 2
 
 
-def test_a_kind_has_one_style_in_every_figure():
+def layers(step):
+    layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
+    only = Layer(name="conv", **layer)
+    return Layers(step=step, batches=1, batch_size=1, loss=1.0, layers=(only,))
+
+
+@pytest.mark.parametrize(
+    "errors, deviation, said",
+    [
+        ([0.0, 0.8841], 0.01, "rises by 88.41 points"),
+        ([0.0, 0.0026], 0.0025, "rises by 0.26 points"),
+        ([0.0, 0.0026], 0.0027, "no clear change"),
+        ([0.0026, 0.0], 0.0025, "falls by 0.26 points"),
+        ([0.0, 0.0026], float("nan"), "rises by 0.26 points"),
+        ([0.0, 0.00001], 0.0, "does not change"),
+    ],
+)
+def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviation, said):
+    assert page._change(errors, deviation) == said
+
+
+def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
+    ends = {"kind": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
+    summary = pd.DataFrame(ends).assign(train_error_std=[0.1, float("nan"), 0.9])
+    [reading] = page._readings(summary)
+    assert reading["change"] == "rises by 40.00 points"
+    assert [end["depth"] for end in reading["ends"]] == [8, 56]
+    [single] = page._readings(summary[:1])
+    assert [end["depth"] for end in single["ends"]] == [56]
+
+
+def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
+    assert results.percent(0.08754, 0.0012) == "8.75 ± 0.12"
+    assert results.percent(0.5, float("nan")) == results.percent(0.5) == "50.00"
+    assert results.percent(None) == results.percent(float("nan"), 0.1) == "–"
+
+
+def test_a_style_depends_on_no_order_and_no_two_are_alike():
     assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
-    colors = {style.color for style in charts.KIND_STYLES}
-    marks = {(style.marker, style.line) for style in charts.KIND_STYLES}
-    assert len(colors) == len(marks) == len(charts.KIND_STYLES)
+    styles = list(charts.kind_styles("abcdefghijklmnop").values())
+    assert len(set(styles)) == 16
+    assert len({style.color for style in styles[:4]}) == 4
+    assert len({(style.marker, style.line) for style in styles[:4]}) == 4
+
+
+def test_a_kind_has_one_style_in_every_chart(begun_sweep):
+    end(begun_sweep, "running")
+    findings.save(findings.layers_file(begun_sweep / "residual-20-s0", 0), layers(0))
+    networks = [
+        Network(kind=kind, depth=8, norm="batch", seed=0, at=layers(0))
+        for kind in ("another", "residual")
+    ]
+    findings.save(begun_sweep / findings.INITIAL, Initial(networks=tuple(networks)))
+    tables, diagnostics = report.read(begun_sweep)
+    residual = charts.kind_styles(["another", "plain", "residual"])["residual"]
+    drawn = [
+        series.style[:2]  # The ratio's lines tell norms apart.
+        for chart in diagnostics
+        for series in chart.legend()
+        if "residual" in series.label
+    ]
+    assert drawn == [residual[:2]] * 4
+    assert f"--kind: {residual.color}" in page.render(begun_sweep, tables, diagnostics)
+
+
+def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one():
+    points = pd.DataFrame(
+        [("plain", 8), ("plain", 56), ("residual", 20)], columns=["kind", "depth"]
+    )
+    records = points.assign(step=1, measure="test_error", error=0.5)
+    legend = [series.label for series in charts.curves(records).legend()]
+    assert legend == ["depth 8", "depth 20", "depth 56"]
+
+
+def test_a_panel_without_a_value_is_left_out_and_a_chart_without_a_panel():
+    table = layer_table(weight_gradient_norm=[1.0, None], input_gradient_norm=[None, None])
+    empty = table.assign(depth=20, weight_gradient_norm=None)
+    chart = diagnostic_charts.gradients(pd.concat([table, empty]), STYLES)
+    assert [panel.title for panel in chart.panels] == ["depth 8", "depth 20"]
+    [left] = charts.drawable([chart])
+    assert [panel.title for panel in left.panels] == ["depth 8"]
+    ratio = diagnostic_charts.gradient_ratio(table.assign(norm="none", seed=0), STYLES)
+    nothing = ((None, None), (None, None))
+    plane = Plane(**PLACE, seed=0, losses=nothing, errors=nothing)
+    field = diagnostic_charts.plane(diagnostic_tables.Planes(8, {"plain": plane}))
+    assert charts.drawable([ratio, field]) == []
+
+
+def test_a_sweep_whose_errors_are_not_finite_has_a_page_without_curves(begun_sweep):
+    (begun_sweep / "plain-8-s0" / "metrics.jsonl").write_text('{"step": 2, "error": null}\n')
+    assert 'data-chart="curves"' not in rendered(begun_sweep)
 
 
 def test_what_an_axis_cannot_show_is_a_gap():
@@ -149,9 +245,8 @@ def layer_table(**measures):
 
 
 def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_none():
-    ordered, ranked = diagnostic_charts.responses(
-        layer_table(response_std=[0.5, 0.2, 0.9, None])
-    ).panels
+    table = layer_table(response_std=[0.5, 0.2, 0.9, None])
+    ordered, ranked = diagnostic_charts.responses(table, STYLES).panels
     assert ordered.series[0].y == [0.5, 0.2, 0.9]
     assert ranked.series[0].y == [0.9, 0.5, 0.2]
     assert ranked.series[0].x == [1, 2, 3]
@@ -159,21 +254,63 @@ def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_
 
 def test_identity_shares_are_by_block_and_plain_networks_have_none():
     table = layer_table(identity_share=[None, 0.6, None, 0.7])
-    [panel] = diagnostic_charts.identity_share(table).panels
+    [panel] = diagnostic_charts.identity_share(table, STYLES).panels
     assert (panel.title, panel.series[0].x, panel.series[0].y) == (AFTER, [1, 2], [0.6, 0.7])
     plain = table.assign(kind="plain", identity_share=0.0, moment=BEFORE)
-    assert diagnostic_charts.identity_share(plain).panels == ()
+    assert charts.drawable([diagnostic_charts.identity_share(plain, STYLES)]) == []
+
+
+def test_blocks_keep_their_numbers_whatever_was_measured():
+    shares = {"r": [0.0, None, 0.6, 0.7], "s": [0.2, None, None, 0.9]}
+    tables = [layer_table(identity_share=of).assign(run=run) for run, of in shares.items()]
+    for table, expected in (
+        (tables[0], [0.0, 0.6, 0.7]),
+        (pd.concat(tables), [0.1, 0.6, 0.8]),
+        (pd.concat([tables[0], tables[1].assign(moment=BEFORE)]), [0.2, None, 0.9]),
+    ):
+        [series] = diagnostic_charts.identity_share(table, STYLES).panels[0].series
+        assert series.x == [1, 2, 3]
+        assert series.y == [pytest.approx(share) for share in expected]
 
 
 def test_the_ratio_is_of_the_first_to_the_last_layer():
     table = layer_table(input_gradient_norm=[4.0, 1.0, 2.0]).assign(norm="none", seed=0)
-    [panel] = diagnostic_charts.gradient_ratio(table).panels
+    [panel] = diagnostic_charts.gradient_ratio(table, STYLES).panels
     assert [(one.label, one.x, one.y) for one in panel.series] == [
         ("residual, without BN", [8], [2.0])
     ]
 
 
-PLACE = {"step": 1, "images": 1, "positions": [0.0, 1.0]}
+@pytest.mark.parametrize("last", [8, 9])
+def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, last):
+    end(begun_sweep, "running")
+    run = begun_sweep / "plain-8-s0"
+    for step in (0, 4, last):
+        findings.save(findings.layers_file(run, step), layers(step))
+    place = PLACE | {"step": last}
+    line = Line(**place, losses=(2.0, 1.0), errors=(1.0, 0.5))
+    findings.save(findings.folder(run) / findings.LINE, line)
+    square = ((1.0, 1.0), (1.0, 1.0))
+    plane = Plane(**place, seed=0, losses=square, errors=square)
+    findings.save(findings.folder(run) / findings.PLANE, plane)
+    table = diagnostic_tables.read_layers(begun_sweep)
+    assert table["moment"].tolist() == ([BEFORE, AFTER] if last == 9 else [BEFORE])
+    _, diagnostics = report.read(begun_sweep)
+    of_the_end = {"responses", "line", "plane"}
+    assert of_the_end & {chart.name for chart in diagnostics} == (
+        of_the_end if last == 9 else set()
+    )
+
+
+def test_medians_are_spoken_of_where_there_is_more_than_one_seed():
+    table = layer_table(input_gradient_norm=[1.0]).assign(norm="none", seed=0)
+    for chart in (diagnostic_charts.initialisation, diagnostic_charts.gradient_ratio):
+        assert chart(table, STYLES).caption.endswith(" One seed.")
+        two = pd.concat([table, table.assign(seed=1)])
+        assert chart(two, STYLES).caption.endswith(" Medians over seeds.")
+
+
+PLACE = {"step": 1, "images": 1, "positions": (0.0, 1.0)}
 
 
 @pytest.mark.parametrize(
