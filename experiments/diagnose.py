@@ -198,7 +198,7 @@ def _check(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> int | None:
     _check(args)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
     return (_diagnose_config if args.config else _diagnose_runs)(args, console)
 
 
