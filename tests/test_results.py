@@ -116,3 +116,15 @@ def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
     )
     assert runs.loc["residual-56-s0", "state"] == "diverged"
     assert f"diverges in its first {runs.loc['residual-56-s0', 'step']} steps" in text
+
+
+def test_the_short_cifar10_runs_ended_as_the_readme_says():
+    runs = results.read_runs(Path("experiments/results/cifar10_short")).set_index("run")
+    text = " ".join(Path("README.md").read_text().split())
+    for run, named in (
+        ("plain-20-s0", "plain 20 has {:.2f} % training and {:.2f} % test error"),
+        ("residual-20-s0", "residual 20 {:.2f} % and {:.2f} %,"),
+    ):
+        assert runs.loc[run, "state"] == "finished" and runs.loc[run, "step"] == 8000
+        errors = runs.loc[run, ["train_error", "test_error"]] * 100
+        assert named.format(*errors) in text
