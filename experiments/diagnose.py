@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import linen as nn
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -30,22 +29,15 @@ from resnet_flax import diagnostics, experiment, findings, landscape, schema
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Layers, Network
 from resnet_flax.models import stacking
-from resnet_flax.models.resnet import ResNet
-from resnet_flax.runs import load_run, saved_steps
+from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.start import initial_variables
+from resnet_flax.steps import Batch
 from resnet_flax.sweeps import SweepFolder
 
 NORMS = ("batch", "none")
 # The flags that are of runs, and so of no use with --config.
 OF_RUNS = ("step", "all_steps", "landscape", "resolution")
 RESOLUTION = 15
-
-
-def diagnosable(model: nn.Module) -> ResNet:
-    """The network with its blocks one by one. Raises UserError for VGG."""
-    if not isinstance(model, ResNet):
-        raise UserError("Expected a plain or residual network, got VGG.")
-    return model.clone(scan=False, remat=False, norm_axis=None)
 
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
@@ -58,9 +50,9 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
     for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
-        net = diagnosable(experiment.build_model(model, split.num_classes))
+        parts = diagnostics.parts_of(experiment.build_model(model, split.num_classes))
         variables = initial_variables(config, console.print)
-        at = diagnostics.layer_statistics(net.parts(train=True), variables, batches)
+        at = diagnostics.layer_statistics(parts, variables, batches)
         point = {"kind": run.kind, "depth": model.depth, "norm": norm, "seed": first.seed}
         networks.append(Network(**point, at=at))
     return networks
@@ -76,7 +68,7 @@ def diagnose_run(
     """
     runs = [load_run(folder, step) for step in at_steps]
     config = runs[-1].config
-    parts = diagnosable(runs[-1].model).parts(train=True)
+    parts = diagnostics.parts_of(runs[-1].model)
     batches = experiment.training_batches(config, runs[-1].image_mean, count)
     initial = initial_variables(config, console.print)
     found = []
@@ -84,24 +76,37 @@ def diagnose_run(
     for step, variables in moments:
         found.append(diagnostics.layer_statistics(parts, variables, batches, step))
         findings.save(findings.layers_file(folder, step), found[-1])
-    if resolution is None:
-        return found
+    if resolution is not None:
+        last = runs[-1]._replace(variables=moments[-1][1])
+        _explore(folder, last, initial, batches, resolution, console)
+    return found
+
+
+def _explore(
+    folder: Path,
+    run: Run,
+    initial: dict[str, Any],
+    batches: Sequence[Batch],
+    resolution: int,
+    console: Console,
+) -> None:
+    """Stores the line and the plane; the run's variables and the initial ones are not stacked."""
     # Very deep networks stay scanned, or they would compile for minutes.
-    model = runs[-1].model.clone(remat=False, norm_axis=None)
-    step, last = moments[-1]
-    first = {**last, "params": initial["params"]}
+    model = run.model.clone(remat=False, norm_axis=None)
+    first = {**run.variables, "params": initial["params"]}
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     shown = functools.partial(_tracked, what=f"{folder.name}, line", console=console)
     positions = np.linspace(0, 1, 2 * resolution - 1)
-    line = landscape.line(model, first, last, stacked, positions, step=step, shown=shown)
+    line = landscape.line(
+        model, first, run.variables, stacked, positions, step=run.step, shown=shown
+    )
     findings.save(findings.folder(folder) / findings.LINE, line)
     shown = functools.partial(_tracked, what=f"{folder.name}, plane", console=console)
-    positions = np.linspace(-1, 1, resolution)
+    positions, seed = np.linspace(-1, 1, resolution), run.config.seed
     plane = landscape.plane(
-        model, last, stacked, positions, step=step, seed=config.seed, shown=shown
+        model, run.variables, stacked, positions, step=run.step, seed=seed, shown=shown
     )
     findings.save(findings.folder(folder) / findings.PLANE, plane)
-    return found
 
 
 def _tracked(items: Any, what: str, console: Console) -> Any:

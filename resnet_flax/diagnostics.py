@@ -17,8 +17,10 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_flax import cpu, metrics
+from resnet_flax.errors import UserError
 from resnet_flax.findings import Layer, Layers
 from resnet_flax.models import blocks
+from resnet_flax.models.resnet import ResNet
 from resnet_flax.steps import Batch
 
 WEIGHTED = (nn.Conv, nn.Dense)
@@ -32,6 +34,17 @@ class Seen(NamedTuple):
     responses: dict[str, jax.Array]  # What each norm gives.
 
 
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """A network's parts for `layer_statistics`: block by block, in train mode, on one device.
+
+    Raises UserError for VGG, which has none.
+    """
+    if not isinstance(model, ResNet):
+        raise UserError("Expected a plain or residual network, got VGG.")
+    parts: list[Any] = model.clone(scan=False, remat=False, norm_axis=None).parts(train=True)
+    return parts  # Without loops over blocks, all are modules.
+
+
 def layer_statistics(
     parts: Sequence[nn.Module],
     variables: dict[str, Any],
@@ -40,9 +53,8 @@ def layer_statistics(
 ) -> Layers:
     """Gradient flow and responses of every weighted layer; numbers are means over batches.
 
-    - `parts`: modules called one after another, the last of which gives logits [B, K];
-      `ResNet.parts` gives them.
-    - `variables`: `params` and `batch_stats` of each part, below its name.
+    - `parts`: modules called one after another, the last of which gives logits [B, K].
+    - `variables`: `params` and `batch_stats` of each part, below its name; not stacked.
     """
     measured = [_of_batch(parts, variables, batch) for batch in batches]
     if not measured:

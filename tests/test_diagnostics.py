@@ -8,9 +8,11 @@ from flax import linen as nn
 
 from resnet_flax import diagnostics, metrics
 from resnet_flax.diagnostics import layer_statistics
+from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
 from resnet_flax.models.blocks import BasicBlock
 from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
+from resnet_flax.models.vgg import build_vgg
 from resnet_flax.steps import Batch
 
 RANDOM = np.random.RandomState(0)
@@ -203,3 +205,12 @@ def test_where_the_loss_is_not_finite_no_gradient_is_zero():
     ]
     found = layer_statistics(parts, variables, [batch(np.float32([[1, 2]]), [1])])
     assert {layer.weight_gradient_norm for layer in found.layers} == {None}
+
+
+def test_parts_are_of_one_device_and_one_by_one_and_vgg_has_none():
+    net = build_resnet("cifar", 14, "pad", num_classes=3, scan=True, norm_axis="data")
+    parts = diagnostics.parts_of(net)
+    assert [part.name for part in parts[3:5]] == ["stage1_block1", "stage1_block2"]
+    assert parts[1].axis_name is None and not parts[1].use_running_average
+    with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
+        diagnostics.parts_of(build_vgg(16, num_classes=3))

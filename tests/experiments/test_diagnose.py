@@ -10,7 +10,6 @@ from rich.console import Console
 from configs import degradation
 from experiments import diagnose, grid
 from resnet_flax import findings, sweeps
-from resnet_flax.errors import UserError
 
 RUN = "tests/golden/run"
 
@@ -87,11 +86,6 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
     assert "1 of 3 runs have no checkpoint" in printed
     assert f"No checkpoint in {tmp_path}/plain-8-s0" in printed
     assert len(findings.load_layers(tmp_path / "plain-8-s2")) == 2
-
-
-def test_vgg_is_refused(run_folder):
-    with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
-        diagnose.diagnosable(object())
 
 
 @pytest.mark.parametrize(
