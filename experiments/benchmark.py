@@ -19,10 +19,10 @@ from absl import flags
 from experiments import benchmark_convolution, benchmark_input, cli, describe, figures
 from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
-from resnet_flax import environment
+from resnet_flax import disk, environment
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.records import RunFolder, write_json
+from resnet_flax.records import RunFolder
 
 SHAPES = {
     "depth 20, 32x32": {"depth": 20, "size": 32},
@@ -228,7 +228,7 @@ def main(args: flags.FlagValues) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
-    write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
+    disk.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = f"{markdown(rows)}\n"
     where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
     head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"

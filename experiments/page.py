@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import charts, monitor, plots, published, results
 from experiments.charts import Chart
-from resnet_flax import records
+from resnet_flax import disk, records
 
 _ENDED = (*monitor.ENDED, "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
@@ -30,7 +30,7 @@ def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Pa
     path = workdir / "report.html"
     text = render(workdir, tables, diagnostics)
     # JSON can hold half of a surrogate pair, UTF-8 cannot.
-    records.write_text(path, text.encode(errors="replace").decode())
+    disk.write_text(path, text.encode(errors="replace").decode())
     return path
 
 

@@ -1,8 +1,13 @@
 """Files that are on disk when they are said to be, and are what was written. No JAX."""
 
 import hashlib
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
+
+from resnet_flax.errors import UserError
 
 SUMS = "SHA256SUMS"
 
@@ -60,3 +65,45 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file at once."""
+    write_text(path, pretty_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError if the file is absent or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"Expected JSON in {path}, got: {error}.") from error
+
+
+def pretty_json(value: Any) -> str:
+    """With null for a number that is not finite."""
+    return json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """JSON with null for each number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value

@@ -13,7 +13,7 @@ from typing import Annotated, Self, TypeVar
 
 import pydantic
 
-from resnet_flax import records
+from resnet_flax import disk
 from resnet_flax.errors import UserError
 
 F = TypeVar("F", bound="Finding")
@@ -113,7 +113,7 @@ def save(path: Path, finding: Finding) -> None:
     """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(exist_ok=True)
-        records.write_json(path, finding.model_dump(mode="json"))
+        disk.write_json(path, finding.model_dump(mode="json"))
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 

@@ -12,7 +12,6 @@ tensorboard/      event files
 import contextlib
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -68,35 +67,9 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
         raise ValueError("nested too deep") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    disk.sync(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a file at once."""
-    write_text(path, _pretty(value))
-
-
-def read_json(path: Path) -> Any:
-    """Raises UserError if the file is absent or is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"Expected JSON in {path}, got: {error}.") from error
-
-
 def _read_as(kind: Any, path: Path) -> Any:
     """The JSON of a file as a type. Raises UserError if it is of another."""
-    value = read_json(path)
+    value = disk.read_json(path)
     if kind is Status and isinstance(value, dict):
         value = [value.get(name) for name in Status._fields]
     try:
@@ -207,7 +180,7 @@ class RunFolder:
             for left in self.path.glob(f".{name}.*.new"):  # By a crash.
                 left.unlink()
         if not self.config_file.exists():
-            write_text(self.config_file, _pretty(config))
+            disk.write_text(self.config_file, disk.pretty_json(config))
 
     def check_writer(self) -> None:
         """Raises FaultError if another process has become this folder's writer."""
@@ -225,9 +198,9 @@ class RunFolder:
     @_write
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = _pretty(status._replace(updated=now)._asdict())
+        text = disk.pretty_json(status._replace(updated=now)._asdict())
         try:
-            write_text(self.status_file, text)
+            disk.write_text(self.status_file, text)
         except OSError:
             # A full disk has no room for a new file, yet what befell the run shall be known.
             with self.status_file.open("r+") as file:
@@ -240,18 +213,18 @@ class RunFolder:
         if not path.exists():
             return []
         _read_as(list[_Environment], path)
-        return read_json(path)
+        return disk.read_json(path)
 
     @_write
     def add_environment(self, environment: dict[str, Any]) -> None:
         path = self.path / "environment.json"
-        write_text(path, _pretty([*self.environments(), environment]))
+        disk.write_text(path, disk.pretty_json([*self.environments(), environment]))
 
     @_write
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Appends one record; on disk when this returns."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            file.write(json.dumps(disk.finite(record), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -286,18 +259,4 @@ class RunFolder:
     def drop_metrics_after(self, step: int) -> None:
         """Forgets what a resumed run will record again, so that no step appears twice."""
         kept = [line for line, record in self._metrics_lines() if record["step"] <= step]
-        write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
+        disk.write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))

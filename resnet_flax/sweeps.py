@@ -9,7 +9,7 @@ import pandas as pd
 import pydantic
 from pydantic import Field
 
-from resnet_flax import records
+from resnet_flax import disk
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
@@ -70,7 +70,7 @@ class SweepFolder:
         file = self.path / "sweep.json"
         if not file.exists():
             raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
-        self._content = records.read_json(file)
+        self._content = disk.read_json(file)
         try:
             grid = _Grid.model_validate(self._content)
         except pydantic.ValidationError as error:
@@ -117,7 +117,7 @@ def add_runs(path: Path, runs: Mapping[str, dict[str, Any]]) -> None:
     """Writes `sweep.json`: name -> {"kind", "config"}; runs of an earlier grid stay in it."""
     file = path / "sweep.json"
     earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
-    records.write_json(file, {"runs": {**earlier, **runs}})
+    disk.write_json(file, {"runs": {**earlier, **runs}})
 
 
 def _point(name: str, entry: _Entry) -> GridPoint:
