@@ -48,8 +48,7 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
-    cpu.keep_barriers()
-    _keep_compiled_programs()
+    set_up()
     try:
         app.run(
             lambda _: _exit_status(main),
@@ -73,8 +72,6 @@ def _complain(line: str, status: int) -> int:
 
 def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
     """absl's, but what is wrong is said in one line, also where the config's file raises it."""
-    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
-    logging.set_verbosity(logging.FATAL)
     argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
@@ -122,8 +119,15 @@ def _unknown_field(argv: list[str]) -> str:
     return ""
 
 
-def _keep_compiled_programs() -> None:
-    """The second run of a network starts in seconds. JAX_COMPILATION_CACHE_DIR moves the folder."""
+def set_up() -> None:
+    """What every process begins with, before the first use of a device.
+
+    Compiled programs are kept, so that the second run of a network starts in seconds;
+    JAX_COMPILATION_CACHE_DIR moves the folder.
+    """
+    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
+    logging.set_verbosity(logging.FATAL)
+    cpu.keep_barriers()
     jax = sys.modules.get("jax")
     if jax is None:  # A report needs none.
         return
