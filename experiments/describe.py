@@ -95,13 +95,27 @@ def vgg19_multiply_adds() -> int:
     return totals(layer_table(vgg.build_vgg(19, num_classes=1000), (224, 224, 3)))[1]
 
 
+class Described(NamedTuple):
+    """A network and what it is for."""
+
+    parts: list[Part]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def describe(model: schema.ModelConfig, data: schema.DataConfig) -> Described:
+    """The network that a config names; its data set need not be prepared. Raises UserError."""
+    image_shape, num_classes = sources.describe(data.name, data.data_dir)
+    if data.crop != "none":
+        image_shape = (data.image_size, data.image_size, 3)
+    experiment.check_image_shape(model, image_shape)
+    parts = layer_table(experiment.build_model(model, num_classes), image_shape)
+    return Described(parts, image_shape, num_classes)
+
+
 def main(args: flags.FlagValues) -> None:
     config = schema.parse(args.config.to_dict(), schema.RunConfig)
-    image_shape, num_classes = sources.describe(config.data.name, config.data.data_dir)
-    if config.data.crop != "none":
-        image_shape = (config.data.image_size, config.data.image_size, 3)
-    experiment.check_image_shape(config.model, image_shape)
-    parts = layer_table(experiment.build_model(config.model, num_classes), image_shape)
+    parts, image_shape, num_classes = describe(config.model, config.data)
     parameters, multiply_adds = totals(parts)
     shape = " x ".join(map(str, image_shape))
     table = Table(title=f"input {shape}, {num_classes} classes")
