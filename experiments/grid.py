@@ -85,4 +85,5 @@ def save(runs: list[GridRun], workdir: Path) -> None:
 def _multiply_adds(model: schema.ModelConfig, data: schema.DataConfig) -> int:
     """Of a forward pass of one image; the data set is not read, but for its description."""
     image_shape, num_classes = describe.trained_images(data)
+    experiment.check_image_shape(model, image_shape)
     return describe.multiply_adds(experiment.build_model(model, num_classes), image_shape)

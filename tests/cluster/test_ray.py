@@ -61,7 +61,9 @@ def saved(workdir, name):
 
 
 def assert_same(one, other, names=NAMES):
-    assert {name: mismatches(one / name, other / name) for name in names} == dict.fromkeys(names, [])
+    assert {name: mismatches(one / name, other / name) for name in names} == dict.fromkeys(
+        names, []
+    )
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +193,19 @@ def test_what_cannot_be_used_is_one_line(cluster, tmp_path):
     (without_ray / "ray.py").write_text("raise ImportError('No module named ray')")
     wrong = {"RAY_AUTH_TOKEN": "0" * 64}
     for flags, environment, line in [
-        (["--engine=ray"], {"PYTHONPATH": str(without_ray)}, r"Expected Ray .*requirements-ray.txt"),
+        (
+            ["--engine=ray"],
+            {"PYTHONPATH": str(without_ray)},
+            r"Expected Ray .*requirements-ray.txt",
+        ),
         (["--engine=ray", "--address=127.0.0.1:1"], {}, r"Expected --address=HOST:PORT .*refused"),
         (["--engine=ray", "--address=here"], {}, r"Expected --address=HOST:PORT .*got here"),
         (["--engine=ray", there], wrong, r"refused this user"),
-        (["--engine=ray", there, "--devices_per_run=2"], {}, r"of at most 1, the CPU count .*got 2"),
+        (
+            ["--engine=ray", there, "--devices_per_run=2"],
+            {},
+            r"of at most 1, the CPU count .*got 2",
+        ),
         (["--engine=ray", there, "--slice=v5e-17"], {}, r"that the cluster has \(none\).*'v5e-17'"),
         ([there], {}, r"Expected --engine=ray with --address"),
         (["--engine=ray", "--num_processes=2"], {}, r"Expected --engine=local with --num_proc"),
