@@ -5,18 +5,18 @@ import functools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import ray
-from ray.exceptions import AuthenticationError
 
 from experiments import engine_ray, gang
 from experiments.engine import Engine
 from resnet_flax import cpu, environment
-from resnet_flax.errors import UserError
+from resnet_flax.errors import TryAgainError, UserError
 
 REACH_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20  # Nothing but configs passes through it.
@@ -62,8 +62,13 @@ def _connected(address: str) -> Iterator[None]:
         sizes = {"num_cpus": cpu.cores(), "object_store_memory": OBJECT_STORE_BYTES}
         options = {"include_dashboard": False, **sizes}
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except AuthenticationError as error:
+        with _quiet_stderr():
+            ray.init(
+                address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options
+            )
+    except ConnectionError as error:
+        if "InvalidAuthToken" not in repr(error.__cause__):
+            raise TryAgainError(f"Cannot use the Ray cluster at {address}: {error}.") from error
         raise UserError(
             f"The cluster at {address} refused this user: RAY_AUTH_TOKEN, or a file that"
             " RAY_AUTH_TOKEN_PATH names, has to hold the token it was begun with."
@@ -74,6 +79,20 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Where Ray's libraries, not Python, warn of each of the attempts of which one line is said."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_reachable(address: str) -> None:
