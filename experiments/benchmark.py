@@ -16,7 +16,14 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from experiments import benchmark_convolution, benchmark_input, cli, describe, figures
+from experiments import (
+    benchmark_convolution,
+    benchmark_engine,
+    benchmark_input,
+    cli,
+    describe,
+    figures,
+)
 from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
 from resnet_flax import disk, environment
@@ -217,6 +224,7 @@ def main(args: flags.FlagValues) -> None:
         "convolution": lambda: benchmark_convolution.measure(rounds),
         "input": lambda: benchmark_input.measure(rounds, torch, tensorflow),
         "stream": benchmark_input.measure_loop,
+        "engine": benchmark_engine.measure,
         "accelerator": lambda: measure_accelerator(rounds, torch, args.batch_size),
     }
     rows = []
@@ -240,7 +248,7 @@ def main(args: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution"]
-    names += ["input", "stream", "accelerator"]
+    names += ["input", "stream", "engine", "accelerator"]
     flags.DEFINE_enum("suite", "steps", names, "What to measure.")
     flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
     flags.DEFINE_string(

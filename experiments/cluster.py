@@ -86,7 +86,7 @@ def _quiet_stderr() -> Iterator[None]:
     """Where Ray's libraries, not Python, warn of each of the attempts of which one line is said."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
+    with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield

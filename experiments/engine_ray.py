@@ -137,7 +137,9 @@ def run_on(
                 lost.add(run.name)
                 queue.insert(0, run)
             elif state == "failed" and failures[run.name] <= max_failures and not stopping:
-                progress.say(f"{run.name}: {line}; tried again, {failures[run.name]}.")
+                progress.say(
+                    f"{run.name}: tried again, {failures[run.name]} of {max_failures}: {line}"
+                )
                 queue.insert(0, run)
             else:
                 on_change(run, state, line)
