@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.grid import GridRun
-from experiments.monitor import RunMonitor, SweepMonitor, number
+from experiments.monitor import ENDED, RunMonitor, SweepMonitor, number
 from resnet_flax import experiment, hosts, loop, schema
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
@@ -68,25 +68,40 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
 
 
 def main(args: flags.FlagValues) -> int:
-    runs = grid.expand(args.config.to_dict())
+    grid_runs = grid.expand(args.config.to_dict())
+    runs = _only(grid_runs, args.only)
     with devices.together(args, runs[0].config):
-        return sweep(runs, Path(args.workdir))
+        return sweep(runs, Path(args.workdir), grid_runs)
 
 
-def sweep(runs: Sequence[GridRun], workdir: Path) -> int:
-    """Runs what is missing, writes the report, says what is still missing; the exit status."""
+def _only(runs: Sequence[GridRun], names: Sequence[str]) -> Sequence[GridRun]:
+    """The runs of these names, all if none is named. Raises UserError if there is no such run."""
+    unknown = set(names) - {run.name for run in runs}
+    if unknown:
+        accepted = ", ".join(run.name for run in runs)
+        raise UserError(f"Expected --only to name runs of {accepted}, got {min(unknown)}.")
+    return [run for run in runs if not names or run.name in names]
+
+
+def sweep(runs: Sequence[GridRun], workdir: Path, grid_runs: Sequence[GridRun]) -> int:
+    """Runs what is missing of `runs`, says what is still missing; the exit status.
+
+    The report is written by the one that finds every run of the grid ended.
+    """
     check(runs, workdir)
     if hosts.is_first():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            grid.save(runs, workdir)
+            grid.save(grid_runs, workdir)
         except OSError as error:
             raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
     states = run_sweep(runs, workdir)
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)
     if hosts.is_first():
-        report.write(workdir)
+        others = (RunFolder(workdir / run.name).status() for run in grid_runs)
+        if runs == grid_runs or all(status and status.state in ENDED for status in others):
+            report.write(workdir)
         if missing:
             parts = ", ".join(f"{count} {state}" for state, count in missing.items())
             goes_on = " The same command goes on." if missing.keys() - {"diverged"} else ""
@@ -98,6 +113,7 @@ def sweep(runs: Sequence[GridRun], workdir: Path) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("only", [], "Of the grid, just the runs of these names.")
     cli.run(
         main,
         config=True,
