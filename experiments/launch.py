@@ -92,14 +92,13 @@ def config_as_given(flag: flags.Flag) -> list[str]:
 def _check(args: flags.FlagValues, target: Target) -> None:
     """Raises UserError if a flag is missing, or given that says nothing to this scheduler."""
     accepted = [*target.needs, *target.takes]
-    named = ", ".join(f"--{name}" for name in accepted)
-    for name in {name for each in TARGETS.values() for name in (*each.needs, *each.takes)}:
-        if name in target.needs and not args[name].value:
-            raise UserError(f"Expected --{name} for --target={args.target}, which takes {named}.")
+    taken = f"--target={args.target}, which takes {', '.join(f'--{name}' for name in accepted)}"
+    for name in target.needs:
+        if not args[name].value:
+            raise UserError(f"Expected --{name} for {taken}.")
+    for name in (name for each in TARGETS.values() for name in (*each.needs, *each.takes)):
         if name not in accepted and args[name].present:
-            raise UserError(
-                f"Expected no --{name} for --target={args.target}, which takes {named}."
-            )
+            raise UserError(f"Expected no --{name} for {taken}.")
     if args.devices_per_run % args.nodes_per_run:
         raise UserError(
             "Expected --devices_per_run to be a multiple of --nodes_per_run, got"

@@ -181,12 +181,12 @@ def test_what_cannot_be_launched_is_one_line_and_status_2_and_nothing_is_written
 
 
 def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
-    done = launch("gke", tmp_path, *TARGETS["gke"], "--submit", PATH="/nowhere")
+    done = launch("gke", tmp_path / "sweep", *TARGETS["gke"], "--submit", PATH="/nowhere")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "kubectl is not installed here" in line
-    assert f"{tmp_path}/launch/gke/plain-8-s0.yaml" in line
-    assert (tmp_path / "launch" / "gke" / "plain-8-s0.yaml").exists()
+    file = tmp_path / "sweep" / "launch" / "gke" / "plain-8-s0.yaml"
+    assert line.startswith("launch: kubectl is not installed here")
+    assert f"{file}" in line and file.exists()
 
 
 @pytest.mark.parametrize(
