@@ -52,7 +52,7 @@ class Sweep(NamedTuple):
 class Resources(NamedTuple):
     """What each run is to get, in the scheduler's words; no accelerator: CPU cores."""
 
-    accelerator: str | None
+    accelerator: str
     devices: int
     nodes: int
     spot: bool
@@ -72,7 +72,7 @@ def slurm(
 
 def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: str | None) -> Files:
     """One script, which gets a slice and keeps the sweep going there."""
-    starts = str(resources.accelerator).startswith
+    starts = resources.accelerator.startswith
     booted = next(version for start, version in RUNTIMES.items() if starts(start))
     more = {
         "command": shlex.join(sweep.command(".venv/bin/python")),
@@ -87,7 +87,15 @@ def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: st
 def gke(
     sweep: Sweep, resources: Resources, *, image: str, topology: str | None, queue: str | None
 ) -> Files:
-    """A JobSet a run. Raises UserError if the topology has not as many devices as a run gets."""
+    """A JobSet a run.
+
+    Raises UserError without a TPU's topology, or if that has not as many devices as a run gets.
+    """
+    if resources.accelerator.startswith("tpu") != bool(topology):
+        raise UserError(
+            "Expected --topology, such as 4x4, with a TPU as --accelerator and with no other, got"
+            f" {topology} with {resources.accelerator}."
+        )
     chips = math.prod(map(int, re.findall(r"\d+", topology or "")))
     if topology and chips != resources.devices:
         raise UserError(
@@ -110,7 +118,7 @@ def skypilot(sweep: Sweep, resources: Resources) -> Files:
     """A managed job a run."""
     first = '"$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"'
     peers = _peers(first, resources.nodes, '"$SKYPILOT_NODE_RANK"')
-    extra = "tpu" if str(resources.accelerator).startswith("tpu") else "cuda12"
+    extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda12"
     files = {}
     for run in sweep.runs:
         command = shlex.join(sweep.command(".venv/bin/python", f"--only={run}"))

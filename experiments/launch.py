@@ -166,7 +166,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("target", None, list(TARGETS), "What schedules the runs.", required=True)
     flags.DEFINE_bool("submit", False, "Also hands the files to the scheduler.")
     flags.DEFINE_string("output", None, "The folder of the files; launch/TARGET in the workdir.")
-    flags.DEFINE_string("accelerator", None, "In the scheduler's words; Slurm: none is CPU cores.")
+    flags.DEFINE_string("accelerator", "", "In the scheduler's words; Slurm: CPU cores without.")
     flags.DEFINE_integer("devices_per_run", 1, "On all its nodes.", lower_bound=1)
     flags.DEFINE_integer("nodes_per_run", 1, "Which train it together.", lower_bound=1)
     flags.DEFINE_bool("spot", False, "Machines that may be taken away.")

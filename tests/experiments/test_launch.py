@@ -165,7 +165,12 @@ SLURM, TPU, GKE = (
         ([*SLURM, "--output=/proc/none"], "Choose another folder by --output."),
         ([*TPU, "--workdir=/2026"], "job's name that begins with a letter"),
         ([*GKE, f"--workdir=/{'w' * 40}"], "at most 45 characters"),
-        ([*GKE, "--topology=2x4"], "Expected --devices_per_run=8 for --topology=2x4, got 1"),
+        ([*GKE, "--topology=2x4"], "got 2x4 with nvidia-h100-80gb."),
+        ([*GKE, "--accelerator=tpu-v6e-slice"], "got None with tpu-v6e-slice."),
+        (
+            [*GKE, "--accelerator=tpu-v6e-slice", "--topology=2x4"],
+            "Expected --devices_per_run=8 for --topology=2x4, got 1",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_one_line_and_status_2_and_nothing_is_written(
