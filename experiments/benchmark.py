@@ -88,7 +88,7 @@ def _multiply_adds(case: Case) -> int:
     classes = 1000 if case.family == "imagenet" else 10
     model = build_resnet(case.family, case.depth, case.shortcut, num_classes=classes)
     image_shape = (case.size, case.size, case.channels)
-    return describe.totals(describe.layer_table(model, image_shape))[1]
+    return describe.multiply_adds(model, image_shape)
 
 
 def measure_depth(rounds: int) -> Iterator[Row]:
