@@ -113,7 +113,7 @@ def _task_variables(workdir: Path) -> dict[str, str]:
     given = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
     shared = {
         # Each program is compiled once for all of them.
-        "JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": str(workdir / "xla"),
         environment.COMMIT_VARIABLE: environment.git_commit() or "",
     }
     return shared | given

@@ -28,6 +28,8 @@ from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
 POLL_SECONDS = 0.2
+REST_SECONDS = 2.0
+PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 _ENDED: tuple[State, ...] = ("finished", "diverged")
 
 
@@ -48,8 +50,8 @@ class Places(Protocol):
         """How many runs to leave to Ray at once, to be at work or to wait for a place."""
         ...
 
-    def begin(self, run: GridRun, workdir: Path, was_lost: bool) -> Attempt:
-        """Hands a run to Ray. `was_lost`: whether a process of it may live on for a while."""
+    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+        """Hands a run to Ray."""
         ...
 
 
@@ -86,8 +88,8 @@ class Devices:
         # As many wait as work: no device idles, and an autoscaler sees what is wanted.
         return 2 * sum(int(node.get(self.kind, 0)) // self._per_run for node in nodes())
 
-    def begin(self, run: GridRun, workdir: Path, was_lost: bool) -> Attempt:
-        reference = self._task.options(name=run.name).remote(run, workdir, was_lost)
+    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+        reference = self._task.options(name=run.name).remote(run, workdir)
         return Attempt(run, reference.future(), functools.partial(ray.cancel, reference))
 
 
@@ -96,16 +98,24 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _train(run: GridRun, workdir: Path, was_lost: bool) -> tuple[State, str]:
+def _train(run: GridRun, workdir: Path) -> tuple[State, str]:
     """What a task does."""
     cli.set_up()
-    end = time.monotonic() + (2 * STALE_SECONDS if was_lost else 0)
+    return attempt(run, workdir)
+
+
+def attempt(run: GridRun, workdir: Path) -> tuple[State, str]:
+    """As `engine.attempt`, but patient: a process that was thought lost may hold the lock a while.
+
+    Several processes of a run wait equally often.
+    """
     with RunProgress(quiet=True) as progress, StopRequest() as stop:
-        while True:
+        for _ in range(PATIENCE):
             state, line = engine.attempt(run, workdir, progress, stop)
-            if state != "running" or time.monotonic() > end or stop.reached():
-                return state, line
-            time.sleep(1)  # The lock is held; a process that has lost its node ends before long.
+            if state != "running" or stop.reached():
+                break
+            time.sleep(REST_SECONDS)
+    return state, line
 
 
 def run_on(
@@ -120,11 +130,11 @@ def run_on(
     """An `Engine` once `places`, and how many failures of its own a run is forgiven, are set."""
     queue = _unended(runs, workdir, on_change)
     begun: list[Attempt] = []
-    failures, lost, stopping = Counter[str](), set[str](), False
+    failures, stopping = Counter[str](), False
     while queue or begun:
         while queue and len(begun) < max(places.count(), 1):
             run = queue.pop(0)
-            begun.append(places.begin(run, workdir, run.name in lost))
+            begun.append(places.begin(run, workdir))
             on_change(run, "running", "")
         waiting = [attempt.result for attempt in begun]
         done = futures.wait(waiting, POLL_SECONDS, futures.FIRST_COMPLETED).done
@@ -134,7 +144,6 @@ def run_on(
             failures[run.name] += state == "failed"
             if state == "preempted" and not stopping:
                 progress.say(f"{run.name}: {line}; it is placed again.")
-                lost.add(run.name)
                 queue.insert(0, run)
             elif state == "failed" and failures[run.name] <= max_failures and not stopping:
                 progress.say(
@@ -166,7 +175,7 @@ def _outcome(attempt: Attempt) -> tuple[State, str]:
     """How an attempt ended, and why."""
     try:
         return attempt.result.result()
-    except exceptions.TaskCancelledError:
+    except (exceptions.TaskCancelledError, futures.CancelledError):
         return "preempted", "stopped"
     except exceptions.NodeDiedError:
         return "preempted", "its node was lost"

@@ -4,6 +4,7 @@ Ray reserves a slice and starts a process on each of its hosts; how these meet, 
 when one is lost, is `hosts.py`'s business, as for processes started by hand.
 """
 
+import contextlib
 import math
 import re
 import socket
@@ -22,13 +23,11 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.jax import JaxConfig, JaxTrainer
 from ray.util.tpu import get_tpu_worker_resources
 
-from experiments import cli, engine
-from experiments.engine_ray import Attempt
+from experiments import cli
+from experiments.engine_ray import Attempt, attempt
 from experiments.grid import GridRun
 from resnet_flax import hosts
 from resnet_flax.errors import UserError
-from resnet_flax.interrupt import StopRequest
-from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
 HEARTBEAT_SECONDS = 30
@@ -99,18 +98,19 @@ class Slices:
         )
         return sum(count == self._kind.hosts() for count in hosts_of.values())
 
-    def begin(self, run: GridRun, workdir: Path, was_lost: bool) -> Attempt:
+    def begin(self, run: GridRun, workdir: Path) -> Attempt:
         result: futures.Future[tuple[State, str]] = futures.Future()
 
         def fit() -> None:
-            try:
-                result.set_result(self._fit(run, workdir))
-            except BaseException as error:
-                result.set_exception(error)
+            with contextlib.suppress(futures.InvalidStateError):  # It was cancelled.
+                try:
+                    result.set_result(self._fit(run, workdir))
+                except Exception as error:
+                    result.set_exception(error)
 
-        # A daemon: where a sweep is told to stop, it is Ray's end that ends a gang.
+        # A gang ends with the sweep, and goes on from its last checkpoint.
         threading.Thread(target=fit, daemon=True, name=run.name).start()
-        return Attempt(run, result, lambda: result.set_result(("preempted", "stopped")))
+        return Attempt(run, result, result.cancel)
 
     def _fit(self, run: GridRun, workdir: Path) -> tuple[State, str]:
         there = _alive()
@@ -165,9 +165,5 @@ def _train(job: dict[str, Any]) -> None:
         free.bind(("", 0))
         coordinator = broadcast_from_rank_zero(f"{address}:{free.getsockname()[1]}")
     rank, count = context.get_world_rank(), context.get_world_size()
-    with (
-        hosts.together(coordinator, count, rank, HEARTBEAT_SECONDS),
-        RunProgress(quiet=True) as progress,
-        StopRequest() as stop,
-    ):
-        engine.attempt(job["run"], job["workdir"], progress, stop)
+    with hosts.together(coordinator, count, rank, HEARTBEAT_SECONDS):
+        attempt(job["run"], job["workdir"])

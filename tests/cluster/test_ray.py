@@ -16,7 +16,7 @@ from resnet_flax.records import RunFolder
 from tests.cluster.ray_cluster import RayCluster
 from tests.end_to_end.processes import FLAGS
 
-SECONDS = 240
+SECONDS = 900  # The time of minutes of work on a busy machine.
 SEEDS = (0, 1)
 NAMES = [f"{kind}-8-s{seed}" for kind, seed in itertools.product(("plain", "residual"), SEEDS)]
 SWEEP = (
@@ -30,6 +30,8 @@ TOKEN = secrets.token_hex(32)
 def start(workdir, *flags, **environment):
     command = [sys.executable, "-m", "experiments.sweep", *SWEEP, *flags, f"--workdir={workdir}"]
     environment = os.environ | {"RAY_AUTH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token"} | environment
+    # A sweep's own cache is tested; what is not on Ray has the session's.
+    environment["XDG_CACHE_HOME"] = environment.pop("JAX_COMPILATION_CACHE_DIR")
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -96,11 +98,14 @@ def test_a_sweep_on_all_devices_of_this_machine_ends_in_the_bits_of_one_in_a_sin
     assert said.count("File exists") == 2, said
     assert f"{NAMES[0]}: failed: " in said
     assert "3 of 4 runs finished; 1 failed. The same command goes on." in said
+    programs = set((on_ray / "xla").iterdir())
     in_the_way.unlink()
     status, said = end(start(on_ray, "--engine=ray"))
     assert status == 0, said
     assert_same(here, on_ray)
     assert (on_ray / "report.html").exists()
+    # The other seed had them compiled.
+    assert programs and set((on_ray / "xla").iterdir()) == programs
     assert [len(RunFolder(on_ray / name).environments()) for name in NAMES] == [1] * 4
 
 
