@@ -55,8 +55,11 @@ prepare: $(PREPARE)/installed
 	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
 	$(PREPARE)/bin/python experiments/prepare.py $(DATASET)
 
+# The paper's experiment from nothing; CONFIG=configs/degradation.py:cifar10_short for an eighth of it.
+cifar10: CONFIG = configs/degradation.py:cifar10
 cifar10:
-	$(MAKE) prepare DATASET=cifar10
+	@test -d "$${TFDS_DATA_DIR:-$$HOME/tensorflow_datasets}/cifar10" || $(MAKE) prepare DATASET=cifar10
+	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
 
 # Pins everything for every supported Python; commit the result.
 lock: .venv/installed-dev
