@@ -172,7 +172,7 @@ def test_runs_queue_for_tpu_slices_and_a_lost_host_moves_its_run_to_another(clus
             TPU_NAME=slice_name, TPU_WORKER_ID=str(host), TPU_ACCELERATOR_TYPE="v4-16",
             TPU_TOPOLOGY="2x2x2",
         )  # fmt: skip
-    flags = (*LONG, f"--only={','.join(names)}")
+    flags = ("--config.run.steps=400", f"--only={','.join(names)}")
     # Two hosts of two virtual devices each stand for the chips.
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     on_ray = ("--engine=ray", f"--address={cluster.address}", "--slice=v4-16")
