@@ -6,21 +6,21 @@ python -m experiments.sweep --config=configs/degradation.py:digits --workdir=run
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.grid import GridRun
 from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import experiment, hosts, loop, schema
+from resnet_flax import disk, experiment, hosts, loop, schema
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
 
-def run_sweep(runs: Sequence[GridRun], workdir: Path) -> dict[str, State]:
+def run_sweep(runs: Sequence[GridRun], workdir: AnyPath) -> dict[str, State]:
     """Every run to its end, what is finished skipped; returns the state of each that was begun."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
@@ -59,7 +59,7 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
     return f"{run.point.name}: {', '.join(parts)}"
 
 
-def check(runs: Sequence[GridRun], workdir: Path) -> None:
+def check(runs: Sequence[GridRun], workdir: AnyPath) -> None:
     """Raises UserError if any run could not be begun or resumed; writes nothing."""
     for run in runs:
         config = run.config.model_dump(mode="json")
@@ -70,10 +70,10 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
 def main(args: flags.FlagValues) -> int:
     runs = grid.expand(args.config.to_dict())
     with devices.together(args, runs[0].config):
-        return sweep(runs, Path(args.workdir))
+        return sweep(runs, disk.path(args.workdir))
 
 
-def sweep(runs: Sequence[GridRun], workdir: Path) -> int:
+def sweep(runs: Sequence[GridRun], workdir: AnyPath) -> int:
     """Runs what is missing, writes the report, says what is still missing; the exit status."""
     check(runs, workdir)
     if hosts.is_first():
