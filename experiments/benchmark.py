@@ -232,7 +232,7 @@ def main(args: flags.FlagValues) -> None:
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
-    folder = Path(args.workdir)
+    folder = disk.path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
@@ -240,7 +240,7 @@ def main(args: flags.FlagValues) -> None:
     table = f"{markdown(rows)}\n"
     where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
     head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"
-    (folder / f"{args.suite}.md").write_text(head + table)
+    disk.write_text(folder / f"{args.suite}.md", head + table)
     print(table)
     if args.suite == "depth":
         figures.save_costs(pd.DataFrame(rows), [folder / "depth.png", folder / "depth.svg"])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet_flax import cpu
+from resnet_flax import cpu, disk
 from resnet_flax.errors import ExplainedError, UserError
 from resnet_flax.records import State
 
@@ -80,7 +80,9 @@ def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
-            flags.FLAGS.workdir = str(Path(flags.FLAGS.workdir).expanduser().absolute())
+            workdir = disk.path(flags.FLAGS.workdir)
+            disk.check(workdir)
+            flags.FLAGS.workdir = str(workdir)
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:

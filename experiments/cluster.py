@@ -16,6 +16,7 @@ import ray
 from experiments import engine_ray, gang
 from experiments.engine import Engine
 from resnet_flax import cpu, environment
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import TryAgainError, UserError
 
 REACH_SECONDS = 5.0
@@ -26,7 +27,7 @@ _FORWARDED = ("JAX_", "XLA_", "TFDS_", "RESNET_FLAX_")
 
 @contextlib.contextmanager
 def ray_engine(
-    address: str, devices_per_run: int, slice_kind: str, max_failures: int, workdir: Path
+    address: str, devices_per_run: int, slice_kind: str, max_failures: int, workdir: AnyPath
 ) -> Iterator[tuple[Engine, int]]:
     """An engine, and how many devices each run has, for the time of the context.
 
@@ -108,7 +109,7 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _task_variables(workdir: Path) -> dict[str, str]:
+def _task_variables(workdir: AnyPath) -> dict[str, str]:
     """Environment variables of every process of a sweep: this one's, and what they share."""
     given = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
     shared = {

@@ -11,7 +11,6 @@ into the folder's records; `report` draws that of a sweep's folder.
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments import cli, grid
-from resnet_flax import diagnostics, experiment, findings, landscape, schema
+from resnet_flax import diagnostics, disk, experiment, findings, landscape, schema
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Layers, Network
 from resnet_flax.models import stacking
@@ -59,7 +59,7 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
 
 
 def diagnose_run(
-    folder: Path, at_steps: Sequence[int], count: int, resolution: int | None, console: Console
+    folder: AnyPath, at_steps: Sequence[int], count: int, resolution: int | None, console: Console
 ) -> list[Layers]:
     """Stores the layers before training and at each of the saved steps, and returns them.
 
@@ -83,7 +83,7 @@ def diagnose_run(
 
 
 def _explore(
-    folder: Path,
+    folder: AnyPath,
     run: Run,
     initial: dict[str, Any],
     batches: Sequence[Batch],
@@ -134,7 +134,7 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
     return table
 
 
-def _folders(workdir: Path, console: Console) -> list[Path]:
+def _folders(workdir: AnyPath, console: Console) -> list[AnyPath]:
     """Of one run, or of those runs of a sweep that have a checkpoint."""
     if not (workdir / "sweep.json").exists():
         return [workdir]
@@ -149,7 +149,7 @@ def _folders(workdir: Path, console: Console) -> list[Path]:
 
 def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     """The exit status: what is wrong with one run does not keep the others from being seen."""
-    folders, rows = _folders(Path(args.workdir), console), []
+    folders, rows = _folders(disk.path(args.workdir), console), []
     resolution = (args.resolution or RESOLUTION) if args.landscape else None
     wrong: list[UserError] = []
     for folder in _tracked(folders, "runs", console):
@@ -169,7 +169,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
 
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
-    runs, workdir = _runs(args.config.to_dict()), Path(args.workdir)
+    runs, workdir = _runs(args.config.to_dict()), disk.path(args.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

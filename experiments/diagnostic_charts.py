@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
-from pathlib import Path
 
 import pandas as pd
 
@@ -19,12 +18,13 @@ from experiments.charts import (
     strengths,
 )
 from experiments.diagnostic_tables import AFTER, BEFORE
+from resnet_flax.disk import AnyPath
 
 _SEEDS = "Medians over the runs that were looked at."
 _SHADES = "The deeper, the stronger the colour."
 
 
-def read(workdir: Path, styles: Styles) -> list[Chart]:
+def read(workdir: AnyPath, styles: Styles) -> list[Chart]:
     """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
     layers = diagnostic_tables.read_layers(workdir)
     initial = diagnostic_tables.read_initial(workdir)

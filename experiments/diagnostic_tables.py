@@ -1,12 +1,12 @@
 """Reads what diagnostics found in a sweep into tables. Nothing found: an empty table."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from resnet_flax import findings
+from resnet_flax.disk import AnyPath
 from resnet_flax.findings import Initial, Layers, Line, Plane
 from resnet_flax.sweeps import GridPoint, SweepFolder
 
@@ -22,7 +22,7 @@ class Planes(NamedTuple):
     planes: dict[str, Plane]
 
 
-def read_layers(workdir: Path) -> pd.DataFrame:
+def read_layers(workdir: AnyPath) -> pd.DataFrame:
     """One row a layer of a run, at step 0 and after the last step of its config.
 
     Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
@@ -37,7 +37,7 @@ def read_layers(workdir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_RUN, "moment", "layer", "name", *MEASURES])
 
 
-def read_initial(workdir: Path) -> pd.DataFrame:
+def read_initial(workdir: AnyPath) -> pd.DataFrame:
     """One row a layer of a network before training: kind, depth, norm, seed, layer, `MEASURES`."""
     initial = findings.load(workdir / findings.INITIAL, Initial)
     rows = [
@@ -49,7 +49,7 @@ def read_initial(workdir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "depth", "norm", "seed", "layer", "name", *MEASURES])
 
 
-def read_lines(workdir: Path) -> pd.DataFrame:
+def read_lines(workdir: AnyPath) -> pd.DataFrame:
     """One row a point between initial and last weights: run, kind, depth, position, loss."""
     rows = []
     for folder, point in _runs(workdir):
@@ -60,7 +60,7 @@ def read_lines(workdir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_RUN, "position", "loss"])
 
 
-def read_planes(workdir: Path) -> Planes | None:
+def read_planes(workdir: AnyPath) -> Planes | None:
     """None if there is none."""
     found: dict[int, dict[str, Plane]] = {}
     for folder, point in _runs(workdir):
@@ -70,7 +70,7 @@ def read_planes(workdir: Path) -> Planes | None:
     return Planes(max(found), found[max(found)]) if found else None
 
 
-def _runs(workdir: Path) -> Iterator[tuple[Path, GridPoint]]:
+def _runs(workdir: AnyPath) -> Iterator[tuple[AnyPath, GridPoint]]:
     points = SweepFolder(workdir).points.values()
     for point in sorted(points, key=lambda point: point.seed):
         yield workdir / point.name, point

@@ -1,13 +1,13 @@
 """The engine that takes the runs of a grid to their ends here, one after another."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import jax
 
 from experiments.grid import GridRun
 from resnet_flax import loop
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import TryAgainError, summary
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
@@ -26,7 +26,7 @@ class Engine(Protocol):
     def __call__(
         self,
         runs: Sequence[GridRun],
-        workdir: Path,
+        workdir: AnyPath,
         progress: RunProgress,
         stop: StopRequest,
         on_change: OnChange,
@@ -35,7 +35,7 @@ class Engine(Protocol):
 
 def run_here(
     runs: Sequence[GridRun],
-    workdir: Path,
+    workdir: AnyPath,
     progress: RunProgress,
     stop: StopRequest,
     on_change: OnChange,
@@ -49,7 +49,7 @@ def run_here(
 
 
 def attempt(
-    run: GridRun, workdir: Path, progress: RunProgress, stop: StopRequest
+    run: GridRun, workdir: AnyPath, progress: RunProgress, stop: StopRequest
 ) -> tuple[State, str]:
     """Trains a run; its state then, and an error's first line or "".
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import ray
@@ -21,6 +20,7 @@ from ray import exceptions
 from experiments import cli, engine
 from experiments.engine import OnChange
 from experiments.grid import GridRun
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.lock import STALE_SECONDS
@@ -50,7 +50,7 @@ class Places(Protocol):
         """How many runs to leave to Ray at once, to be at work or to wait for a place."""
         ...
 
-    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
         """Hands a run to Ray."""
         ...
 
@@ -88,7 +88,7 @@ class Devices:
         # As many wait as work: no device idles, and an autoscaler sees what is wanted.
         return 2 * sum(int(node.get(self.kind, 0)) // self._per_run for node in nodes())
 
-    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
         reference = self._task.options(name=run.name).remote(run, workdir)
         return Attempt(run, reference.future(), functools.partial(ray.cancel, reference))
 
@@ -98,13 +98,13 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _train(run: GridRun, workdir: Path) -> tuple[State, str]:
+def _train(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
     """What a task does."""
     cli.set_up()
     return attempt(run, workdir)
 
 
-def attempt(run: GridRun, workdir: Path) -> tuple[State, str]:
+def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
     """As `engine.attempt`, but patient: a process that was thought lost may hold the lock a while.
 
     Several processes of a run wait equally often.
@@ -122,7 +122,7 @@ def run_on(
     places: Places,
     max_failures: int,
     runs: Sequence[GridRun],
-    workdir: Path,
+    workdir: AnyPath,
     progress: RunProgress,
     stop: StopRequest,
     on_change: OnChange,
@@ -159,7 +159,7 @@ def run_on(
                 attempt.cancel()
 
 
-def _unended(runs: Sequence[GridRun], workdir: Path, on_change: OnChange) -> list[GridRun]:
+def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> list[GridRun]:
     """What is to be run, the longest first."""
     queue = []
     for run in sorted(runs, key=lambda run: run.point.work, reverse=True):

@@ -1,7 +1,7 @@
 """Draws figures on paper: PNG and SVG in one style, to be read in print and in grey."""
 
+import io
 import itertools
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.charts import KIND_STYLES, Chart, Field, Panel, Series
+from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 
 STYLE = {
     "font.size": 11,
@@ -29,7 +31,7 @@ COLUMNS = 3
 PANEL = (4.6, 3.6)  # Inches.
 
 
-def save(chart: Chart, folder: Path) -> list[Path]:
+def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
     """Writes `chart.name`.png, at 200 dpi, and .svg into a folder; returns their paths."""
     columns = min(len(chart.panels), COLUMNS)
     rows = -(-len(chart.panels) // columns)
@@ -123,7 +125,7 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def save_costs(costs: pd.DataFrame, paths: list[Path]) -> None:
+def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
     """Step time, time to compile and memory against depth, logarithmic but for compilation."""
     panels = {
         "step_ms": "step, ms",
@@ -158,6 +160,9 @@ def _percent(axes: Axes) -> None:
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
-def _save(figure: Figure, paths: list[Path]) -> None:
+def _save(figure: Figure, paths: list[AnyPath]) -> None:
     for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind, drawn = path.suffix.removeprefix("."), io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(drawn, format=kind, metadata=metadata)
+        disk.write_bytes(path, drawn.getvalue())

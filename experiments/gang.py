@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent import futures
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -27,6 +26,7 @@ from experiments import cli
 from experiments.engine_ray import Attempt, attempt
 from experiments.grid import GridRun
 from resnet_flax import hosts
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder, State
 
@@ -98,7 +98,7 @@ class Slices:
         )
         return sum(count == self._kind.hosts() for count in hosts_of.values())
 
-    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
         result: futures.Future[tuple[State, str]] = futures.Future()
 
         def fit() -> None:
@@ -112,7 +112,7 @@ class Slices:
         threading.Thread(target=fit, daemon=True, name=run.name).start()
         return Attempt(run, result, result.cancel)
 
-    def _fit(self, run: GridRun, workdir: Path) -> tuple[State, str]:
+    def _fit(self, run: GridRun, workdir: AnyPath) -> tuple[State, str]:
         there = _alive()
         trainer = JaxTrainer(
             _train,

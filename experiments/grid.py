@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
 from experiments import describe
 from resnet_flax import experiment, schema, sweeps
+from resnet_flax.disk import AnyPath
 from resnet_flax.models.resnet import Shortcut
 
 
@@ -65,7 +65,7 @@ def expand(config: Mapping[str, Any]) -> list[GridRun]:
     return runs
 
 
-def save(runs: list[GridRun], workdir: Path) -> None:
+def save(runs: list[GridRun], workdir: AnyPath) -> None:
     """Writes `sweep.json`, from which a report knows what to expect.
 
     Runs of an earlier grid in the same folder stay in it.

@@ -5,15 +5,14 @@ the files, or vanishes while being read, ends nothing.
 """
 
 import math
-import os
 import statistics
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from resnet_flax import records
+from resnet_flax import disk, records
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.lock import Heartbeat
 from resnet_flax.records import RunFolder, Status
@@ -38,7 +37,7 @@ class RunMonitor:
         self.seconds: float | None = None
         """What it took, if it has finished in one attempt."""
         self._heartbeat = Heartbeat(folder.path)
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[int | str, ...] = ()
         self._said: set[tuple[int, str]] = set()
         self._forget_metrics()
 
@@ -119,7 +118,7 @@ class RunMonitor:
 
     def _read_status(self) -> str:
         try:
-            now = _identity(self._folder.status_file.stat())
+            now = disk.identity(self._folder.status_file)
             if now != self._seen:
                 self.status, self._seen = self._folder.status(), now
                 self.seconds = self._measure(self.status)
@@ -139,36 +138,32 @@ class RunMonitor:
         except (LookupError, TypeError, ValueError):  # Records of another time or hand.
             return None
 
-    def _forget_metrics(self, inode: int = 0) -> None:
-        self._inode, self._offset = inode, 0
-        self.last = {}
+    def _forget_metrics(self) -> None:
+        self._place, self.last = disk.Place(), {}
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         """Takes note of the new records; a line that is none is passed over."""
         try:
-            with self._folder.metrics_file.open("rb") as file:
-                found = os.fstat(file.fileno())
-                # A run that goes on from a checkpoint replaces the file by what it keeps of it.
-                if found.st_ino != self._inode or found.st_size < self._offset:
-                    self._forget_metrics(found.st_ino)
-                file.seek(self._offset)
-                whole, newline, _ = file.read().rpartition(b"\n")
+            whole, place = disk.read_on(self._folder.metrics_file, self._place)
         except FileNotFoundError:
             self._forget_metrics()
             return []
         except OSError:
             return []
-        self._offset += len(whole + newline)
+        # A run that goes on from a checkpoint replaces the file by what it keeps of it.
+        anew = place.file != self._place.file or place.offset < self._place.offset
+        self._place = place
         new = [record for line in whole.split(b"\n") if (record := _record(line))]
         # Replaced, not changed: another thread may be drawing it.
-        self.last = self.last | {record.get("split", "running"): record for record in new}
+        known = {} if anew else self.last
+        self.last = known | {record.get("split", "running"): record for record in new}
         return new
 
 
 class SweepMonitor:
     """The runs of a sweep. Threads may share it."""
 
-    def __init__(self, workdir: Path, points: Iterable[GridPoint]):
+    def __init__(self, workdir: AnyPath, points: Iterable[GridPoint]):
         self.runs = [RunMonitor(RunFolder(workdir / point.name), point) for point in points]
         self._lock = threading.Lock()
 
@@ -219,10 +214,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return records.parse_record(line)
     except ValueError:
         return None
-
-
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _printable(text: str) -> str:

@@ -19,13 +19,14 @@ from plotly.offline import get_plotlyjs
 from experiments import charts, monitor, plots, published, results
 from experiments.charts import Chart
 from resnet_flax import disk, records
+from resnet_flax.disk import AnyPath
 
 _ENDED = (*monitor.ENDED, "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
 _OF_ATTEMPT = ("attempt", "started", "parameters")
 
 
-def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Path:
+def write(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -> AnyPath:
     """Replaces report.html at once; returns its path."""
     path = workdir / "report.html"
     text = render(workdir, tables, diagnostics)
@@ -34,7 +35,7 @@ def write(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> Pa
     return path
 
 
-def render(workdir: Path, tables: results.Tables, diagnostics: list[Chart]) -> str:
+def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -> str:
     runs, summary, measured, kinds = tables
     styles = charts.kind_styles(kinds)
     configs = results.read_configs(workdir)
@@ -120,7 +121,7 @@ def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _environments(workdir: Path, names: pd.Series) -> list[dict[str, Any]]:
+def _environments(workdir: AnyPath, names: pd.Series) -> list[dict[str, Any]]:
     """The different ones, with how many attempts ran on each and when they began."""
     found: dict[str, dict[str, Any]] = {}
     for name in names:

@@ -6,7 +6,6 @@ python -m experiments.report --workdir=runs/digits
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 from absl import flags
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import charts, cli, diagnostic_charts, figures, page, results
-from resnet_flax import errors
+from resnet_flax import disk, errors
+from resnet_flax.disk import AnyPath
 
 REST_SECONDS = 5.0
 _HEADINGS = {
@@ -25,13 +25,13 @@ _HEADINGS = {
 }
 
 
-def read(workdir: Path) -> tuple[results.Tables, list[charts.Chart]]:
+def read(workdir: AnyPath) -> tuple[results.Tables, list[charts.Chart]]:
     """A sweep's tables, and the charts of what diagnostics found in it."""
     tables = results.read(workdir)
     return tables, diagnostic_charts.read(workdir, charts.kind_styles(tables.kinds))
 
 
-def write(workdir: Path) -> None:
+def write(workdir: AnyPath) -> None:
     """Writes table.csv, the figures and report.html; prints the table and the paths.
 
     Raises UserError if a file in the folder cannot be used.
@@ -47,7 +47,7 @@ def write(workdir: Path) -> None:
         console.print("No run has finished yet: no table.")
     else:
         written.append(workdir / "table.csv")
-        summary.to_csv(written[0], index=False)
+        disk.write_text(written[0], summary.to_csv(index=False))
         shown = [
             charts.degradation(runs, summary, charts.kind_styles(kinds)),
             charts.curves(records),
@@ -64,7 +64,7 @@ def write(workdir: Path) -> None:
 class LivePage:
     """report.html while a sweep is on: whatever is wrong with it, the sweep goes on."""
 
-    def __init__(self, workdir: Path, say: Callable[[str], None]):
+    def __init__(self, workdir: AnyPath, say: Callable[[str], None]):
         self._workdir, self._say = workdir, say
         self._due = -math.inf
 
@@ -96,7 +96,7 @@ def _printed(summary: pd.DataFrame) -> Table:
 
 
 def main(args: flags.FlagValues) -> None:
-    write(Path(args.workdir))
+    write(disk.path(args.workdir))
 
 
 if __name__ == "__main__":

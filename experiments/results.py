@@ -1,11 +1,11 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from resnet_flax import findings
+from resnet_flax.disk import AnyPath
 from resnet_flax.findings import Initial
 from resnet_flax.records import RunFolder
 from resnet_flax.sweeps import GridPoint, SweepFolder
@@ -22,20 +22,20 @@ class Tables(NamedTuple):
     kinds: list[str]
 
 
-def read(workdir: Path) -> Tables:
+def read(workdir: AnyPath) -> Tables:
     """All tables. Raises UserError if the folder is no sweep's, or a file of it is damaged."""
     runs = read_runs(workdir)
     return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir))
 
 
-def read_kinds(workdir: Path) -> list[str]:
+def read_kinds(workdir: AnyPath) -> list[str]:
     """Of the sweep's runs and of the networks that were looked at before training, sorted."""
     initial = findings.load(workdir / findings.INITIAL, Initial)
     networks = initial.networks if initial else ()
     return sorted({one.kind for one in (*SweepFolder(workdir).points.values(), *networks)})
 
 
-def read_runs(workdir: Path) -> pd.DataFrame:
+def read_runs(workdir: AnyPath) -> pd.DataFrame:
     """One row a run of the grid, whatever has become of it.
 
     Columns: run, kind, depth, seed, state, step, reason (what a failure said, or ""), parameters,
@@ -71,7 +71,7 @@ def _final_errors(folder: RunFolder) -> dict[str, float]:
     }
 
 
-def read_records(workdir: Path) -> pd.DataFrame:
+def read_records(workdir: AnyPath) -> pd.DataFrame:
     """All records of all runs, one row each.
 
     Columns: run, kind, depth, seed, step, measure (of `ERRORS`), error, images_per_second (of train
@@ -87,7 +87,7 @@ def read_records(workdir: Path) -> pd.DataFrame:
     return records.assign(measure=records["split"] + "_error").drop(columns="split")
 
 
-def read_configs(workdir: Path) -> dict[str, dict[str, Any]]:
+def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
     """Run name -> its config, flat: `{"model.depth": 20, ...}`."""
     sweep = SweepFolder(workdir)
     return {name: flat(sweep.config(name)) for name in sweep}

@@ -21,7 +21,10 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from resnet_flax import disk
 from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.disk import AnyPath
+from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
 # Short, and with much saving and evaluating to be hit.
@@ -78,7 +81,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args}.")
 
 
-def mismatches(one: Path, other: Path) -> list[str]:
+def mismatches(one: AnyPath, other: AnyPath) -> list[str]:
     """In what two finished runs differ: arrays bit for bit, records but for the speed."""
     states = [Checkpoints(RunFolder(path).checkpoints).restore() for path in (one, other)]
     arrays = [dict(jax.tree_util.tree_leaves_with_path(state)) for state in states]
@@ -146,13 +149,15 @@ MOMENTS: dict[str, Callable[[Path, subprocess.Popen[bytes], random.Random], None
 
 
 def main(args: flags.FlagValues) -> int:
-    rng, wrong = random.Random(args.seed), 0
+    rng, wrong, folder = random.Random(args.seed), 0, disk.path(args.workdir)
+    if not isinstance(folder, Path):
+        raise UserError(f"Expected a folder on a disk, whose saves can be seen, got {folder}.")
     print(f"| net | devices | backend | {' | '.join(MOMENTS)} | resumes | mismatches |")
     print("|---" * (5 + len(MOMENTS)) + "|")
     for backend, devices, net in itertools.product(
         ("pmap", "shard_map"), (1, 4), ("plain8", "resnet8")
     ):
-        workdir = Path(args.workdir) / f"{net}-{devices}-{backend}"
+        workdir = folder / f"{net}-{devices}-{backend}"
         options = [f"--config.parallel={backend}"]
         outcome = soak(net, workdir, devices, options, args.kills, rng)
         kills = " | ".join(str(outcome.kills[name]) for name in MOMENTS)

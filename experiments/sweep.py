@@ -8,7 +8,6 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -16,7 +15,8 @@ from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.engine import Engine
 from experiments.grid import GridRun
 from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import experiment, hosts, parallel, schema
+from resnet_flax import disk, experiment, hosts, parallel, schema
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
@@ -24,7 +24,7 @@ from resnet_flax.records import RunFolder, State
 
 
 def run_sweep(
-    runs: Sequence[GridRun], workdir: Path, run_all: Engine = engine.run_here
+    runs: Sequence[GridRun], workdir: AnyPath, run_all: Engine = engine.run_here
 ) -> dict[str, State]:
     """Every run to its end, what is finished skipped; returns the state of each that was begun."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
@@ -60,7 +60,7 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
     return f"{run.point.name}: {', '.join(parts)}"
 
 
-def check(runs: Sequence[GridRun], workdir: Path) -> None:
+def check(runs: Sequence[GridRun], workdir: AnyPath) -> None:
     """Raises UserError if any run could not be begun or resumed; writes nothing."""
     for run in runs:
         config = run.config.model_dump(mode="json")
@@ -69,7 +69,7 @@ def check(runs: Sequence[GridRun], workdir: Path) -> None:
 
 
 def main(args: flags.FlagValues) -> int:
-    runs, workdir = grid.expand(args.config.to_dict()), Path(args.workdir)
+    runs, workdir = grid.expand(args.config.to_dict()), disk.path(args.workdir)
     _check_names(args.only, runs)
     if args.engine == "local":
         _refuse(args, ("address", "slice", "devices_per_run"), "--engine=ray")
@@ -107,7 +107,7 @@ def _check_names(only: Sequence[str], runs: Sequence[GridRun]) -> None:
 
 def sweep(
     runs: list[GridRun],
-    workdir: Path,
+    workdir: AnyPath,
     run_all: Engine = engine.run_here,
     only: Sequence[str] = (),
 ) -> int:
@@ -139,7 +139,7 @@ def sweep(
     return cli.EXIT_STATUS["preempted"] if stopped else cli.FAILURE
 
 
-def _is_over(runs: Sequence[GridRun], workdir: Path) -> bool:
+def _is_over(runs: Sequence[GridRun], workdir: AnyPath) -> bool:
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
     return monitor.is_over

@@ -6,19 +6,20 @@ python -m experiments.watch --workdir=runs/digits
 import contextlib
 import functools
 import time
-from pathlib import Path
 
 from absl import flags
 
 from experiments import cli, sweep_table
 from experiments.monitor import SweepMonitor
+from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.progress import RunProgress
 from resnet_flax.sweeps import SweepFolder
 
 REFRESH_SECONDS = 2.0
 
 
-def watch(workdir: Path) -> None:
+def watch(workdir: AnyPath) -> None:
     """Until every run is finished, diverged or failed."""
     monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
     monitor.refresh()
@@ -36,7 +37,7 @@ def watch(workdir: Path) -> None:
 
 def main(args: flags.FlagValues) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        watch(Path(args.workdir))
+        watch(disk.path(args.workdir))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,10 @@ from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
 from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.models import stacking
+from resnet_flax.step_folders import step_folders
 
 KEPT = 2
 STEP = "STEP"
@@ -40,7 +41,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         say: Callable[[str], None] | None = None,
     ):
@@ -49,32 +50,48 @@ class Checkpoints:
         `say` hears of damage; by default it stands on stderr. Raises UserError if there is no such
         folder.
         """
-        if not folder.is_dir():
-            raise UserError(f"No checkpoint in {folder}.")
         self.folder, self._say = folder, say or functools.partial(print, file=sys.stderr)
+        self._folders = step_folders(folder)
+        with self._readable():
+            if not self._folders.exists():
+                raise UserError(f"No checkpoint in {folder}.")
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Cannot read {self.folder}: {_reason(error)}.") from error
 
     def steps(self) -> list[int]:
         """The steps there are, ascending."""
-        names = [p.name for p in self.folder.iterdir() if p.is_dir() and not p.is_symlink()]
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+        return self._folders.steps()
 
     def last_good(self) -> int | None:
         """The newest step whose files are what was saved, None if there is none."""
+        with self._newest_whole() as (step, _):
+            return step
+
+    @contextlib.contextmanager
+    def _newest_whole(self) -> Iterator[tuple[int | None, Path]]:
+        """That step and its files."""
         damaged = []
-        for step in reversed(self.steps()):
-            damage = _damage(self.folder / str(step))
-            if damage is None:
-                break
-            damaged.append(
-                f"{self.folder / str(step)} is damaged ({damage}){self._set_aside(step)}"
-            )
-        else:
-            step = None
-        for line in damaged:
-            self._say(
-                f"{line}; " + ("no other is whole." if step is None else f"step {step} is used.")
-            )
-        return step
+        with contextlib.ExitStack() as stack:
+            for step in reversed(self.steps()):
+                files = stack.enter_context(self._folders.files(step))
+                damage = _damage(files)
+                if damage is None:
+                    break
+                stack.close()
+                damaged.append(
+                    f"{self.folder / str(step)} is damaged ({damage}){self._set_aside(step)}"
+                )
+            else:
+                step, files = None, Path()
+            for line in damaged:
+                used = "no other is whole." if step is None else f"step {step} is used."
+                self._say(f"{line}; {used}")
+            yield step, files
 
     def _set_aside(self, step: int) -> str:
         """What was done with a damaged step: nothing, by one who only reads."""
@@ -85,23 +102,34 @@ class Checkpoints:
 
         Raises UserError if there is none, naming the steps there are, or if it is damaged.
         """
-        path = self.folder / str(step)
+        with self._readable(), self._whole(step) as (step, files):
+            try:
+                abstract: Any = ocp.metadata(files).metadata
+                return ocp.load(files, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
+            except Exception as error:  # Orbax lets through what its many parts raise.
+                path = self.folder / str(step)
+                raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
+
+    @contextlib.contextmanager
+    def _whole(self, step: int | None) -> Iterator[tuple[int, Path]]:
+        """A step that is whole, by default the newest, and its files. Raises UserError if not."""
         if step is None:
-            step = self.last_good()
-            if step is None:
-                raise UserError(f"No checkpoint in {self.folder}.")
-            path = self.folder / str(step)
-        elif step not in self.steps():
+            with self._newest_whole() as (step, files):
+                if step is None:
+                    raise UserError(f"No checkpoint in {self.folder}.")
+                yield step, files
+                return
+        if step not in self.steps():
             raise UserError(
                 f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
             )
-        elif damage := _damage(path):
-            raise UserError(f"{path} is damaged ({damage}); steps there are: {self.steps()}.")
-        try:
-            abstract: Any = ocp.metadata(path).metadata
-            return ocp.load(path, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
-        except Exception as error:  # Orbax lets through what its many parts raise.
-            raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
+        with self._folders.files(step) as files:
+            if damage := _damage(files):
+                raise UserError(
+                    f"{self.folder / str(step)} is damaged ({damage}); steps there are:"
+                    f" {self.steps()}."
+                )
+            yield step, files
 
     def restore_into(self, state: T, step: int | None = None) -> T:
         """`state`, whose leaves need a shape and dtype alone, with the values saved at `step`.
@@ -134,7 +162,7 @@ class CheckpointWriter(Checkpoints):
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         *,
         keep_every: int,
         attempt: int,
@@ -147,12 +175,11 @@ class CheckpointWriter(Checkpoints):
         - `attempt`: sets what it has half-written apart from what an earlier writer has.
         - `check_writer`: raises if the run has become another process's.
         """
+        self.folder, self._say = folder, say
+        self._folders = step_folders(folder)
         self._first = jax.process_index() == 0
         if self._first:
-            folder.mkdir(exist_ok=True)
-            for path in folder.glob(".*.*"):
-                shutil.rmtree(path, ignore_errors=True)
-        self.folder, self._say = folder, say
+            self._folders.prepare()
         self._keep_every, self._attempt, self._check_writer = keep_every, attempt, check_writer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: Future[None] | None = None
@@ -170,10 +197,14 @@ class CheckpointWriter(Checkpoints):
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         """Waits for the last save; its error is raised, unless another is on its way."""
-        with contextlib.suppress(*([Exception] if kind else [])):
-            self.wait()
-        self._thread.shutdown()
-        sys.unraisablehook = self._hook
+        try:
+            with contextlib.suppress(*([Exception] if kind else [])):
+                self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._first:
+                self._folders.close()
+            sys.unraisablehook = self._hook
 
     def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
         """Begins to save; the state may be donated or changed as soon as this returns.
@@ -183,7 +214,7 @@ class CheckpointWriter(Checkpoints):
         """
         self.wait()
         tree = host_tree(state)
-        part = self.folder / f".{step}.{self._attempt}.part"
+        part = self._folders.part(step, self._attempt)
         with self._faults(step, part):
             if self._first:
                 self._check_writer()  # Orbax would make a folder that has vanished anew.
@@ -220,9 +251,7 @@ class CheckpointWriter(Checkpoints):
             if self._first:
                 (part / STEP).write_text(f"{step}\n")
                 disk.write_sums(part)
-                self._check_writer()
-                part.rename(self.folder / str(step))
-                disk.sync(self.folder)
+                self._folders.publish(part, step, self._check_writer)
                 self._delete_old(test_errors)
             self.saved = step
 
@@ -232,8 +261,8 @@ class CheckpointWriter(Checkpoints):
         try:
             yield
         except Exception as error:
-            for path in self.folder.glob(f"{part.name}*") if self._first else ():
-                shutil.rmtree(path, ignore_errors=True)
+            if self._first:
+                self._folders.discard(part)
             if isinstance(error, FaultError):
                 raise
             raise FaultError(
@@ -247,17 +276,12 @@ class CheckpointWriter(Checkpoints):
         kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
         try:
             for step in set(steps) - kept:
-                hidden = (self.folder / str(step)).rename(self.folder / f".{step}.old")
-                shutil.rmtree(hidden)
+                self._folders.delete(step)
         except OSError as error:  # No reason to stop: what is to be kept is there.
             self._say(f"Cannot delete an old checkpoint in {self.folder}: {_reason(error)}.")
 
     def _set_aside(self, step: int) -> str:
-        name = f"{step}.damaged"
-        while (self.folder / name).exists():
-            name += "-again"
-        (self.folder / str(step)).rename(self.folder / name)
-        return f", set aside as {name}"
+        return f", set aside as {self._folders.set_aside(step)}"
 
     def has_damaged(self) -> bool:
         """Whether a step was ever set aside."""

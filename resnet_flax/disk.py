@@ -1,15 +1,42 @@
-"""Files that are on disk when they are said to be, and are what was written. No JAX."""
+"""Files that are on disk, or in a bucket, when they are said to be, and are what was written.
+
+The one place that knows how to write to either. No JAX.
+"""
 
 import hashlib
 import json
 import math
 import os
+import re
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from resnet_flax.bucket import NEEDS, BucketPath
 from resnet_flax.errors import UserError
 
 SUMS = "SHA256SUMS"
+AnyPath = Path | BucketPath
+
+
+def path(name: str | os.PathLike[str]) -> AnyPath:
+    """A local path, made absolute, or a name in a bucket. Raises UserError for another URL."""
+    text = os.fspath(name)
+    if not re.match(r"\w[\w+.\-]*:/", text):
+        return Path(text).expanduser().absolute()
+    if not re.match(rf"({'|'.join(NEEDS)})://[^/]", text):
+        accepted = ", ".join(f"{scheme}://BUCKET/NAME" for scheme in NEEDS)
+        raise UserError(f"Expected a folder, or one of {accepted}, got {text}.")
+    return BucketPath(text)
+
+
+def check(folder: AnyPath) -> None:
+    """Raises UserError if it is in a bucket that cannot be used now. Of a disk it says nothing."""
+    if isinstance(folder, BucketPath):
+        try:
+            folder.exists()
+        except OSError as error:
+            raise UserError(f"Cannot use {folder}: {error.strerror}.") from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -67,29 +94,142 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
     """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
+    if isinstance(path, BucketPath):
+        path.write_bytes(data)
+        return
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with new.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: AnyPath, text: str) -> None:
+    """Replaces a file at once."""
+    write_bytes(path, text.encode())
+
+
+def write_text_anyway(path: AnyPath, text: str) -> None:
+    """Replaces a file at once, or in place, where a full disk has no room for a new one."""
+    try:
+        write_text(path, text)
+    except OSError:
+        if isinstance(path, BucketPath):
+            raise
+        with path.open("r+") as file:
+            file.write(text)
+            file.truncate()
+
+
+class Lines:
+    """A file to which its one writer appends lines."""
+
+    def __init__(self, path: AnyPath):
+        self._path = path
+        self._text: str | None = None
+        """Of an object, which cannot grow: what is put again with every line."""
+
+    def append(self, line: str) -> None:
+        """Written when this returns."""
+        if isinstance(self._path, BucketPath):
+            if self._text is None:
+                self._text = self._path.read_text() if self._path.exists() else ""
+            self.replace(f"{self._text}{line}\n")
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace(self, text: str) -> None:
+        """Replaces all lines at once."""
+        write_text(self._path, text)
+        if isinstance(self._path, BucketPath):
+            self._text = text
+
+
+class LocalFolder:
+    """A folder for a library that writes files by itself, to a disk.
+
+    Of one in a bucket it is a temporary copy, whose files are put by `publish`.
+    """
+
+    def __init__(self, folder: AnyPath):
+        """Makes the folder if need be."""
+        self._bucket = folder if isinstance(folder, BucketPath) else None
+        if isinstance(folder, BucketPath):
+            self._temporary = tempfile.TemporaryDirectory(prefix="resnet_flax-")
+            self.path = Path(self._temporary.name)
+        else:
+            folder.mkdir(exist_ok=True)
+            self.path = folder
+
+    def publish(self) -> None:
+        if self._bucket is not None:
+            for file in self.path.iterdir():
+                (self._bucket / file.name).upload(file)
+
+    def close(self) -> None:
+        """Publishes what there is, and deletes the copy."""
+        if self._bucket is not None:
+            with self._temporary:
+                self.publish()
+
+
+class Place(NamedTuple):
+    """How far a file has been read that grows by lines, or is replaced."""
+
+    file: int | str = 0
+    offset: int = 0
+
+
+def read_on(path: AnyPath, place: Place) -> tuple[bytes, Place]:
+    """The whole lines after a place, and the place after them; of another file, all from its start.
+
+    A file is another one than before, if its place has another `file`, or a lesser offset.
+    """
+    if isinstance(path, BucketPath):
+        # Every line makes another object: read again in full, but only then.
+        version = path.version()
+        text = b"" if version == place.file else path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        return whole, place if version == place.file else Place(version, len(whole))
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_ino != place.file or found.st_size < place.offset:
+            place = Place(found.st_ino)
+        file.seek(place.offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    return whole, Place(place.file, place.offset + len(whole))
+
+
+def identity(path: AnyPath) -> tuple[int | str, ...]:
+    """Another one whenever the file is. Raises FileNotFoundError if there is none."""
+    if isinstance(path, BucketPath):
+        return (path.version(),)
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def write_json(path: AnyPath, value: Any) -> None:
     """Replaces a file at once."""
     write_text(path, pretty_json(value))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Raises UserError if the file is absent or is not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"Expected JSON in {path}, got: {error}.") from error
 
 

@@ -8,12 +8,12 @@ SWEEP/initial.json                `Initial`: networks of a sweep, and others, be
 A number that is not finite is null there and None here.
 """
 
-from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
 import pydantic
 
 from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 
 F = TypeVar("F", bound="Finding")
@@ -109,7 +109,7 @@ class Initial(Finding):
     networks: tuple[Network, ...]
 
 
-def save(path: Path, finding: Finding) -> None:
+def save(path: AnyPath, finding: Finding) -> None:
     """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(exist_ok=True)
@@ -118,27 +118,25 @@ def save(path: Path, finding: Finding) -> None:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def load(path: Path, kind: type[F]) -> F | None:
+def load(path: AnyPath, kind: type[F]) -> F | None:
     """None if there is no such file. Raises UserError if it holds something else."""
-    if not path.exists():
-        return None
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes()) if path.exists() else None
     except (OSError, pydantic.ValidationError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error
 
 
-def folder(run: Path) -> Path:
+def folder(run: AnyPath) -> AnyPath:
     """Where a run's findings are."""
     return run / "diagnostics"
 
 
-def layers_file(run: Path, step: int) -> Path:
+def layers_file(run: AnyPath, step: int) -> AnyPath:
     return folder(run) / f"{LAYERS}-{step}.json"
 
 
-def load_layers(run: Path) -> list[Layers]:
+def load_layers(run: AnyPath) -> list[Layers]:
     """By step, those of every step that has been looked at."""
     found = (load(path, Layers) for path in folder(run).glob(f"{LAYERS}-*.json"))
     return sorted((layers for layers in found if layers), key=lambda layers: layers.step)

@@ -32,7 +32,7 @@ DONE: tuple[State, ...] = ("finished", "diverged")
 
 def train_and_evaluate(
     config: Mapping[str, Any],
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike[str],
     progress: RunProgress | None = None,
     stop: StopRequest | None = None,
     *,

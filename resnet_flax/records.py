@@ -3,7 +3,7 @@
 config.json       the resolved config
 environment.json  versions and devices, one object an attempt
 status.json       {"state", "step", "attempt", "error", "updated"}
-lock.json         who writes here; see lock.py
+lock.json         who writes here; in a bucket below lock/; see lock_places.py
 metrics.jsonl     one object a line: train records and evaluation records
 checkpoints/      see checkpoints.py
 tensorboard/      event files
@@ -15,12 +15,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import pydantic
 
 from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.lock import FolderLock
 
@@ -67,7 +67,7 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
         raise ValueError("nested too deep") from error
 
 
-def _read_as(kind: Any, path: Path) -> Any:
+def _read_as(kind: Any, path: AnyPath) -> Any:
     """The JSON of a file as a type. Raises UserError if it is of another."""
     value = disk.read_json(path)
     if kind is Status and isinstance(value, dict):
@@ -111,12 +111,12 @@ def _write(method: Callable[Concatenate["RunFolder", P], None]) -> Callable[...,
 class RunFolder:
     """The records of one run. Errors are fractions; a number that is not finite becomes null."""
 
-    def __init__(self, path: str | os.PathLike, *, writes: bool = True):
-        """Touches nothing; relative paths are made absolute.
+    def __init__(self, path: str | os.PathLike[str], *, writes: bool = True):
+        """Touches nothing; `path` may be in a bucket, a relative one is made absolute.
 
         `writes`: false in all but the first of several processes, whose writes then do nothing.
         """
-        self.path = Path(path).expanduser().absolute()
+        self.path = disk.path(path)
         self.config_file = self.path / "config.json"
         self.status_file = self.path / "status.json"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -124,6 +124,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.writes = writes
         self._lock: FolderLock | None = None
+        self._lines = disk.Lines(self.metrics_file)
 
     @property
     def name(self) -> str:
@@ -199,13 +200,8 @@ class RunFolder:
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = disk.pretty_json(status._replace(updated=now)._asdict())
-        try:
-            disk.write_text(self.status_file, text)
-        except OSError:
-            # A full disk has no room for a new file, yet what befell the run shall be known.
-            with self.status_file.open("r+") as file:
-                file.write(text)
-                file.truncate()
+        # What befell the run shall be known, also on a full disk.
+        disk.write_text_anyway(self.status_file, text)
 
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""
@@ -223,10 +219,7 @@ class RunFolder:
     @_write
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Appends one record; on disk when this returns."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(disk.finite(record), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.append(json.dumps(disk.finite(record), allow_nan=False))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records in order. A last line cut off by a crash is left out.
@@ -259,4 +252,4 @@ class RunFolder:
     def drop_metrics_after(self, step: int) -> None:
         """Forgets what a resumed run will record again, so that no step appears twice."""
         kept = [line for line, record in self._metrics_lines() if record["step"] <= step]
-        disk.write_text(self.metrics_file, "".join(f"{line}\n" for line in kept))
+        self._lines.replace("".join(f"{line}\n" for line in kept))

@@ -53,7 +53,7 @@ def _probabilities(model: nn.Module, variables: Any, images: jax.Array) -> jax.A
     return jax.nn.softmax(steps.eval_logits(model, variables, images))
 
 
-def saved_steps(folder: str | os.PathLike) -> list[int]:
+def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps that `load_run` can be asked for, ascending. Raises UserError if there are none."""
     checkpoints = RunFolder(folder).checkpoints
     steps = Checkpoints(checkpoints).steps()
@@ -62,7 +62,7 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
     return steps
 
 
-def load_run(folder: str | os.PathLike, step: int | None = None) -> Run:
+def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
     """Restores a checkpoint, by default the newest whole one, knowing only the run's folder.
 
     The data set is not needed. Raises UserError if the folder is no run's, or lacks that step
@@ -100,6 +100,6 @@ class Sweep(SweepFolder):
         return load_run(self.records(name).path)
 
 
-def load_sweep(folder: str | os.PathLike) -> Sweep:
+def load_sweep(folder: str | os.PathLike[str]) -> Sweep:
     """Reads which runs a sweep has. Raises UserError if the folder is no sweep's."""
     return Sweep(folder)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -10,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from resnet_flax import disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
@@ -76,12 +76,15 @@ class _Grid(_Strict):
 class SweepFolder:
     """The records of a sweep; iterates over the names of its runs, begun or not."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         """Raises UserError if the folder is no sweep's."""
-        self.path = Path(path).expanduser().absolute()
+        self.path = disk.path(path)
         file = self.path / "sweep.json"
-        if not file.exists():
-            raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
+        try:
+            if not file.exists():
+                raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
+        except OSError as error:
+            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
         self._content = disk.read_json(file)
         try:
             grid = _Grid.model_validate(self._content)
@@ -125,7 +128,7 @@ class SweepFolder:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
 
 
-def add_runs(path: Path, runs: Mapping[str, dict[str, Any]]) -> None:
+def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
     """Writes `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
     Runs of an earlier grid stay in it.

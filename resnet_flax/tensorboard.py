@@ -1,9 +1,12 @@
-"""TensorBoard's event files, written in the caller's thread, so that a full disk is its error."""
+"""TensorBoard's event files, written in the caller's thread, so that a full disk is its error.
+
+In a bucket a file is put with each checkpoint: of a run that is killed TensorBoard may lack what
+came after it; its records do not.
+"""
 
 import json
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +15,20 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import histogram_raw, scalar, text
 
+from resnet_flax.disk import AnyPath, LocalFolder
+
 BUCKETS = 30
 
 
 class EventFile:
     """What one attempt has to show."""
 
-    def __init__(self, folder: Path, attempt: int, step: int):
+    def __init__(self, folder: AnyPath, attempt: int, step: int):
         """Makes the folder if need be; readers forget what earlier attempts wrote past `step`."""
-        folder.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{attempt}")
+        self._folder = LocalFolder(folder)
+        self._writer = EventsWriter(
+            str(self._folder.path / "events"), filename_suffix=f".{attempt}"
+        )
         self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -34,7 +41,7 @@ class EventFile:
         """As text, under the tag `config`."""
         block = f"```\n{json.dumps(config, indent=2)}\n```"
         self._write(Event(step=step, summary=text("config", block)))
-        self._writer.flush()
+        self._publish()
 
     def add_weights(self, step: int, params: Mapping[str, Any]) -> None:
         """Parameters as nested host arrays -> a histogram of each layer's kernel.
@@ -45,10 +52,15 @@ class EventFile:
             finite = kernel[np.isfinite(kernel)]
             if finite.size:
                 self._write(Event(step=step, summary=_histogram(name, finite)))
-        self._writer.flush()
+        self._publish()
 
     def close(self) -> None:
         self._writer.close()
+        self._folder.close()
+
+    def _publish(self) -> None:
+        self._writer.flush()
+        self._folder.publish()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -1,6 +1,7 @@
 """Every test runs on 4 virtual CPU devices, with implicit rank promotion an error."""
 
 import os
+import uuid
 
 import jax
 import pytest
@@ -29,6 +30,34 @@ def varied_folder(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("varied"))
     varied.prepare(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _storage():
+    """A server, for this process and those it starts."""
+    import fsspec
+
+    from tests import buckets
+
+    with buckets.serve() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("runs")
+        yield
+
+
+@pytest.fixture
+def bucket(_storage):
+    """A folder in a bucket, of which there is nothing yet."""
+    from resnet_flax import disk
+
+    return disk.path(f"s3://runs/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def anywhere(request):
+    """A folder on a disk, and one in a bucket."""
+    return request.getfixturevalue({"disk": "tmp_path"}.get(request.param, request.param))
 
 
 @pytest.fixture

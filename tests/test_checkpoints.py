@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, disk, optim, steps
+from resnet_flax import disk, optim, step_folders, steps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.disk import SUMS
 from resnet_flax.errors import FaultError, UserError
@@ -251,7 +251,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_p
     def fail(path):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", fail)
+    monkeypatch.setattr(step_folders.shutil, "rmtree", fail)
     said = []
     save(folder, 3, say=said.append)
     assert Checkpoints(folder).last_good() == 3

@@ -8,15 +8,18 @@ import pytest
 
 # A file imports only from lower rungs.
 RUNGS = [
-    {"errors", "cpu"},
+    {"errors", "cpu", "bucket"},
     {
         "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
-        "data.crops", "data.order", "optim", "metrics", "disk", "lock", "hosts", "parallel",
-        "progress", "interrupt", "environment", "tensorboard", "transfer",
+        "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "hosts", "parallel",
+        "progress", "interrupt", "environment", "transfer",
     },
-    {"models.resnet", "models.vgg", "data.sources", "steps", "records", "checkpoints"},
-    {"schema", "data.stream", "convert", "findings", "sweeps"},
-    {"feed", "diagnostics", "landscape"},
+    {
+        "models.resnet", "models.vgg", "data.sources", "steps", "lock", "step_folders",
+        "tensorboard",
+    },
+    {"records", "checkpoints", "schema", "data.stream", "convert", "findings"},
+    {"sweeps", "feed", "diagnostics", "landscape"},
     {"experiment", "evaluation", "views"},
     {"start", "runs"},
     {"loop"},
@@ -24,6 +27,7 @@ RUNGS = [
 FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem != "__init__")
 # Libraries with one importer.
 ONLY_IN = {
+    "fsspec": "bucket",
     "orbax": "checkpoints",
     "tensorboardX": "tensorboard",
     "rich": "progress",
@@ -88,9 +92,14 @@ def test_a_config_is_data_and_never_imports_the_library(path):
     )
 
 
-@pytest.mark.parametrize("module", ["records", "lock", "disk", "errors", "findings", "sweeps"])
+WITHOUT_JAX = (
+    "bucket", "disk", "errors", "findings", "lock", "lock_places", "records", "sweeps",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", WITHOUT_JAX)
 def test_records_are_read_without_jax(module):
-    own = {"resnet_flax", "resnet_flax.errors", "resnet_flax.lock", "resnet_flax.records"}
+    own = {"resnet_flax", *(f"resnet_flax.{name}" for name in WITHOUT_JAX)}
     for name in imports(Path("resnet_flax", f"{module}.py")):
-        allowed = {*sys.stdlib_module_names, "pandas", "psutil", "pydantic"}
+        allowed = {*sys.stdlib_module_names, "fsspec", "pandas", "psutil", "pydantic"}
         assert name.split(".")[0] in allowed or name.rpartition(".")[0] in own, name

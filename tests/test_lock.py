@@ -11,16 +11,16 @@ import time
 
 import pytest
 
-from resnet_flax import lock
+from resnet_flax import lock, lock_places
 from resnet_flax.errors import FaultError, TryAgainError, UserError
 from resnet_flax.lock import FolderLock
 
 HOLD = """
 import sys, time
-from pathlib import Path
+from resnet_flax import disk
 from resnet_flax.errors import TryAgainError
 from resnet_flax.lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
+lock = FolderLock(disk.path(sys.argv[1]))
 try:
     lock.acquire(print)
 except TryAgainError:
@@ -40,7 +40,16 @@ def holder(folder):
 
 @pytest.fixture
 def held(tmp_path):
-    process = holder(tmp_path)
+    yield from _held(tmp_path)
+
+
+@pytest.fixture
+def held_anywhere(anywhere):
+    yield from _held(anywhere)
+
+
+def _held(folder):
+    process = holder(folder)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -53,27 +62,30 @@ def acquire(folder, say=pytest.fail):
     return taken
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path, held):
+def test_a_second_process_is_told_who_holds_the_folder(anywhere, held_anywhere):
     with pytest.raises(TryAgainError) as error:
-        acquire(tmp_path)
-    assert f"in use by process {held.pid} on {socket.gethostname()}, started 20" in str(error.value)
+        acquire(anywhere)
+    assert f"in use by process {held_anywhere.pid} on {socket.gethostname()}, started 20" in str(
+        error.value
+    )
 
 
-def test_a_frozen_holder_on_this_host_still_holds(tmp_path, held):
-    held.send_signal(signal.SIGSTOP)
+def test_a_frozen_holder_on_this_host_still_holds(anywhere, held_anywhere):
+    held_anywhere.send_signal(signal.SIGSTOP)
     with pytest.raises(TryAgainError, match="in use"):
-        acquire(tmp_path)
+        acquire(anywhere)
 
 
 @pytest.mark.parametrize("waited_for", [True, False])
-def test_a_dead_holder_on_this_host_is_succeeded_at_once(tmp_path, held, waited_for):
-    held.kill()
+def test_a_dead_holder_on_this_host_is_succeeded_at_once(anywhere, held_anywhere, waited_for):
+    held_anywhere.kill()
     if waited_for:  # Otherwise it is a zombie: there, and dead.
-        held.wait()
+        held_anywhere.wait()
     else:
-        os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)
-    acquire(tmp_path).release()
-    assert not (tmp_path / "lock.json").exists()
+        os.waitid(os.P_PID, held_anywhere.pid, os.WEXITED | os.WNOWAIT)
+    acquire(anywhere).release()
+    assert not (anywhere / "lock.json").exists()
+    acquire(anywhere).release()
 
 
 def test_a_dead_holder_whose_number_is_this_processs_is_succeeded_at_once(tmp_path):
@@ -129,7 +141,7 @@ def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypat
     def fail(value, file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock.json, "dump", fail)
+    monkeypatch.setattr(lock_places.json, "dump", fail)
     with pytest.raises(OSError, match="No space"):
         acquire(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -191,8 +203,8 @@ def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(tmp_path):
         winner.release()
 
 
-def test_of_many_processes_that_come_at_once_one_gets_the_lock(tmp_path):
-    processes = [holder(tmp_path) for _ in range(4)]
+def test_of_many_processes_that_come_at_once_one_gets_the_lock(anywhere):
+    processes = [holder(anywhere) for _ in range(4)]
     said = sorted(process.stdout.readline() for process in processes)
     for process in processes:
         process.kill()

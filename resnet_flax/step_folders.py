@@ -1,0 +1,178 @@
+"""Where the checkpoints of a run lie: folders of files, one a step, on a disk or in a bucket.
+
+On both, a step is there at once and whole, sums included, or it is not there. On a disk it is
+renamed into its place. In a bucket its files are put one by one, `SHA256SUMS` last, and it is there
+as long as that is; they are written to, and read from, a temporary folder of this machine.
+"""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from resnet_flax import disk
+from resnet_flax.bucket import BucketPath
+from resnet_flax.disk import SUMS, AnyPath
+
+STEP_NAME = "0|[1-9][0-9]{0,17}"
+
+
+class StepFolders(Protocol):
+    """The steps below a folder."""
+
+    def exists(self) -> bool:
+        """Whether there is the folder."""
+
+    def steps(self) -> list[int]:
+        """Those there are, ascending."""
+
+    def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        """A local folder of the step's name, with its files, as long as the context lasts."""
+
+    def prepare(self) -> None:
+        """Makes the folder if need be, and clears away what a crash left half-written."""
+
+    def close(self) -> None:
+        """Ends what `prepare` began."""
+
+    def part(self, step: int, attempt: int) -> Path:
+        """A local path, at which there is nothing, to write a step to."""
+
+    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
+        """Makes what was written to `part` the step; `check_writer` raises if that is no more
+        this process's to do."""
+
+    def discard(self, part: Path) -> None:
+        """Deletes what was, or was not quite, written to `part`."""
+
+    def delete(self, step: int) -> None:
+        """The step is gone at once."""
+
+    def set_aside(self, step: int) -> str:
+        """Gives a damaged step another name, which it returns."""
+
+
+def step_folders(folder: AnyPath) -> StepFolders:
+    return _InBucket(folder) if isinstance(folder, BucketPath) else _OnDisk(folder)
+
+
+class _OnDisk:
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def exists(self) -> bool:
+        return self._folder.is_dir()
+
+    def steps(self) -> list[int]:
+        names = [p.name for p in self._folder.iterdir() if p.is_dir() and not p.is_symlink()]
+        return sorted(int(name) for name in names if re.fullmatch(STEP_NAME, name))
+
+    def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        return contextlib.nullcontext(self._folder / str(step))
+
+    def prepare(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        _delete_all(self._folder, ".*.*")
+
+    def close(self) -> None:
+        pass
+
+    def part(self, step: int, attempt: int) -> Path:
+        # What an earlier writer has half-written has another name.
+        return self._folder / f".{step}.{attempt}.part"
+
+    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
+        check_writer()
+        part.rename(self._folder / str(step))
+        disk.sync(self._folder)
+
+    def discard(self, part: Path) -> None:
+        _delete_all(self._folder, f"{part.name}*")
+
+    def delete(self, step: int) -> None:
+        shutil.rmtree((self._folder / str(step)).rename(self._folder / f".{step}.old"))
+
+    def set_aside(self, step: int) -> str:
+        name = _free_name(self._folder, step)
+        (self._folder / str(step)).rename(self._folder / name)
+        return name
+
+
+class _InBucket:
+    def __init__(self, folder: BucketPath):
+        self._folder = folder
+        # Of several processes each gives Orbax the same name, but only the first one writes there.
+        key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
+
+    def exists(self) -> bool:
+        return self._folder.is_dir()
+
+    def steps(self) -> list[int]:
+        whole = re.compile(rf"({STEP_NAME})/{SUMS}")
+        return sorted(
+            int(found[1]) for found in map(whole.fullmatch, self._folder.objects()) if found
+        )
+
+    @contextlib.contextmanager
+    def files(self, step: int) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="resnet_flax-") as temporary:
+            local, remote = Path(temporary) / str(step), self._folder / str(step)
+            for name in remote.objects():
+                # One that was deleted since it was listed will be missed by the sums.
+                with contextlib.suppress(FileNotFoundError):
+                    (remote / name).download(local / name)
+            yield local
+
+    def prepare(self) -> None:
+        steps = set(map(str, self.steps()))
+        for name in self._folder.objects():
+            step, _, inner = name.partition("/")
+            if inner and re.fullmatch(STEP_NAME, step) and step not in steps:
+                (self._folder / name).unlink()
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(mode=0o700)
+
+    def close(self) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def part(self, step: int, attempt: int) -> Path:
+        return self._staging / f"{step}.{attempt}.part"
+
+    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
+        names = [str(path.relative_to(part)) for path in part.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: name == SUMS):
+            check_writer()  # Before each: one that lost its lock spoils as little as can be.
+            (self._folder / str(step) / name).upload(part / name)
+        self.discard(part)
+
+    def discard(self, part: Path) -> None:
+        _delete_all(self._staging, f"{part.name}*")
+
+    def delete(self, step: int) -> None:
+        (self._folder / str(step) / SUMS).unlink()
+        for name in (self._folder / str(step)).objects():
+            (self._folder / str(step) / name).unlink()
+
+    def set_aside(self, step: int) -> str:
+        aside = _free_name(self._folder, step)
+        for name in (self._folder / str(step)).objects():
+            (self._folder / str(step) / name).copy_to(self._folder / aside / name)
+        self.delete(step)
+        return aside
+
+
+def _delete_all(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _free_name(folder: AnyPath, step: int) -> str:
+    name = f"{step}.damaged"
+    while (folder / name).exists():
+        name += "-again"
+    return name
