@@ -60,25 +60,29 @@ def parse(text: str, say: Callable[[str], None]) -> Slice:
 
     Raises UserError, naming what there is.
     """
-    labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
-    there = {(node[_KIND], node[_TOPOLOGY]) for node in labels if _KIND in node}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    there = {node["Labels"][_KIND]: kind for node in nodes if (kind := _kind_of(node))}
     name = re.sub("^v5e", "v5litepod", text)
-    generation, _, topology = name.partition(":")
-    for kind, of_kind in there:
-        if name == kind:
-            generation, topology = kind.split("-")[0], of_kind
     try:
-        found = Slice(generation, topology)
+        found = there.get(name) or Slice(*name.split(":", 1))
         found.hosts()
-    except ValueError as error:
-        kinds = ", ".join(sorted(kind for kind, _ in there)) or "none"
+    except (TypeError, ValueError) as error:
+        kinds = ", ".join(sorted(there)) or "none"
         raise UserError(
             f"Expected --slice of a kind that the cluster has ({kinds}), or GENERATION:TOPOLOGY,"
             f" such as v5e:4x4, got {text!r}."
         ) from error
-    if (found.generation, found.topology) not in {(kind.split("-")[0], t) for kind, t in there}:
+    if found not in there.values():
         say(f"The cluster has no {text} yet: runs wait for one to join.")
     return found
+
+
+def _kind_of(node: dict[str, Any]) -> Slice | None:
+    """Of the slice that a node is a host of, None if it is of none."""
+    labels = node["Labels"]
+    if _KIND not in labels or _TOPOLOGY not in labels:
+        return None
+    return Slice(labels[_KIND].rpartition("-")[0], labels[_TOPOLOGY])
 
 
 class Slices:
@@ -88,13 +92,11 @@ class Slices:
         self._kind, self._variables = kind, variables
 
     def count(self) -> int:
-        labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+        # A slice of one host may be without a name.
         hosts_of = Counter(
-            node[_NAME]
-            for node in labels
-            if _NAME in node
-            and node.get(_TOPOLOGY) == self._kind.topology
-            and node.get(_KIND, "").startswith(f"{self._kind.generation}-")
+            node["Labels"].get(_NAME, node["NodeID"])
+            for node in ray.nodes()
+            if node["Alive"] and _kind_of(node) == self._kind
         )
         return sum(count == self._kind.hosts() for count in hosts_of.values())
 
