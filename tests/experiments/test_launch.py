@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -97,8 +98,13 @@ def commands(target, files, folder):
                 yield shlex.split(job["run"])
             else:
                 pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-                # Kubernetes reads $$( as $(.
-                yield [word.replace("$$(", "$(") for word in pods["containers"][0]["command"]]
+                yield [in_kubernetes(word) for word in pods["containers"][0]["command"]]
+
+
+def in_kubernetes(word):
+    """What it makes of a word of a command: variables, and $$ as $."""
+    variables = {"$$": "$", "$(HOME)": "/root"}
+    return re.sub(r"\$(\$|\(\w+\))", lambda match: variables[match[0]], word)
 
 
 def config_of(arguments):
