@@ -65,7 +65,7 @@ def missing():
     return [name for name in DAEMONS if shutil.which(name) is None]
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"Waited {seconds} s in vain."

@@ -91,7 +91,7 @@ def test_a_killed_node_costs_a_sweep_no_bit(cluster, tmp_path):
     assert (workdir / "report.html").exists()
     cluster.start_node(NODES[1])
     (process,) = start(whole, FOUR_RUNS, command=("sweep", *SHORT))
-    process.communicate(timeout=300)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     for kind, depth in [("plain", 8), ("residual", 8), ("plain", 14), ("residual", 14)]:
         assert_same_bits(*(folder(of, kind, depth).path for of in (whole, workdir)))
