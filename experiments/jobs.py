@@ -106,8 +106,8 @@ def gke(
     files = {}
     for run in sweep.runs:
         name = _job_name(f"{sweep.name}-{run}")
-        # Kubernetes puts in a variable where it finds $(NAME).
-        command = [word.replace("$(", "$$(") for word in sweep.command("python", f"--only={run}")]
+        # Kubernetes puts in a variable for $(NAME), and reads $$ as $.
+        command = [word.replace("$", "$$") for word in sweep.command("python", f"--only={run}")]
         command += _peers(f"{name}-hosts-0-0.{name}", resources.nodes, "$(JOB_COMPLETION_INDEX)")
         of_run = {"run": run, "job_name": name, "command": command}
         files[f"{run}.yaml"] = _render("gke.yaml", sweep, resources, **more, **of_run)

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, grid, jobs
-from resnet_flax import disk, experiment
+from resnet_flax import disk, experiment, parallel
 from resnet_flax.errors import FaultError, UserError
 
 
@@ -111,11 +111,8 @@ def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     runs = grid.expand(args.config.to_dict())
     for run in runs:
         experiment.build_model(run.config.model, num_classes=1)
-        if run.config.data.batch_size % args.devices_per_run:
-            raise UserError(
-                f"Expected --devices_per_run to divide the batch of {run.config.data.batch_size}"
-                f" images, got {args.devices_per_run}."
-            )
+        batch_size = run.config.data.batch_size
+        parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
     return runs
 
 

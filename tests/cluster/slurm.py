@@ -46,7 +46,7 @@ PartitionName=main Nodes=ALL Default=YES
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN\n"
 
 
-GOING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")
 
 
 class Element(NamedTuple):
@@ -65,7 +65,7 @@ def missing():
     return [name for name in DAEMONS if shutil.which(name) is None]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"Waited {seconds} s in vain."

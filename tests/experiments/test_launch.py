@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 import yaml
 from absl import flags
 from ml_collections import config_flags
+
+from experiments import jobs
+from resnet_flax.errors import UserError
 
 GIVEN = [
     "--config=configs/degradation.py:digits",
@@ -94,8 +98,13 @@ def commands(target, files, folder):
                 yield shlex.split(job["run"])
             else:
                 pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-                # Kubernetes reads $$( as $(.
-                yield [word.replace("$$(", "$(") for word in pods["containers"][0]["command"]]
+                yield [in_kubernetes(word) for word in pods["containers"][0]["command"]]
+
+
+def in_kubernetes(word):
+    """What it makes of a word of a command: variables, and $$ as $."""
+    variables = {"$$": "$", "$(HOME)": "/root"}
+    return re.sub(r"\$(\$|\(\w+\))", lambda match: variables[match[0]], word)
 
 
 def config_of(arguments):
@@ -147,42 +156,45 @@ def test_a_slice_that_was_taken_away_is_asked_for_again(files, tmp_path):
     assert (ended, done) == (0, ["create", "delete", "create", "delete"])
 
 
-SLURM, TPU, GKE = (
-    [f"--target={target}", *TARGETS[target]] for target in ("slurm", "tpu-vm", "gke")
-)
-
-
 @pytest.mark.parametrize(
-    "given, message",
+    "target, more, message",
     [
-        (["--target=pbs"], "should be one of <slurm|tpu-vm|gke|skypilot>"),
-        (["--target=tpu-vm"], "Expected --accelerator for --target=tpu-vm, which takes"),
-        ([*SLURM, "--zone=a"], "Expected no --zone for --target=slurm, which takes --accelerator"),
-        ([*SLURM, "--devices_per_run=3"], "to divide the batch of 128 images, got 3"),
-        ([*SLURM, "--devices_per_run=4", "--nodes_per_run=3"], "multiple of --nodes_per_run"),
-        ([*SLURM, "--config.depths=(21,)"], "Expected a depth of"),
-        ([*SLURM, "--config.run.optim.rl=1"], "accepted: boundaries"),
-        ([*SLURM, "--output=/proc/none"], "Choose another folder by --output."),
-        ([*TPU, "--workdir=/2026"], "job's name that begins with a letter"),
-        ([*GKE, f"--workdir=/{'w' * 40}"], "at most 45 characters"),
-        ([*GKE, "--topology=2x4"], "got 2x4 with nvidia-h100-80gb."),
-        ([*GKE, "--accelerator=tpu-v6e-slice"], "got None with tpu-v6e-slice."),
-        (
-            [*GKE, "--accelerator=tpu-v6e-slice", "--topology=2x4"],
-            "Expected --devices_per_run=8 for --topology=2x4, got 1",
-        ),
+        ("tpu-vm", [], "Expected --accelerator for --target=tpu-vm, which takes --accelerator"),
+        ("slurm", ["--zone=a"], "Expected no --zone for --target=slurm, which takes --accelerator"),
+        ("slurm", ["--devices_per_run=3"], "divisible by the number of devices, 3, got 128"),
+        ("slurm", ["--devices_per_run=4", "--nodes_per_run=3"], "multiple of --nodes_per_run"),
+        ("slurm", ["--config.depths=(21,)"], "Expected a depth of"),
+        ("slurm", ["--output=/proc/none"], "Choose another folder by --output."),
     ],
 )
 def test_what_cannot_be_launched_is_one_line_and_status_2_and_nothing_is_written(
-    tmp_path, given, message
+    tmp_path, target, more, message
 ):
-    command = [sys.executable, "-m", "experiments.launch", GIVEN[0], *given]
-    command.insert(3, f"--workdir={tmp_path}/sweep")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = launch(target, tmp_path / "sweep", *more)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def sweep_in(workdir):
+    return jobs.Sweep(GIVEN[:1], RUNS, workdir, Path("/checkout"), Path("/files"))
+
+
+@pytest.mark.parametrize(
+    "workdir, accelerator, topology, message",
+    [
+        ("/sweep", "nvidia-h100-80gb", "2x4", "Expected --topology, .* got 2x4 with nvidia"),
+        ("/sweep", "tpu-v6e-slice", None, "Expected --topology, .* got None with tpu-v6e-slice"),
+        ("/sweep", "tpu-v6e-slice", "4x4", "Expected --devices_per_run=16 for --topology=4x4"),
+        ("/2026", "tpu-v6e-slice", "2x4", "begins with a letter.* got 2026-plain-8-s0;"),
+        (f"/{'w' * 40}", "tpu-v6e-slice", "2x4", "at most 45 characters, got w"),
+    ],
+)
+def test_a_jobset_that_no_cluster_would_take_is_refused(workdir, accelerator, topology, message):
+    resources = jobs.Resources(accelerator, devices=8, nodes=2, spot=False)
+    with pytest.raises(UserError, match=message):
+        jobs.gke(sweep_in(workdir), resources, image="i", topology=topology, queue=None)
 
 
 def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
@@ -194,20 +206,20 @@ def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_
     assert f"{file}" in line and file.exists()
 
 
-@pytest.mark.parametrize(
-    "target, more",
-    [
-        ("slurm", []),
-        ("slurm", ["--accelerator=a100", "--devices_per_run=16", "--nodes_per_run=2"]),
-        ("tpu-vm", TARGETS["tpu-vm"]),
-    ],
-)
-def test_shellcheck_finds_nothing_in_a_script(target, more, tmp_path):
-    done = launch(target, tmp_path, *more)
-    script = done.stdout.splitlines()[0]
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    # SC2016: what is in single quotes is for another shell.
-    checked = subprocess.run(
-        [shellcheck, "--shell=bash", "--exclude=SC2016", script], capture_output=True, text=True
+@pytest.mark.parametrize("accelerator, nodes", [("", 1), ("gpu", 1), ("a100", 2)])
+def test_shellcheck_finds_nothing_in_a_batch_script(accelerator, nodes, tmp_path):
+    resources = jobs.Resources(accelerator, devices=8, nodes=nodes, spot=False)
+    files = jobs.slurm(
+        sweep_in("/my sweep"), resources, python="/my python", at_once=2, option=["--time=60"]
     )
-    assert (checked.returncode, checked.stdout) == (0, "")
+    assert findings(files["sweep.sbatch"]) == ""
+
+
+def test_shellcheck_finds_nothing_in_a_tpu_script(files):
+    assert findings(files["tpu-vm"]["sweep.sh"].read_text()) == ""
+
+
+def findings(script):
+    # SC2016: what is in single quotes is for another shell.
+    shellcheck = [Path(sys.executable).with_name("shellcheck"), "--exclude=SC2016", "-"]
+    return subprocess.run(shellcheck, input=script, capture_output=True, text=True).stdout
