@@ -11,9 +11,10 @@ BIN := .venv/bin
 PREPARE := .venv-prepare
 TORCH := .venv-torch
 TENSORBOARD := .venv-tensorboard
+SCHEDULERS := .venv-schedulers
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow soak benchmark tensorboard torch prepare cifar10 lock
+.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch prepare cifar10 lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -22,10 +23,14 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow and not cluster" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+
+# Real schedulers on this machine. For Slurm: apt-get install slurm-wlm munge; what is not installed is skipped.
+cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
+	$(BIN)/pytest -m cluster
 
 # Kills runs at 40 moments and compares their ends with those of undisturbed ones.
 soak: .venv/installed
@@ -58,7 +63,7 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate requirements-dev.txt -o requirements.lock
 
-.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python $(TENSORBOARD)/bin/python:
+.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python $(TENSORBOARD)/bin/python $(SCHEDULERS)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(@D)/..
@@ -81,4 +86,8 @@ $(TORCH)/installed: requirements-torch.txt | $(TORCH)/bin/python
 
 $(TENSORBOARD)/installed: requirements-tensorboard.txt | $(TENSORBOARD)/bin/python
 	$(TENSORBOARD)/bin/python -m pip install --quiet -r requirements-tensorboard.txt
+	touch $@
+
+$(SCHEDULERS)/installed: requirements-schedulers.txt | $(SCHEDULERS)/bin/python
+	$(SCHEDULERS)/bin/python -m pip install --quiet -r requirements-schedulers.txt
 	touch $@

@@ -16,7 +16,14 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from experiments import benchmark_convolution, benchmark_input, cli, describe, figures
+from experiments import (
+    benchmark_convolution,
+    benchmark_engine,
+    benchmark_input,
+    cli,
+    describe,
+    figures,
+)
 from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
 from resnet_flax import disk, environment
@@ -88,7 +95,7 @@ def _multiply_adds(case: Case) -> int:
     classes = 1000 if case.family == "imagenet" else 10
     model = build_resnet(case.family, case.depth, case.shortcut, num_classes=classes)
     image_shape = (case.size, case.size, case.channels)
-    return describe.totals(describe.layer_table(model, image_shape))[1]
+    return describe.multiply_adds(model, image_shape)
 
 
 def measure_depth(rounds: int) -> Iterator[Row]:
@@ -207,6 +214,8 @@ def main(args: flags.FlagValues) -> None:
             raise UserError(
                 f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
             )
+    folder = disk.path(args.workdir)
+    disk.check(folder)
     suites: dict[str, Callable[[], Iterator[Row]]] = {
         "steps": lambda: measure_steps(rounds, torch),
         "depth": lambda: measure_depth(rounds),
@@ -217,6 +226,7 @@ def main(args: flags.FlagValues) -> None:
         "convolution": lambda: benchmark_convolution.measure(rounds),
         "input": lambda: benchmark_input.measure(rounds, torch, tensorflow),
         "stream": benchmark_input.measure_loop,
+        "engine": benchmark_engine.measure,
         "accelerator": lambda: measure_accelerator(rounds, torch, args.batch_size),
     }
     rows = []
@@ -224,7 +234,6 @@ def main(args: flags.FlagValues) -> None:
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
-    folder = disk.path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
@@ -240,7 +249,7 @@ def main(args: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution"]
-    names += ["input", "stream", "accelerator"]
+    names += ["input", "stream", "engine", "accelerator"]
     flags.DEFINE_enum("suite", "steps", names, "What to measure.")
     flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
     flags.DEFINE_string(

@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -48,8 +48,7 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
-    cpu.keep_barriers()
-    _keep_compiled_programs()
+    set_up()
     try:
         app.run(
             lambda _: _exit_status(main),
@@ -73,8 +72,6 @@ def _complain(line: str, status: int) -> int:
 
 def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
     """absl's, but what is wrong is said in one line, also where the config's file raises it."""
-    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
-    logging.set_verbosity(logging.FATAL)
     argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
@@ -83,9 +80,7 @@ def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
-            workdir = disk.path(flags.FLAGS.workdir)
-            disk.check(workdir)
-            flags.FLAGS.workdir = str(workdir)
+            flags.FLAGS.workdir = str(disk.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:
@@ -107,16 +102,10 @@ def _last_line(error: Exception) -> str:
 
 def _unknown_field(argv: list[str]) -> str:
     """What to say of the first flag that sets a field its config lacks; "" if none does."""
-    given = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    given += [value for arg, value in itertools.pairwise(argv) if arg == "--config"]
-    file, _, argument = "".join(given[:1]).partition(":")
-    try:
-        config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
-    except Exception:  # That is what is wrong, then, and said by the caller.
-        return ""
-    for flag in (arg for arg in argv if arg.startswith("--config.")):
-        section = config
-        for name in flag.split("=")[0].split(".")[1:]:
+    for flag in (arg for arg in argv if arg.startswith("--")):
+        config, *fields = flag[2:].partition("=")[0].split(".")
+        section = _load_config(argv, config) if fields else None
+        for name in fields if section is not None else ():
             if name not in getattr(section, "keys", list)():
                 accepted = ", ".join(getattr(section, "keys", list)()) or "no field below it"
                 return f"Unknown config field in {flag}; accepted: {accepted}."
@@ -124,8 +113,26 @@ def _unknown_field(argv: list[str]) -> str:
     return ""
 
 
-def _keep_compiled_programs() -> None:
-    """The second run of a network starts in seconds. JAX_COMPILATION_CACHE_DIR moves the folder."""
+def _load_config(argv: list[str], name: str) -> Any:
+    """What the file of --NAME=FILE.py:ARGUMENT gives; None if it cannot be had."""
+    given = [arg.partition("=")[2] for arg in argv if arg.startswith(f"--{name}=")]
+    given += [value for arg, value in itertools.pairwise(argv) if arg == f"--{name}"]
+    file, _, argument = "".join(given[:1]).partition(":")
+    try:
+        return runpy.run_path(file)["get_config"](*filter(None, [argument]))
+    except Exception:  # That is what is wrong, then, and said by the caller.
+        return None
+
+
+def set_up() -> None:
+    """What every process begins with, before the first use of a device.
+
+    Compiled programs are kept, so that the second run of a network starts in seconds;
+    JAX_COMPILATION_CACHE_DIR moves the folder.
+    """
+    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
+    logging.set_verbosity(logging.FATAL)
+    cpu.keep_barriers()
     jax = sys.modules.get("jax")
     if jax is None:  # A report needs none.
         return

@@ -3,6 +3,7 @@
 python -m experiments.describe --config=configs/imagenet.py:resnet34
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -84,10 +85,39 @@ def _kind(module: nn.Module, x: jax.Array) -> str:
     return "identity block, padded" if grows else "identity block"
 
 
+def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Of a forward pass of one image, in any depth's time: two blocks of a stage are traced.
+
+    The blocks of a stage after its first are equal.
+    """
+    if not isinstance(model, resnet.ResNet):
+        return totals(layer_table(model, image_shape))[1]
+    counts = model.blocks_per_stage
+    repeats = {f"stage{stage}_block2": count - 1 for stage, count in enumerate(counts, 1)}
+    short = model.clone(scan=False, remat=False, blocks_per_stage=tuple(min(n, 2) for n in counts))
+    return sum(
+        part.multiply_adds * repeats.get(part.name, 1) for part in _short_table(short, image_shape)
+    )
+
+
+@functools.cache
+def _short_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
+    """The rows that are not inside another."""
+    return [part for part in layer_table(model, image_shape) if "/" not in part.name]
+
+
 def totals(parts: list[Part]) -> tuple[int, int]:
     """Parameters and multiply-adds of a whole network: the rows that are not inside another."""
     whole = [part for part in parts if "/" not in part.name]
     return sum(part.parameters for part in whole), sum(part.multiply_adds for part in whole)
+
+
+def trained_images(config: schema.DataConfig) -> tuple[tuple[int, int, int], int]:
+    """Shape (H, W, C) of what a network is trained on, and the class count; nothing is read."""
+    image_shape, num_classes = sources.describe(config.name, config.data_dir)
+    if config.crop != "none":
+        image_shape = (config.image_size, config.image_size, 3)
+    return image_shape, num_classes
 
 
 def vgg19_multiply_adds() -> int:
@@ -97,9 +127,7 @@ def vgg19_multiply_adds() -> int:
 
 def main(args: flags.FlagValues) -> None:
     config = schema.parse(args.config.to_dict(), schema.RunConfig)
-    image_shape, num_classes = sources.describe(config.data.name, config.data.data_dir)
-    if config.data.crop != "none":
-        image_shape = (config.data.image_size, config.data.image_size, 3)
+    image_shape, num_classes = trained_images(config.data)
     experiment.check_image_shape(config.model, image_shape)
     parts = layer_table(experiment.build_model(config.model, num_classes), image_shape)
     parameters, multiply_adds = totals(parts)

@@ -1,38 +1,66 @@
-"""The engine that takes the runs of a grid to their ends: here, one after another."""
+"""The engine that takes the runs of a grid to their ends here, one after another."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import jax
 
 from experiments.grid import GridRun
+from resnet_flax import loop
 from resnet_flax.errors import TryAgainError, summary
 from resnet_flax.interrupt import StopRequest
+from resnet_flax.progress import RunProgress
 from resnet_flax.records import State
+
+OnChange = Callable[[GridRun, State, str], None]
+
+
+class Engine(Protocol):
+    """Takes runs to their ends, in a folder each below `workdir`, or until it is told to stop.
+
+    `on_change` hears each new state, with the error's first line or "". A run that fails does not
+    end the sweep, nor does one that another process is at work on.
+    """
+
+    def __call__(
+        self,
+        runs: Sequence[GridRun],
+        workdir: Path,
+        progress: RunProgress,
+        stop: StopRequest,
+        on_change: OnChange,
+    ) -> None: ...
 
 
 def run_here(
     runs: Sequence[GridRun],
-    run_one: Callable[[GridRun], State],
-    on_change: Callable[[GridRun, State, str], None],
+    workdir: Path,
+    progress: RunProgress,
     stop: StopRequest,
+    on_change: OnChange,
 ) -> None:
-    """Calls `run_one` for each run in this process.
-
-    A run that fails does not end the sweep, unless it is trained by several processes, which must
-    not part ways; nor does one that another process is at work on; a request to stop does.
-    `on_change` hears each new state, with the error's first line or "".
-    """
+    """An `Engine`: each run in this process, or in these, which then must not part ways."""
     for run in runs:
         on_change(run, "running", "")
-        error_line = ""
-        try:
-            state = run_one(run)
-        except TryAgainError as error:
-            state, error_line = "running", summary(error)
-        except Exception as error:
-            if jax.process_count() > 1:
-                raise
-            state, error_line = "failed", summary(error)
-        on_change(run, state, error_line)
+        on_change(run, *attempt(run, workdir, progress, stop))
         if stop.reached():
             return
+
+
+def attempt(
+    run: GridRun, workdir: Path, progress: RunProgress, stop: StopRequest
+) -> tuple[State, str]:
+    """Trains a run; its state then, and an error's first line or "".
+
+    With several processes an error is raised, since they must not part ways.
+    """
+    config = run.config.model_dump(mode="json")
+    try:
+        return loop.train_and_evaluate(config, workdir / run.name, progress, stop), ""
+    except TryAgainError as error:
+        return "running", summary(error)
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise
+        return "failed", summary(error)

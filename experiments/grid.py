@@ -1,11 +1,13 @@
 """The grid of a sweep, kind x depth x seed: which runs there are, their names and configs."""
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from resnet_flax import schema, sweeps
+from experiments import describe
+from resnet_flax import experiment, schema, sweeps
 from resnet_flax.disk import AnyPath
 from resnet_flax.models.resnet import Shortcut
 
@@ -39,7 +41,8 @@ class GridRun(NamedTuple):
     def point(self) -> sweeps.GridPoint:
         config = self.config
         sizes = config.model.depth, config.seed, config.steps, config.data.batch_size
-        return sweeps.GridPoint(self.name, self.kind, *sizes)
+        cost = _multiply_adds(config.model, config.data)
+        return sweeps.GridPoint(self.name, self.kind, *sizes, cost)
 
 
 def expand(config: Mapping[str, Any]) -> list[GridRun]:
@@ -68,6 +71,19 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
     Runs of an earlier grid in the same folder stay in it.
     """
     entries = {
-        run.name: {"kind": run.kind, "config": run.config.model_dump(mode="json")} for run in runs
+        run.name: {
+            "kind": run.kind,
+            "config": run.config.model_dump(mode="json"),
+            "multiply_adds": run.point.multiply_adds,
+        }
+        for run in runs
     }
     sweeps.add_runs(workdir, entries)
+
+
+@functools.cache
+def _multiply_adds(model: schema.ModelConfig, data: schema.DataConfig) -> int:
+    """Of a forward pass of one image; the data set is not read, but for its description."""
+    image_shape, num_classes = describe.trained_images(data)
+    experiment.check_image_shape(model, image_shape)
+    return describe.multiply_adds(experiment.build_model(model, num_classes), image_shape)

@@ -48,15 +48,10 @@ class RunMonitor:
         return max([saved, *(record["step"] for record in self.last.values())])
 
     @property
-    def work(self) -> int:
-        """Layers times images: what training costs, up to a factor that all runs share."""
-        return self.point.depth * self.point.batch_size * self.point.steps
-
-    @property
     def work_left(self) -> int:
-        """Of `work`, what is still to be done."""
+        """Of the point's `work`, what is still to be done."""
         steps = 0 if self.state in ENDED else max(0, self.point.steps - self.step)
-        return self.point.depth * self.point.batch_size * steps
+        return self.point._replace(steps=steps).work
 
     @property
     def error(self) -> float | None:
@@ -80,7 +75,7 @@ class RunMonitor:
         rate = self.images_per_second
         if self.state != "running" or rate is None:
             return None
-        return self.work_left / self.point.depth / rate
+        return self.work_left / self.point.multiply_adds / rate
 
     def _shown(self, metric: str) -> float | None:
         return number(self.last.get("train") or self.last.get("running", {}), metric)
@@ -183,7 +178,7 @@ class SweepMonitor:
 
     @property
     def work(self) -> int:
-        return sum(run.work for run in self.runs)
+        return sum(run.point.work for run in self.runs)
 
     @property
     def work_left(self) -> int:
@@ -195,8 +190,10 @@ class SweepMonitor:
 
         None before anything is measured.
         """
-        took = [(run.work, run.seconds) for run in self.runs if run.seconds and run.seconds > 0]
-        rates = [run.point.depth * (run.images_per_second or 0) for run in self.runs]
+        took = [
+            (run.point.work, run.seconds) for run in self.runs if run.seconds and run.seconds > 0
+        ]
+        rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in self.runs]
         if took:
             speed = sum(work for work, _ in took) / sum(seconds for _, seconds in took)
         elif any(rates):

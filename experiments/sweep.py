@@ -1,18 +1,21 @@
 """Runs the grid kind x depth x seed of a config, or what is missing of it; ends with the report.
 
 python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
+python -m experiments.sweep ... --engine=ray --devices_per_run=1 [--address=HOST:PORT]
 """
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import cli, devices, engine, grid, report, sweep_table
+from experiments.engine import Engine
 from experiments.grid import GridRun
 from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import disk, experiment, hosts, loop, schema
+from resnet_flax import disk, experiment, hosts, parallel, schema
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
@@ -20,7 +23,9 @@ from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
 
-def run_sweep(runs: Sequence[GridRun], workdir: AnyPath) -> dict[str, State]:
+def run_sweep(
+    runs: Sequence[GridRun], workdir: AnyPath, run_all: Engine = engine.run_here
+) -> dict[str, State]:
     """Every run to its end, what is finished skipped; returns the state of each that was begun."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
@@ -30,10 +35,6 @@ def run_sweep(runs: Sequence[GridRun], workdir: AnyPath) -> dict[str, State]:
     view = functools.partial(sweep_table.live_table, monitor)
     with RunProgress(quiet=not hosts.is_first(), view=view) as progress, StopRequest() as stop:
         live = report.LivePage(workdir, progress.say)
-
-        def run_one(run: GridRun) -> State:
-            config = run.config.model_dump(mode="json")
-            return loop.train_and_evaluate(config, workdir / run.name, progress, stop)
 
         def on_change(run: GridRun, state: State, error: str) -> None:
             states[run.name] = state
@@ -47,7 +48,7 @@ def run_sweep(runs: Sequence[GridRun], workdir: AnyPath) -> dict[str, State]:
                 monitor.refresh()
                 progress.say(_finished_line(monitors[run.name], monitor.seconds_left))
 
-        engine.run_here(runs, run_one, on_change, stop)
+        run_all(runs, workdir, progress, stop, on_change)
     return states
 
 
@@ -68,25 +69,66 @@ def check(runs: Sequence[GridRun], workdir: AnyPath) -> None:
 
 
 def main(args: flags.FlagValues) -> int:
-    runs = grid.expand(args.config.to_dict())
-    with devices.together(args, runs[0].config):
-        return sweep(runs, disk.path(args.workdir))
+    runs, workdir = grid.expand(args.config.to_dict()), disk.path(args.workdir)
+    _check_names(args.only, runs)
+    if args.engine == "local":
+        _refuse(args, ("address", "slice", "devices_per_run"), "--engine=ray")
+        with devices.together(args, runs[0].config):
+            return sweep(runs, workdir, only=args.only)
+    _refuse(args, ("coordinator", "num_processes", "process_id"), "--engine=local")
+    try:
+        from experiments import cluster
+    except ImportError as error:
+        raise UserError(
+            f"Expected Ray for --engine=ray ({error}); it is installed by: pip install -r"
+            " requirements-ray.txt -c requirements.lock"
+        ) from error
+    with cluster.ray_engine(
+        args.address, args.devices_per_run, args.slice, args.max_failures, workdir
+    ) as (run_all, devices_per_run):
+        for run in runs:
+            parallel.check_divisible("data.batch_size", run.config.data.batch_size, devices_per_run)
+        return sweep(runs, workdir, run_all, args.only)
 
 
-def sweep(runs: Sequence[GridRun], workdir: AnyPath) -> int:
-    """Runs what is missing, writes the report, says what is still missing; the exit status."""
+def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> None:
+    """Raises UserError if one of these was given."""
+    for name in names:
+        if args[name].present:
+            raise UserError(f"Expected {engine_flag} with --{name}, got --engine={args.engine}.")
+
+
+def _check_names(only: Sequence[str], runs: Sequence[GridRun]) -> None:
+    names = [run.name for run in runs]
+    for name in only:
+        if name not in names:
+            raise UserError(f"Expected --only of {', '.join(names)}; got {name}.")
+
+
+def sweep(
+    runs: list[GridRun],
+    workdir: AnyPath,
+    run_all: Engine = engine.run_here,
+    only: Sequence[str] = (),
+) -> int:
+    """Runs what is missing, writes the report, says what is still missing; the exit status.
+
+    `only`: names of runs; the others are left, and the report to whoever ends the last of them.
+    """
+    whole, runs = runs, [run for run in runs if not only or run.name in only]
     check(runs, workdir)
     if hosts.is_first():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            grid.save(runs, workdir)
+            grid.save(whole, workdir)
         except OSError as error:
             raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
-    states = run_sweep(runs, workdir)
+    states = run_sweep(runs, workdir, run_all)
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)
     if hosts.is_first():
-        report.write(workdir)
+        if not only or _is_over(whole, workdir):
+            report.write(workdir)
         if missing:
             parts = ", ".join(f"{count} {state}" for state, count in missing.items())
             goes_on = " The same command goes on." if missing.keys() - {"diverged"} else ""
@@ -97,7 +139,23 @@ def sweep(runs: Sequence[GridRun], workdir: AnyPath) -> int:
     return cli.EXIT_STATUS["preempted"] if stopped else cli.FAILURE
 
 
+def _is_over(runs: Sequence[GridRun], workdir: AnyPath) -> bool:
+    monitor = SweepMonitor(workdir, [run.point for run in runs])
+    monitor.refresh()
+    return monitor.is_over
+
+
 if __name__ == "__main__":
+    flags.DEFINE_list("only", [], "Names of runs of the grid; all by default.")
+    flags.DEFINE_enum("engine", "local", ["local", "ray"], "One run after another, or Ray.")
+    flags.DEFINE_string(
+        "address",
+        os.environ.get("RAY_ADDRESS", ""),
+        "HOST:PORT of a Ray cluster; none: this machine.",
+    )
+    flags.DEFINE_integer("devices_per_run", 1, "Of one node, held by each run.", lower_bound=1)
+    flags.DEFINE_string("slice", "", "Each run takes a whole TPU slice: v5e-16, or v5e:4x4.")
+    flags.DEFINE_integer("max_failures", 2, "How many of its own a run is forgiven.", lower_bound=0)
     cli.run(
         main,
         config=True,

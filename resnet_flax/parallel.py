@@ -29,6 +29,16 @@ def means_and_sums(means: M, sums: S) -> tuple[M, S]:
     return jax.tree.map(lambda total: total / count, means), sums
 
 
+def check_divisible(field: str, batch_size: int, count: int) -> None:
+    """Raises UserError unless each of so many devices gets the same share of the batch."""
+    if batch_size < 1 or batch_size % count:
+        below = max(batch_size - batch_size % count, count)
+        raise UserError(
+            f"Expected {field} divisible by the number of devices, {count}, got {batch_size};"
+            f" the nearest: {below} and {below + count}."
+        )
+
+
 class Devices:
     """All devices of all processes along one axis, and how a step is mapped over them.
 
@@ -48,13 +58,7 @@ class Devices:
 
     def check_divisible(self, field: str, batch_size: int) -> None:
         """Raises UserError unless every device gets the same share of the batch."""
-        count = len(self.devices)
-        if batch_size < 1 or batch_size % count:
-            below = max(batch_size - batch_size % count, count)
-            raise UserError(
-                f"Expected {field} divisible by the number of devices, {count}, got {batch_size};"
-                f" the nearest: {below} and {below + count}."
-            )
+        check_divisible(field, batch_size, len(self.devices))
 
     def rounded_up(self, batch_size: int) -> int:
         """The next size of a batch of which every device gets the same share."""

@@ -158,14 +158,17 @@ class RunConfig(Section):
         return self
 
 
-def parse(config: Mapping[str, Any], schema: type[S]) -> S:
-    """Checks names, types and ranges. Raises UserError naming the first field that is wrong."""
+def parse(config: Mapping[str, Any], schema: type[S], flag: str = "config") -> S:
+    """Checks names, types and ranges. Raises UserError naming the first field that is wrong.
+
+    `flag`: the one that the config was given by.
+    """
     try:
         # By way of JSON: a config from a file and one from a command line are read alike.
         return schema.model_validate_json(json.dumps(config))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(["config", *map(str, first["loc"])])
+        field = ".".join([flag, *map(str, first["loc"])])
         shows = first["loc"] and first["type"] not in ("missing", "value_error")
         got = f", got {first['input']!r}" if shows else ""
         said = first["msg"].removeprefix("Value error, ")

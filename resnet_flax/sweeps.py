@@ -21,7 +21,11 @@ COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
 
 
 class GridPoint(NamedTuple):
-    """A run's place in the grid, and how long it is; `batch_size` is in images, of all devices."""
+    """A run's place in the grid, and how long it is.
+
+    - `batch_size`: in images, of all devices.
+    - `multiply_adds`: of a forward pass of one image.
+    """
 
     name: str
     kind: str
@@ -29,6 +33,12 @@ class GridPoint(NamedTuple):
     seed: int
     steps: int
     batch_size: int
+    multiply_adds: int
+
+    @property
+    def work(self) -> int:
+        """What its training costs in multiply-adds of forward passes."""
+        return self.multiply_adds * self.batch_size * self.steps
 
 
 class _Strict(pydantic.BaseModel):
@@ -53,6 +63,8 @@ class _Config(_Strict):
 class _Entry(_Strict):
     kind: KindName
     config: _Config
+    multiply_adds: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Grids of an earlier time lack it."""
 
 
 class _Grid(_Strict):
@@ -80,7 +92,7 @@ class SweepFolder:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise UserError(f"Cannot use {file}: {field!r}: {first['msg']}.") from error
-        self.points = {name: _point(name, entry) for name, entry in grid.runs.items()}
+        self.points = _points(grid.runs)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)
@@ -117,14 +129,22 @@ class SweepFolder:
 
 
 def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
-    """Writes `sweep.json`: name -> {"kind", "config"}; runs of an earlier grid stay in it."""
+    """Writes `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
+
+    Runs of an earlier grid stay in it.
+    """
     file = path / "sweep.json"
     earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
     disk.write_json(file, {"runs": {**earlier, **runs}})
 
 
-def _point(name: str, entry: _Entry) -> GridPoint:
-    config = entry.config
-    return GridPoint(
-        name, entry.kind, config.model.depth, config.seed, config.steps, config.data.batch_size
-    )
+def _points(entries: Mapping[str, _Entry]) -> dict[str, GridPoint]:
+    # Where one lacks its cost, depths stand for all, so that costs compare.
+    known = all(entry.multiply_adds for entry in entries.values())
+    points = {}
+    for name, entry in entries.items():
+        config = entry.config
+        cost = entry.multiply_adds if known and entry.multiply_adds else config.model.depth
+        sizes = config.model.depth, config.seed, config.steps, config.data.batch_size, cost
+        points[name] = GridPoint(name, entry.kind, *sizes)
+    return points

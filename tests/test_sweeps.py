@@ -57,3 +57,15 @@ def test_what_is_not_known_of_an_earlier_run_is_kept_when_others_are_added(tmp_p
     added = {"plain-8-s9": before["plain-8-s0"]}
     sweeps.add_runs(tmp_path, added)
     assert json.loads((tmp_path / "sweep.json").read_text())["runs"] == before | added
+
+
+def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):
+    entries = json.loads((DIGITS / "sweep.json").read_text())["runs"]
+    names = ["plain-8-s0", "plain-56-s0"]
+    old = {name: {key: entries[name][key] for key in ("kind", "config")} for name in names}
+    for costs, expected in [((7, 9), (7, 9)), ((7, None), (8, 56))]:
+        for name, cost in zip(names, costs, strict=True):
+            sweeps.add_runs(tmp_path, {name: old[name] | {"multiply_adds": cost}})
+        points = SweepFolder(tmp_path).points
+        assert tuple(points[name].multiply_adds for name in names) == expected
+        assert [points[name].work for name in names] == [cost * 128 * 240 for cost in expected]

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from experiments import benchmark, figures
+from experiments import benchmark, benchmark_engine, figures
 from experiments.benchmark_runs import alternate, ours, spread
 from resnet_flax.errors import FaultError
 
@@ -46,3 +46,12 @@ def test_costs_are_drawn_against_depth(tmp_path):
     drawn = (tmp_path / "costs.svg").read_text()
     assert "unrolled" in drawn
     assert "scanned" in drawn
+
+
+def test_utilisation_counts_busy_cores_once_each_has_ended_its_first_run():
+    tasks = [("a", 0, 4), ("b", 1, 4), ("a", 4.5, 1.5), ("b", 5.2, 2.8), ("a", 6, 1)]
+    row = benchmark_engine._utilisation(tasks, cores=2)
+    assert row["first_runs_s"] == 5  # Until b has ended its first, at 5; the last ends at 8.
+    assert row["utilisation"] == pytest.approx((1 + 1 + 2.8) / (2 * 3))
+    assert row["median_gap_ms"] == pytest.approx(200)  # Of 500, 200 and 0.
+    assert (row["processes"], row["median_run_s"]) == (2, 1.5)

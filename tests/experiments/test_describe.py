@@ -65,3 +65,15 @@ def test_totals_count_every_part_once(net, parameters, multiply_adds):
     counted = describe.totals(table(cifar10.get_config(net), (32, 32, 3), 10))
     assert counted[0] == parameters
     assert counted[1] == pytest.approx(multiply_adds, rel=0.005)  # The reference has 3 digits.
+
+
+@pytest.mark.parametrize("net", ["plain8", "resnet14", "resnet44"])
+@pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
+def test_multiply_adds_of_a_whole_network_are_those_of_its_table(net, shortcut):
+    config = cifar10.get_config(net)
+    config.model.update(shortcut=shortcut, scan="on", remat=True)
+    model = experiment.build_model(
+        schema.parse(config.to_dict(), schema.RunConfig).model, num_classes=10
+    )
+    whole = describe.layer_table(model.clone(remat=False), (8, 8, 1))
+    assert describe.multiply_adds(model, (8, 8, 1)) == describe.totals(whole)[1]

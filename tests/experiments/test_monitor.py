@@ -8,7 +8,7 @@ from resnet_flax import lock, records
 from resnet_flax.records import RunFolder, Status
 from resnet_flax.sweeps import GridPoint
 
-POINT = GridPoint("plain-8-s0", "plain", depth=8, seed=0, steps=100, batch_size=16)
+POINT = GridPoint("plain-8-s0", "plain", depth=8, seed=0, steps=100, batch_size=16, multiply_adds=8)
 TRAIN = {"kind": "train", "loss": 2.0, "error": 0.75, "images_per_second": 80.0}
 TEST = {"kind": "eval", "split": "test", "loss": 1.0, "error": 0.5}
 
@@ -137,12 +137,14 @@ def test_a_reason_is_one_line_without_control_characters(folder):
     assert line == "plain-8-s0  step 20/100  failed: [red]no [2J space"
 
 
-def test_the_time_left_counts_layers_and_is_measured_by_runs_that_have_finished(folder, tmp_path):
-    waiting = POINT._replace(name="plain-32-s0", depth=32)
+def test_the_time_left_counts_multiply_adds_and_is_measured_by_runs_that_have_finished(
+    folder, tmp_path
+):
+    waiting = POINT._replace(name="plain-32-s0", multiply_adds=32)
     sweep = SweepMonitor(tmp_path, [POINT, waiting])
     sweep.refresh()
     left = (8 * 80 + 32 * 100) * 16
-    assert sweep.seconds_left == left / (8 * 80)  # At 80 images a second through 8 layers.
+    assert sweep.seconds_left == left / (8 * 80)  # At 80 images of 8 multiply-adds a second.
     folder.add_environment({"started": "2026-01-01T00:00:00+00:00"})
     ended = {"state": "finished", "step": 100, "updated": "2026-01-01T00:00:40+00:00"}
     folder.status_file.write_text(json.dumps(Status("finished")._asdict() | ended))

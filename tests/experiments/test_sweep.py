@@ -84,7 +84,7 @@ def test_the_exit_status_and_the_last_line_say_what_is_missing(
 ):
     runs = grid.expand(tiny_sweep | {"depths": (8,), "seeds": (0,)})
 
-    def run_sweep(runs, workdir):
+    def run_sweep(runs, workdir, run_all):
         return {run.name: "finished" if run.kind == "plain" else state for run in runs}
 
     monkeypatch.setattr(sweep, "run_sweep", run_sweep)
@@ -92,6 +92,18 @@ def test_the_exit_status_and_the_last_line_say_what_is_missing(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"1 of 2 runs finished; 1 {state}.")
     assert ("The same command goes on." in last) == goes_on
+
+
+def test_a_part_of_the_grid_leaves_the_report_to_whoever_ends_the_last_run(
+    tiny_sweep, tmp_path, capsys
+):
+    runs = grid.expand(tiny_sweep | {"depths": (8,), "seeds": (0,)})
+    assert sweep.sweep(runs, tmp_path, only=["residual-8-s0"]) == 0
+    assert not (tmp_path / "table.csv").exists()
+    assert not (tmp_path / "plain-8-s0").exists()
+    assert "plain-8-s0" in (tmp_path / "sweep.json").read_text()
+    assert sweep.sweep(runs, tmp_path, only=["plain-8-s0"]) == 0
+    assert (tmp_path / "table.csv").exists()
 
 
 def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(

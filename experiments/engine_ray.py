@@ -1,0 +1,183 @@
+"""The engine that takes the runs of a grid to their ends on Ray.
+
+Each run is a task that holds its devices, on this machine or wherever a cluster has them, or a
+gang over the hosts of a TPU slice (`gang.py`). Ray finds the places. Here is decided what comes
+next, the longest first, and what is tried again: a run whose node is lost without limit, one that
+fails by itself a stated number of times. It goes on from its last checkpoint, and its folder's lock
+keeps out a process that lives on where it was thought dead.
+"""
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ray
+from ray import exceptions
+
+from experiments import cli, engine
+from experiments.engine import OnChange
+from experiments.grid import GridRun
+from resnet_flax.errors import UserError
+from resnet_flax.interrupt import StopRequest
+from resnet_flax.lock import STALE_SECONDS
+from resnet_flax.progress import RunProgress
+from resnet_flax.records import RunFolder, State
+
+POLL_SECONDS = 0.2
+REST_SECONDS = 2.0
+PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
+_ENDED: tuple[State, ...] = ("finished", "diverged")
+
+
+class Attempt(NamedTuple):
+    """A run that Ray has been given."""
+
+    run: GridRun
+    result: "futures.Future[tuple[State, str]]"
+    """The state, and why; "preempted" if it is to be placed again."""
+    cancel: Callable[[], object]
+    """Asks it to stop where it can resume."""
+
+
+class Places(Protocol):
+    """Where runs are placed."""
+
+    def count(self) -> int:
+        """How many runs to leave to Ray at once, to be at work or to wait for a place."""
+        ...
+
+    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+        """Hands a run to Ray."""
+        ...
+
+
+class Devices:
+    """So many devices of one node for each run: TPU chips, else GPUs, else cores."""
+
+    def __init__(self, per_run: int, variables: dict[str, str]):
+        """`variables`: of the tasks' environment. Raises UserError if no node has the devices."""
+        self._per_run = per_run
+        everywhere = ray.cluster_resources()
+        self.kind = next((kind for kind in ("TPU", "GPU") if everywhere.get(kind)), "CPU")
+        largest = max((int(node.get(self.kind, 0)) for node in nodes()), default=0)
+        if per_run > largest:
+            raise UserError(
+                f"Expected --devices_per_run of at most {largest}, the {self.kind} count of the"
+                f" largest node, got {per_run}."
+            )
+        held: dict[str, Any] = {"num_cpus": per_run if self.kind == "CPU" else 1}
+        if self.kind == "CPU":
+            variables = {"JAX_NUM_CPU_DEVICES": str(per_run)} | variables
+        elif self.kind == "GPU":
+            held["num_gpus"] = per_run
+        else:
+            held["resources"] = {"TPU": per_run}
+        self._task = ray.remote(
+            **held,
+            max_retries=0,
+            # In a process, JAX keeps the accelerators that it first saw.
+            max_calls=0 if self.kind == "CPU" else 1,
+            runtime_env={"env_vars": variables},
+        )(_train)
+
+    def count(self) -> int:
+        # As many wait as work: no device idles, and an autoscaler sees what is wanted.
+        return 2 * sum(int(node.get(self.kind, 0)) // self._per_run for node in nodes())
+
+    def begin(self, run: GridRun, workdir: Path) -> Attempt:
+        reference = self._task.options(name=run.name).remote(run, workdir)
+        return Attempt(run, reference.future(), functools.partial(ray.cancel, reference))
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _train(run: GridRun, workdir: Path) -> tuple[State, str]:
+    """What a task does."""
+    cli.set_up()
+    return attempt(run, workdir)
+
+
+def attempt(run: GridRun, workdir: Path) -> tuple[State, str]:
+    """As `engine.attempt`, but patient: a process that was thought lost may hold the lock a while.
+
+    Several processes of a run wait equally often.
+    """
+    with RunProgress(quiet=True) as progress, StopRequest() as stop:
+        for _ in range(PATIENCE):
+            state, line = engine.attempt(run, workdir, progress, stop)
+            if state != "running" or stop.reached():
+                break
+            time.sleep(REST_SECONDS)
+    return state, line
+
+
+def run_on(
+    places: Places,
+    max_failures: int,
+    runs: Sequence[GridRun],
+    workdir: Path,
+    progress: RunProgress,
+    stop: StopRequest,
+    on_change: OnChange,
+) -> None:
+    """An `Engine` once `places`, and how many failures of its own a run is forgiven, are set."""
+    queue = _unended(runs, workdir, on_change)
+    begun: list[Attempt] = []
+    failures, stopping = Counter[str](), False
+    while queue or begun:
+        while queue and len(begun) < max(places.count(), 1):
+            run = queue.pop(0)
+            begun.append(places.begin(run, workdir))
+            on_change(run, "running", "")
+        waiting = [attempt.result for attempt in begun]
+        done = futures.wait(waiting, POLL_SECONDS, futures.FIRST_COMPLETED).done
+        ended = [attempt for attempt in begun if attempt.result in done]
+        begun = [attempt for attempt in begun if attempt.result not in done]
+        for run, (state, line) in ((attempt.run, _outcome(attempt)) for attempt in ended):
+            failures[run.name] += state == "failed"
+            if state == "preempted" and not stopping:
+                progress.say(f"{run.name}: {line}; it is placed again.")
+                queue.insert(0, run)
+            elif state == "failed" and failures[run.name] <= max_failures and not stopping:
+                progress.say(
+                    f"{run.name}: tried again, {failures[run.name]} of {max_failures}: {line}"
+                )
+                queue.insert(0, run)
+            else:
+                on_change(run, state, line)
+        if stop.reached() and not stopping:
+            stopping = True
+            queue.clear()
+            for attempt in begun:
+                attempt.cancel()
+
+
+def _unended(runs: Sequence[GridRun], workdir: Path, on_change: OnChange) -> list[GridRun]:
+    """What is to be run, the longest first."""
+    queue = []
+    for run in sorted(runs, key=lambda run: run.point.work, reverse=True):
+        status = RunFolder(workdir / run.name).status()
+        if status and status.state in _ENDED:
+            on_change(run, status.state, "")
+        else:
+            queue.append(run)
+    return queue
+
+
+def _outcome(attempt: Attempt) -> tuple[State, str]:
+    """How an attempt ended, and why."""
+    try:
+        return attempt.result.result()
+    except (exceptions.TaskCancelledError, futures.CancelledError):
+        return "preempted", "stopped"
+    except exceptions.NodeDiedError:
+        return "preempted", "its node was lost"
+    except exceptions.RayError as error:
+        return "failed", f"its process died ({type(error).__name__})"

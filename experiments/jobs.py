@@ -1,0 +1,164 @@
+"""The job files of a sweep, for what schedules its runs elsewhere: their text, from templates/."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+
+from resnet_flax.errors import UserError
+
+# With what is appended to it, a job's name has to be a host's, which has at most 63 characters.
+JOB_NAME = r"[a-z][a-z0-9-]{0,44}"
+COORDINATOR_PORT = 8476
+# What a TPU VM boots, by the beginning of its accelerator's type.
+RUNTIMES = {
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+    "": "tpu-ubuntu2204-base",
+}
+Files = Mapping[str, str]
+"""Name -> content."""
+
+
+class Sweep(NamedTuple):
+    """What is to run.
+
+    - `flags`: --config and its overrides.
+    - `runs`: their names.
+    - `here`: the checkout; `output`: the folder of the job files.
+    """
+
+    flags: Sequence[str]
+    runs: Sequence[str]
+    workdir: str
+    here: Path
+    output: Path
+
+    @property
+    def name(self) -> str:
+        return Path(self.workdir).name
+
+    def command(self, python: str, *more: str) -> list[str]:
+        flags = [*self.flags, f"--workdir={self.workdir}", *more]
+        return [python, "-m", "experiments.sweep", *flags]
+
+
+class Resources(NamedTuple):
+    """What each run is to get, in the scheduler's words; no accelerator: CPU cores."""
+
+    accelerator: str
+    devices: int
+    nodes: int
+    spot: bool
+
+    @property
+    def devices_per_node(self) -> int:
+        return self.devices // self.nodes
+
+
+def slurm(
+    sweep: Sweep, resources: Resources, *, python: str, at_once: int | None, option: Sequence[str]
+) -> Files:
+    """One batch script, an array element a run."""
+    more = {"command": shlex.join(sweep.command(python)), "at_once": at_once, "options": option}
+    return {"sweep.sbatch": _render("slurm.sbatch", sweep, resources, **more)}
+
+
+def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: str | None) -> Files:
+    """One script, which gets a slice and keeps the sweep going there."""
+    starts = resources.accelerator.startswith
+    booted = next(version for start, version in RUNTIMES.items() if starts(start))
+    more = {
+        "command": shlex.join(sweep.command(".venv/bin/python")),
+        "extra": "tpu",
+        "job_name": _job_name(sweep.name),
+        "runtime_version": runtime_version or booted,
+        "zone": zone,
+    }
+    return {"sweep.sh": _render("tpu-vm.sh", sweep, resources, **more)}
+
+
+def gke(
+    sweep: Sweep, resources: Resources, *, image: str, topology: str | None, queue: str | None
+) -> Files:
+    """A JobSet a run.
+
+    Raises UserError without a TPU's topology, or if that has not as many devices as a run gets.
+    """
+    if resources.accelerator.startswith("tpu") != bool(topology):
+        raise UserError(
+            "Expected --topology, such as 4x4, with a TPU as --accelerator and with no other, got"
+            f" {topology} with {resources.accelerator}."
+        )
+    chips = math.prod(map(int, re.findall(r"\d+", topology or "")))
+    if topology and chips != resources.devices:
+        raise UserError(
+            f"Expected --devices_per_run={chips} for --topology={topology}, got"
+            f" {resources.devices}."
+        )
+    more = {"image": image, "topology": topology, "queue": queue}
+    files = {}
+    for run in sweep.runs:
+        name = _job_name(f"{sweep.name}-{run}")
+        # Kubernetes puts in a variable where it finds $(NAME).
+        command = [word.replace("$(", "$$(") for word in sweep.command("python", f"--only={run}")]
+        command += _peers(f"{name}-hosts-0-0.{name}", resources.nodes, "$(JOB_COMPLETION_INDEX)")
+        of_run = {"run": run, "job_name": name, "command": command}
+        files[f"{run}.yaml"] = _render("gke.yaml", sweep, resources, **more, **of_run)
+    return files
+
+
+def skypilot(sweep: Sweep, resources: Resources) -> Files:
+    """A managed job a run."""
+    first = '"$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"'
+    peers = _peers(first, resources.nodes, '"$SKYPILOT_NODE_RANK"')
+    extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda12"
+    files = {}
+    for run in sweep.runs:
+        command = shlex.join(sweep.command(".venv/bin/python", f"--only={run}"))
+        of_run = {
+            "run": run,
+            "job_name": _job_name(f"{sweep.name}-{run}"),
+            "command": " ".join([command, *peers]),
+        }
+        files[f"{run}.yaml"] = _render("skypilot.yaml", sweep, resources, extra=extra, **of_run)
+    return files
+
+
+def _peers(first: str, nodes: int, rank: str) -> list[str]:
+    """The flags with which a run's processes meet, one a node."""
+    if nodes == 1:
+        return []
+    coordinator = f"--coordinator={first}:{COORDINATOR_PORT}"
+    return [coordinator, f"--num_processes={nodes}", f"--process_id={rank}"]
+
+
+def _job_name(name: str) -> str:
+    """The name as one of a host. Raises UserError if that has none."""
+    job_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not re.fullmatch(JOB_NAME, job_name):
+        raise UserError(
+            "Expected a job's name that begins with a letter, of at most 45 characters, got"
+            f" {job_name}; choose another last part of --workdir."
+        )
+    return job_name
+
+
+def _render(template: str, sweep: Sweep, resources: Resources, **more: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"quote": lambda value: shlex.quote(str(value)), "json": json.dumps}
+    return environment.get_template(f"{template}.j2").render(
+        sweep=sweep, resources=resources, **more
+    )

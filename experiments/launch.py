@@ -1,0 +1,180 @@
+"""Writes the job files with which a scheduler runs a sweep, each run a job, and submits them.
+
+python -m experiments.launch --target=slurm --config=configs/degradation.py:digits \
+  --workdir=runs/digits --devices_per_run=2 --submit
+"""
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, grid, jobs
+from resnet_flax import disk, experiment
+from resnet_flax.errors import FaultError, UserError
+
+
+class Target(NamedTuple):
+    """What makes a scheduler's files, the command that takes each, the flags that it knows."""
+
+    files: Callable[..., jobs.Files]
+    client: str
+    submit: Sequence[str]
+    needs: Sequence[str] = ()
+    takes: Sequence[str] = ()
+
+
+TARGETS = {
+    "slurm": Target(
+        functools.partial(jobs.slurm, python=sys.executable),
+        client="sbatch",
+        submit=["sbatch"],
+        takes=["accelerator", "devices_per_run", "nodes_per_run", "at_once", "option"],
+    ),
+    "tpu-vm": Target(
+        jobs.tpu_vm,
+        client="gcloud",
+        submit=["bash"],
+        needs=["accelerator", "zone"],
+        takes=["runtime_version", "spot"],
+    ),
+    "gke": Target(
+        jobs.gke,
+        client="kubectl",
+        submit=["kubectl", "apply", "--filename"],
+        needs=["accelerator", "image"],
+        takes=["topology", "devices_per_run", "nodes_per_run", "queue", "spot"],
+    ),
+    "skypilot": Target(
+        jobs.skypilot,
+        client="sky",
+        submit=["sky", "jobs", "launch", "--yes", "--detach-run"],
+        needs=["accelerator"],
+        takes=["devices_per_run", "nodes_per_run", "spot"],
+    ),
+}
+OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
+
+
+def main(args: flags.FlagValues) -> int:
+    target = TARGETS[args.target]
+    _check(args, target)
+    sweep = jobs.Sweep(
+        flags=config_as_given(args["config"]),
+        runs=[run.name for run in _expand(args)],
+        workdir=args.workdir,
+        here=Path.cwd(),
+        output=_output(args),
+    )
+    resources = jobs.Resources(*(args[name].value for name in OF_RESOURCES))
+    options = {*target.needs, *target.takes} - {*OF_RESOURCES}
+    files = target.files(sweep, resources, **{name: args[name].value for name in options})
+    paths = _write(files, sweep.output)
+    if args.submit:
+        return _submit(target, paths)
+    print(f"--submit gives each to: {' '.join(target.submit)}")
+    return 0
+
+
+def config_as_given(flag: flags.Flag) -> list[str]:
+    """--config and its overrides, as arguments of another command."""
+    overrides = config_flags.get_override_values(flag)
+    given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())
+    return [f"--{flag.name}={config_flags.get_config_filename(flag)}", *given]
+
+
+def _check(args: flags.FlagValues, target: Target) -> None:
+    """Raises UserError if a flag is missing, or given that says nothing to this scheduler."""
+    accepted = [*target.needs, *target.takes]
+    taken = f"--target={args.target}, which takes {', '.join(f'--{name}' for name in accepted)}"
+    for name in target.needs:
+        if not args[name].value:
+            raise UserError(f"Expected --{name} for {taken}.")
+    for name in (name for each in TARGETS.values() for name in (*each.needs, *each.takes)):
+        if name not in accepted and args[name].present:
+            raise UserError(f"Expected no --{name} for {taken}.")
+    if args.devices_per_run % args.nodes_per_run:
+        raise UserError(
+            "Expected --devices_per_run to be a multiple of --nodes_per_run, got"
+            f" {args.devices_per_run} and {args.nodes_per_run}."
+        )
+
+
+def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
+    """The grid. Raises UserError if there is none, or a network cannot be built."""
+    runs = grid.expand(args.config.to_dict())
+    for run in runs:
+        experiment.build_model(run.config.model, num_classes=1)
+        if run.config.data.batch_size % args.devices_per_run:
+            raise UserError(
+                f"Expected --devices_per_run to divide the batch of {run.config.data.batch_size}"
+                f" images, got {args.devices_per_run}."
+            )
+    return runs
+
+
+def _output(args: flags.FlagValues) -> Path:
+    """--output, else a folder in the workdir, or in runs/ where that is not in a file system."""
+    if args.output:
+        return Path(args.output).expanduser().absolute()
+    workdir = args.workdir
+    local = Path("runs").absolute() / Path(workdir).name if "://" in workdir else Path(workdir)
+    return local / "launch" / args.target
+
+
+def _write(files: jobs.Files, output: Path) -> list[Path]:
+    paths = [output / name for name in files]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, files.values(), strict=True):
+            disk.write_text(path, text)
+            print(path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {output}: {error.strerror}. Choose another folder by --output."
+        ) from error
+    return paths
+
+
+def _submit(target: Target, paths: Sequence[Path]) -> int:
+    """Hands the files over, one after another; the exit status.
+
+    Raises FaultError, with what the client said, if it is not there or takes one not.
+    """
+    if shutil.which(target.client) is None:
+        raise FaultError(
+            f"{target.client} is not installed here; where it is: {' '.join(target.submit)}"
+            f" {paths[0]}{' and so on' * (len(paths) > 1)}"
+        )
+    for path in paths:
+        command = [*target.submit, str(path)]
+        if target.submit[0] == "bash":  # It supervises, as long as the sweep takes.
+            return cli.FAILURE if subprocess.run(command).returncode else 0
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise FaultError(f"{target.client} refused {path}: {' '.join(done.stderr.split())}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("target", None, list(TARGETS), "What schedules the runs.", required=True)
+    flags.DEFINE_bool("submit", False, "Also hands the files to the scheduler.")
+    flags.DEFINE_string("output", None, "The folder of the files; launch/TARGET in the workdir.")
+    flags.DEFINE_string("accelerator", "", "In the scheduler's words; Slurm: CPU cores without.")
+    flags.DEFINE_integer("devices_per_run", 1, "On all its nodes.", lower_bound=1)
+    flags.DEFINE_integer("nodes_per_run", 1, "Which train it together.", lower_bound=1)
+    flags.DEFINE_bool("spot", False, "Machines that may be taken away.")
+    flags.DEFINE_integer("at_once", None, "Slurm: how many runs at a time.", lower_bound=1)
+    flags.DEFINE_multi_string("option", [], "Slurm: one of sbatch's, as --option=--partition=gpu.")
+    flags.DEFINE_string("zone", None, "TPU VM: where.")
+    flags.DEFINE_string("runtime_version", None, "TPU VM: what it boots, if not what is usual.")
+    flags.DEFINE_string("image", None, "GKE: this checkout with what it needs, as `python`.")
+    flags.DEFINE_string("topology", None, "GKE: of a TPU slice, as 4x4.")
+    flags.DEFINE_string("queue", None, "GKE: Kueue's local queue.")
+    cli.run(main, config=True, workdir="The sweep's folder, as its runs see it.")

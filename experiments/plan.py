@@ -1,0 +1,274 @@
+"""Prints how a sweep maps on a machine: wall time, utilisation and chip-hours by chips a run.
+
+python -m experiments.plan --config=configs/degradation.py:imagenet \
+    --machine=configs/machines.py:h100_8
+
+Nothing is run. A run takes its start-up, and its training at the speed that was measured (or is
+assumed) for another network of the same data set, by the ratio of multiply-adds. Runs are begun as
+the sweep begins them: the longest first, each on the chips that are free first. Left out are
+evaluations, checkpoints, preemptions and an input that does not keep up.
+"""
+
+import heapq
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli, grid
+from experiments.grid import GridRun
+from resnet_flax import schema
+from resnet_flax.cpu import SMALLEST_SHARE
+from resnet_flax.errors import UserError
+
+
+class Known(schema.Section):
+    """A number, and how it is known."""
+
+    source: str
+    measured: bool
+    """With this code on this machine; otherwise it is an assumption, and the plan says so."""
+
+
+class StartUp(Known):
+    seconds: NonNegativeFloat
+    """Of each run, from its beginning to its first step; most is compilation."""
+
+
+class Speed(Known):
+    """Of one chip that trains alone."""
+
+    images_per_second: PositiveFloat | None
+    multiply_adds: PositiveInt
+    """Of the network so trained, forward, for one image, as `experiments.describe` counts them."""
+
+
+class Scaling(Known):
+    share: Annotated[float, Field(gt=0, le=1)] | None
+    """Of its speed that a chip keeps when a run of the same batch gets twice as many chips."""
+
+
+class MachineConfig(schema.Section):
+    """Chips, and how fast they are; speed and scaling by the name of the data set."""
+
+    name: str
+    chips: PositiveInt
+    startup: StartUp
+    speed: dict[str, Speed]
+    scaling: dict[str, Scaling]
+    """Without that of a data set, its runs get one chip each."""
+
+
+class Option(NamedTuple):
+    """What giving each run so many chips comes to."""
+
+    chips_a_run: int
+    runs_at_once: int
+    seconds: tuple[float, ...]  # Of each run.
+    wall: float  # Seconds.
+    utilisation: float  # Share of the machine's chips' time in which a run holds them.
+
+    @property
+    def chip_hours(self) -> float:
+        """That runs hold chips; the machine is there for wall times its chips."""
+        return self.chips_a_run * sum(self.seconds) / 3600
+
+    @property
+    def is_bounded_by_longest_run(self) -> bool:
+        """Whether the wall time can fall no more by runs sharing the chips better."""
+        return max(self.seconds) >= sum(self.seconds) / self.runs_at_once
+
+
+def list_schedule(seconds: Sequence[float], slots: int) -> list[float]:
+    """When each slot is free for good; the longest run begins first, in the slot free first."""
+    free = [0.0] * slots
+    for length in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + length)
+    return free
+
+
+def options(runs: Sequence[GridRun], machine: MachineConfig) -> list[Option]:
+    """One for each number of chips that a run may have, ascending.
+
+    Raises UserError if the speed of the machine is not known.
+    """
+    return [_option(runs, machine, count) for count in _chips_a_run(runs[0].config, machine)]
+
+
+def _option(runs: Sequence[GridRun], machine: MachineConfig, chips: int) -> Option:
+    slots = machine.chips // chips
+    seconds = tuple(run_seconds(run, machine, chips) for run in runs)
+    wall = max(list_schedule(seconds, slots))
+    utilisation = chips * sum(seconds) / (machine.chips * wall)
+    return Option(chips, slots, seconds, wall, utilisation)
+
+
+def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
+    """What one run takes on so many chips, a power of 2."""
+    data = run.config.data.name
+    speed = _speed(data, machine)
+    # Training takes about 3 times a forward pass, of any network.
+    multiply_adds_per_second = speed.multiply_adds * speed.images_per_second
+    seconds = run.point.work / multiply_adds_per_second
+    return machine.startup.seconds + seconds / _speed_up(data, machine, chips)
+
+
+def _speed(data: str, machine: MachineConfig) -> Speed:
+    if data not in machine.speed:
+        raise UserError(
+            f"Expected a data set that machine.speed has, {', '.join(machine.speed)}, got {data!r};"
+            " a file like configs/machines.py can have more."
+        )
+    speed = machine.speed[data]
+    if speed.images_per_second is None:
+        raise UserError(
+            f"Expected machine.speed.{data}.images_per_second, which is not known for"
+            f" {machine.name}: measure it there with `make benchmark SUITES=accelerator` and give"
+            f" --machine.speed.{data}.images_per_second=N."
+        )
+    return speed
+
+
+def _share(data: str, machine: MachineConfig) -> float | None:
+    return machine.scaling[data].share if data in machine.scaling else None
+
+
+def _speed_up(data: str, machine: MachineConfig, chips: int) -> float:
+    """Over one chip."""
+    doublings = chips.bit_length() - 1
+    return chips * (_share(data, machine) or 1) ** doublings
+
+
+def _chips_a_run(config: schema.RunConfig, machine: MachineConfig) -> list[int]:
+    """1, 2, 4, ... up to all, as far as scaling is known and the batch divides."""
+    counts = [1]
+    if _share(config.data.name, machine) is not None:
+        counts += [2**n for n in range(1, machine.chips.bit_length())]
+    return [n for n in counts if n == 1 or _may_share(config, n)]
+
+
+def _may_share(config: schema.RunConfig, chips: int) -> bool:
+    """Whether each chip gets the same share of the batch, with enough images for BN."""
+    images, rest = divmod(config.data.batch_size, chips)
+    is_per_device = config.model.bn_scope == "device" and config.model.norm == "batch"
+    return not rest and (images >= SMALLEST_SHARE or not is_per_device)
+
+
+def best(found: Sequence[Option]) -> Option:
+    """That of the least wall time, of equal ones that of the fewest chips a run."""
+    return min(found, key=lambda option: option.wall)
+
+
+def explain(found: Sequence[Option], config: schema.RunConfig, machine: MachineConfig) -> list[str]:
+    """Which axis is parallel and why, and what the numbers rest on; a line each.
+
+    `config`: of any of the runs.
+    """
+    chosen = best(found)
+    return [
+        _axis(chosen),
+        *(_why_not(other, chosen, machine) for other in _beside(found, chosen)),
+        *_why_no_more(2 * found[-1].chips_a_run, config, machine),
+        *_known(config.data.name, machine),
+    ]
+
+
+def _axis(chosen: Option) -> str:
+    count = min(chosen.runs_at_once, len(chosen.seconds))
+    if chosen.chips_a_run == 1:
+        return f"Runs over chips: one chip a run, {count} at once."
+    return f"Chips over runs: {chosen.chips_a_run} chips a run, {count} at once."
+
+
+def _beside(found: Sequence[Option], chosen: Option) -> list[Option]:
+    """The options of half and of twice as many chips a run."""
+    place = found.index(chosen)
+    return [*found[max(place - 1, 0) : place], *found[place + 1 : place + 2]]
+
+
+def _why_not(other: Option, chosen: Option, machine: MachineConfig) -> str:
+    busy = other.chips_a_run * min(other.runs_at_once, len(other.seconds))
+    if busy < machine.chips:
+        reason = f"{machine.chips - busy} of {machine.chips} chips are never used"
+    elif other.chips_a_run > chosen.chips_a_run:
+        gain = max(chosen.seconds) / max(other.seconds)
+        reason = f"twice the chips make a run {gain:.2f} times as fast"
+    elif other.is_bounded_by_longest_run:
+        reason = "all wait for the longest run"
+    else:
+        reason = "chips wait for the last runs to end"
+    count = f"{other.chips_a_run} chip{'s' if other.chips_a_run > 1 else ''} a run"
+    return f"With {count} it takes {duration(other.wall)}: {reason}."
+
+
+def _why_no_more(chips: int, config: schema.RunConfig, machine: MachineConfig) -> list[str]:
+    """Why so many chips a run are no option; nothing if there are not so many."""
+    data, images = config.data.name, config.data.batch_size
+    if chips > machine.chips:
+        return []
+    if _share(data, machine) is None:
+        return [f"With more chips a run: not known without machine.scaling.{data}.share."]
+    if images % chips:
+        return [f"With {chips} chips a run: a batch of {images} cannot be shared out equally."]
+    return [
+        f"With {chips} chips a run: batch normalisation would see {images // chips} images, fewer"
+        f" than Sec. 4.2's {SMALLEST_SHARE}; a larger config.run.data.batch_size or"
+        ' config.run.model.bn_scope="global", which are other experiments, allow it.'
+    ]
+
+
+def _known(data: str, machine: MachineConfig) -> list[str]:
+    speed, scaling = machine.speed[data], machine.scaling.get(data)
+    lines = [
+        _source(f"speed, {speed.images_per_second:g} images/s a chip", speed),
+        _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup),
+    ]
+    if scaling and scaling.share is not None:
+        lines.append(_source(f"scaling, {scaling.share:g} kept at each doubling", scaling))
+    return lines
+
+
+def _source(what: str, known: Known) -> str:
+    return f"{'Measured' if known.measured else 'ASSUMED'}: {what} ({known.source})."
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def main(args: flags.FlagValues) -> None:
+    runs = grid.expand(args.config.to_dict())
+    if not args.machine:
+        raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
+    machine = schema.parse(args.machine.to_dict(), MachineConfig, "machine")
+    found = options(runs, machine)
+    table = Table(title=f"{len(runs)} runs of {runs[0].config.data.name} on {machine.name}")
+    table.add_column("chips a run")
+    for column in ("runs at once", "images a chip", "wall time", "utilisation", "chip-hours"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for option in found:
+        table.add_row(
+            f"{option.chips_a_run}{' (best)' if option == best(found) else ''}",
+            f"{min(option.runs_at_once, len(runs))}",
+            f"{runs[0].config.data.batch_size // option.chips_a_run}",
+            duration(option.wall),
+            f"{option.utilisation:.0%}",
+            f"{option.chip_hours:,.1f}",
+        )
+    console = Console(highlight=False, width=max(Console().width, 100))
+    console.print(table)
+    for line in explain(found, runs[0].config, machine):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("machine", help_string="FILE.py:NAME, see configs/machines.py.")
+    cli.run(main, config=True)

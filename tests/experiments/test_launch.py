@@ -1,0 +1,213 @@
+"""The job files of a sweep as `launch` writes them; tests/cluster gives them to schedulers."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+from ml_collections import config_flags
+
+GIVEN = [
+    "--config=configs/degradation.py:digits",
+    "--config.depths", "(8, 20)",
+    "--noconfig.run.data.flip",
+    "--config.run.optim.lr=5e-2",
+    """--config.run.data.data_dir=it's "here" $(HOME) `id` $$ \\ *""",
+]  # fmt: skip
+RUNS = [
+    f"{kind}-{depth}-s{s}" for s in (0, 1) for depth in (8, 20) for kind in ("plain", "residual")
+]
+TARGETS = {
+    "slurm": ["--option=--partition=main"],
+    "tpu-vm": ["--accelerator=v5litepod-16", "--zone=us-central1-a", "--spot"],
+    "gke": ["--accelerator=nvidia-h100-80gb", "--image=images/resnet:1", "--queue=research"],
+    "skypilot": ["--accelerator=H100", "--spot"],
+}
+# In the place of a program that needs a cluster: notes its arguments, and answers from $ANSWERS.
+PROGRAM = f"""#!{sys.executable}
+import json, os, pathlib, sys
+with open(os.environ["NOTES"], "a") as notes:
+    print(json.dumps(sys.argv), file=notes)
+for words, answers in json.loads(os.environ["ANSWERS"]).items():
+    if words in " ".join(sys.argv):
+        asked = pathlib.Path(os.environ["NOTES"]).read_text().count(words)
+        print(answers[min(asked, len(answers)) - 1])
+"""
+
+
+def launch(target, workdir, *more, given=GIVEN, **environment):
+    command = [sys.executable, "-m", "experiments.launch", f"--target={target}", *given, *more]
+    return subprocess.run(
+        [*command, f"--workdir={workdir}"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Target -> the files of a sweep, by name."""
+    written = {}
+    for target, more in TARGETS.items():
+        done = launch(target, tmp_path_factory.mktemp(target) / "my sweep", *more)
+        assert done.returncode == 0, done.stderr
+        paths = map(Path, done.stdout.splitlines()[:-1])
+        written[target] = {path.name: path for path in paths}
+    return written
+
+
+def run_with(script, folder, answers=None, **environment):
+    """(exit status, what a job's script gives to programs that need a cluster)."""
+    for name in ("srun", "scontrol", "gcloud", "sleep"):
+        (folder / name).write_text(PROGRAM)
+        (folder / name).chmod(0o755)
+    notes = folder / "notes"
+    notes.unlink(missing_ok=True)
+    environment |= {"NOTES": str(notes), "ANSWERS": json.dumps(answers or {})}
+    environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", script], env=os.environ | environment)
+    calls = [json.loads(line) for line in notes.read_text().splitlines()]
+    return done.returncode, [[Path(name).name, *arguments] for name, *arguments in calls]
+
+
+def commands(target, files, folder):
+    """What a job's shell makes of each `experiments.sweep`: its arguments."""
+    if target == "slurm":
+        for element in range(len(RUNS)):
+            _, (srun,) = run_with(files["sweep.sbatch"], folder, SLURM_ARRAY_TASK_ID=str(element))
+            yield srun
+    elif target == "tpu-vm":
+        answers = {"state.state": ["ACTIVE"], "cat resnet_flax/status": ["0"]}
+        _, calls = run_with(files["sweep.sh"], folder, answers)
+        (remote,) = (call[-1] for call in calls if "experiments.sweep" in call[-1])
+        yield shlex.split(remote.partition("; echo $?")[0])
+    else:
+        for path in files.values():
+            job = yaml.safe_load(path.read_text())
+            if target == "skypilot":
+                yield shlex.split(job["run"])
+            else:
+                pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+                # Kubernetes reads $$( as $(.
+                yield [word.replace("$$(", "$(") for word in pods["containers"][0]["command"]]
+
+
+def config_of(arguments):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *arguments])
+    values(["", *arguments], known_only=True)
+    return values.config.to_dict()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_jobs_together_are_the_grid_with_its_overrides_as_they_were_given(
+    target, files, tmp_path
+):
+    runs = []
+    for command in commands(target, files[target], tmp_path):
+        arguments = command[command.index("experiments.sweep") + 1 :]
+        assert config_of(arguments) == config_of(GIVEN)
+        (workdir,) = (word for word in arguments if word.startswith("--workdir="))
+        assert workdir.endswith("/my sweep")
+        runs += [word.removeprefix("--only=") for word in arguments if word.startswith("--only=")]
+    assert runs == ([] if target == "tpu-vm" else RUNS)  # A slice takes the whole sweep.
+
+
+@pytest.mark.parametrize(
+    "of_workers, status",
+    [
+        (["0\n0"], 0),
+        (["75\n75", "0\n75", "0\n0"], 0),
+        (["75\n1"], 1),
+        (["137\n75"], 137),
+    ],
+)
+def test_a_slice_trains_again_on_75_alone_and_is_deleted_in_the_end(
+    files, tmp_path, of_workers, status
+):
+    answers = {"state.state": ["ACTIVE"], "cat resnet_flax/status": of_workers}
+    ended, calls = run_with(files["tpu-vm"]["sweep.sh"], tmp_path, answers)
+    trained = [call for call in calls if "experiments.sweep" in call[-1]]
+    assert (ended, len(trained)) == (status, len(of_workers))
+    assert "delete" in calls[-1]
+
+
+def test_a_slice_that_was_taken_away_is_asked_for_again(files, tmp_path):
+    states = ["WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", "ACTIVE"]
+    answers = {"state.state": states, "cat resnet_flax/status": ["75", "0"]}
+    ended, calls = run_with(files["tpu-vm"]["sweep.sh"], tmp_path, answers)
+    done = [call[4] for call in calls if "queued-resources" in call and "describe" not in call]
+    assert (ended, done) == (0, ["create", "delete", "create", "delete"])
+
+
+SLURM, TPU, GKE = (
+    [f"--target={target}", *TARGETS[target]] for target in ("slurm", "tpu-vm", "gke")
+)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--target=pbs"], "should be one of <slurm|tpu-vm|gke|skypilot>"),
+        (["--target=tpu-vm"], "Expected --accelerator for --target=tpu-vm, which takes"),
+        ([*SLURM, "--zone=a"], "Expected no --zone for --target=slurm, which takes --accelerator"),
+        ([*SLURM, "--devices_per_run=3"], "to divide the batch of 128 images, got 3"),
+        ([*SLURM, "--devices_per_run=4", "--nodes_per_run=3"], "multiple of --nodes_per_run"),
+        ([*SLURM, "--config.depths=(21,)"], "Expected a depth of"),
+        ([*SLURM, "--config.run.optim.rl=1"], "accepted: boundaries"),
+        ([*SLURM, "--output=/proc/none"], "Choose another folder by --output."),
+        ([*TPU, "--workdir=/2026"], "job's name that begins with a letter"),
+        ([*GKE, f"--workdir=/{'w' * 40}"], "at most 45 characters"),
+        ([*GKE, "--topology=2x4"], "got 2x4 with nvidia-h100-80gb."),
+        ([*GKE, "--accelerator=tpu-v6e-slice"], "got None with tpu-v6e-slice."),
+        (
+            [*GKE, "--accelerator=tpu-v6e-slice", "--topology=2x4"],
+            "Expected --devices_per_run=8 for --topology=2x4, got 1",
+        ),
+    ],
+)
+def test_what_cannot_be_launched_is_one_line_and_status_2_and_nothing_is_written(
+    tmp_path, given, message
+):
+    command = [sys.executable, "-m", "experiments.launch", GIVEN[0], *given]
+    command.insert(3, f"--workdir={tmp_path}/sweep")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
+    done = launch("gke", tmp_path / "sweep", *TARGETS["gke"], "--submit", PATH="/nowhere")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    file = tmp_path / "sweep" / "launch" / "gke" / "plain-8-s0.yaml"
+    assert line.startswith("launch: kubectl is not installed here")
+    assert f"{file}" in line and file.exists()
+
+
+@pytest.mark.parametrize(
+    "target, more",
+    [
+        ("slurm", []),
+        ("slurm", ["--accelerator=a100", "--devices_per_run=16", "--nodes_per_run=2"]),
+        ("tpu-vm", TARGETS["tpu-vm"]),
+    ],
+)
+def test_shellcheck_finds_nothing_in_a_script(target, more, tmp_path):
+    done = launch(target, tmp_path, *more)
+    script = done.stdout.splitlines()[0]
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    # SC2016: what is in single quotes is for another shell.
+    checked = subprocess.run(
+        [shellcheck, "--shell=bash", "--exclude=SC2016", script], capture_output=True, text=True
+    )
+    assert (checked.returncode, checked.stdout) == (0, "")

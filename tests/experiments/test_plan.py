@@ -1,0 +1,234 @@
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import degradation, machines
+from experiments import describe, grid, plan
+from resnet_flax import schema
+from resnet_flax.errors import UserError
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.records import RunFolder
+
+DURATIONS = st.lists(st.floats(0.1, 1000), min_size=1, max_size=40)
+
+
+def machine(name, **changes):
+    config = machines.get_config(name).to_dict()
+    for field, value in changes.items():
+        *sections, last = field.split("__")
+        inner = config
+        for section in sections:
+            inner = inner[section]
+        inner[last] = value
+    return schema.parse(config, plan.MachineConfig, "machine")
+
+
+def cifar_chips(chips, share=0.9):
+    known = {"speed__cifar10__images_per_second": 1e4, "scaling__cifar10__share": share}
+    return machine("v5e_64", chips=chips, **known)
+
+
+def sweep(name, **changes):
+    config = degradation.get_config(name)
+    config.update(changes)
+    return grid.expand(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "seconds, slots, free",
+    [
+        ([5], 1, [5]),
+        ([1, 2, 3], 1, [6]),
+        ([1, 2, 3], 5, [0, 0, 1, 2, 3]),
+        # 4 and 3 first, 3 beside 3, 2 beside 4, 2 beside either, though 7 and 7 could be had.
+        ([2, 3, 2, 4, 3], 2, [6, 8]),
+        ([1, 1, 1, 4], 2, [3, 4]),
+    ],
+)
+def test_the_longest_run_begins_first_where_a_slot_is_free_first(seconds, slots, free):
+    assert sorted(plan.list_schedule(seconds, slots)) == free
+
+
+@given(DURATIONS, st.integers(1, 20))
+def test_a_schedule_takes_no_less_than_the_work_does_and_less_than_twice_that(seconds, slots):
+    wall = max(plan.list_schedule(seconds, slots))
+    bound = max(max(seconds), sum(seconds) / slots)
+    assert bound * 0.999 <= wall <= 2 * bound
+
+
+@given(DURATIONS, st.integers(1, 20))
+def test_slots_idle_at_the_end_no_longer_than_the_last_run_takes(seconds, slots):
+    free = [end for end in plan.list_schedule(seconds, slots) if end]
+    assert max(free) - min(free) <= max(seconds) * 1.001
+    # A run that is not the first of its slot is no longer than the longest of those that wait.
+    waiting = sorted(seconds, reverse=True)[slots : slots + 1]
+    assert max(free) <= max(max(seconds), sum(seconds) / slots + sum(waiting)) * 1.001
+
+
+@pytest.mark.parametrize("chips", [1, 8, 12, 64])
+def test_chip_hours_are_those_of_the_runs_and_the_used_share_of_the_machines(chips):
+    known = cifar_chips(chips)
+    runs = sweep("cifar10")
+    for option in plan.options(runs, known):
+        held = sum(plan.run_seconds(run, known, option.chips_a_run) for run in runs)
+        assert option.chip_hours == pytest.approx(held * option.chips_a_run / 3600)
+        there = option.utilisation * option.wall * chips / 3600
+        assert option.chip_hours == pytest.approx(there)
+        assert option.utilisation < 1 + 1e-9
+
+
+def test_a_run_takes_its_start_up_and_its_images_by_the_ratio_of_multiply_adds():
+    run, _ = sweep("cifar10", depths=(20,), seeds=(0,))
+    training = 64_000 * 128 / 1e4 * 40_551_040 / 125_485_696
+    assert plan.run_seconds(run, cifar_chips(64), 1) == pytest.approx(15.5 + training)
+    # Four chips would be four times as fast, but for a tenth that is lost at each doubling.
+    faster = plan.run_seconds(run, cifar_chips(64), 4)
+    assert faster == pytest.approx(15.5 + training / (4 * 0.9**2))
+
+
+def test_many_runs_get_a_chip_each_and_few_runs_several():
+    seeds = tuple(range(10))
+    many = plan.options(sweep("cifar10", seeds=seeds), cifar_chips(8))
+    assert plan.best(many).chips_a_run == 1
+    few = plan.options(sweep("cifar10", depths=(56,), seeds=(0,)), cifar_chips(8))
+    assert plan.best(few).chips_a_run == 2
+    # Two chips that are no faster than one are not taken.
+    slow = plan.options(sweep("cifar10", depths=(56,), seeds=(0,)), cifar_chips(8, share=0.5))
+    assert plan.best(slow).chips_a_run == 1
+
+
+@pytest.mark.parametrize(
+    "changes, counts",
+    [
+        ({}, [1, 2]),
+        ({"model.norm": "none"}, [1, 2, 4, 8]),
+        ({"model.bn_scope": "global"}, [1, 2, 4, 8]),
+        ({"data.batch_size": 512}, [1, 2, 4, 8]),
+        ({"data.batch_size": 192}, [1, 2]),
+        ({"data.batch_size": 129}, [1]),
+        ({"data.batch_size": 32}, [1]),
+    ],
+)
+def test_no_chip_gets_fewer_images_than_batch_normalisation_needs(changes, counts):
+    config = degradation.get_config("cifar10")
+    config.run.update_from_flattened_dict(changes)
+    found = plan.options(grid.expand(config.to_dict()), cifar_chips(8))
+    assert [option.chips_a_run for option in found] == counts
+
+
+def test_without_a_scaling_a_run_gets_one_chip_and_the_plan_says_why():
+    known = cifar_chips(8, share=None)
+    runs = sweep("cifar10")
+    found = plan.options(runs, known)
+    assert [option.chips_a_run for option in found] == [1]
+    assert "machine.scaling.cifar10.share" in "".join(plan.explain(found, runs[0].config, known))
+
+
+def test_what_is_assumed_is_called_so_and_what_is_measured_too():
+    runs = sweep("imagenet")
+    for name, word in (("h100_8", "ASSUMED"), ("cpu_2_cores", "Measured")):
+        known = machine(name)
+        lines = plan.explain(plan.options(runs, known), runs[0].config, known)
+        (line,) = (line for line in lines if "images/s" in line)
+        assert line.startswith(f"{word}: speed")
+
+
+@pytest.mark.parametrize("name", ["h100_8", "v5e_64"])
+def test_nothing_of_a_machine_that_was_not_measured_claims_to_be(name):
+    known = machine(name)
+    assert not any(
+        entry.measured for entry in (known.startup, *known.speed.values(), *known.scaling.values())
+    )
+    with pytest.raises(UserError, match=r"make benchmark SUITES=accelerator"):
+        plan.options(sweep("cifar10"), known)
+
+
+def test_a_data_set_without_a_speed_is_refused_naming_those_with_one():
+    with pytest.raises(UserError, match=r"cifar10, imagenet2012, got 'digits'"):
+        plan.options(sweep("digits"), machine("h100_8"))
+
+
+@pytest.mark.parametrize(
+    "counted, family, depth, shape",
+    [
+        (machines.RESNET56_8X8, "cifar", 56, (8, 8, 1)),
+        (machines.RESNET56_32X32, "cifar", 56, (32, 32, 3)),
+        (machines.RESNET18_224X224, "imagenet", 18, (224, 224, 3)),
+        (machines.RESNET50_224X224, "imagenet", 50, (224, 224, 3)),
+    ],
+)
+def test_the_networks_whose_speeds_are_known_cost_what_is_said(counted, family, depth, shape):
+    shortcut = "projection" if depth == 50 else "pad"
+    classes = 10 if family == "cifar" else 1000
+    fields = {"num_classes": classes, "bottleneck_stride": "3x3"}
+    model = build_resnet(family, depth, shortcut, **fields)
+    assert counted == describe.totals(describe.layer_table(model, shape))[1]
+
+
+def test_the_committed_digits_sweep_took_what_the_plan_of_it_says_within_a_quarter():
+    runs = sweep("digits", seeds=(0, 1, 2, 3, 4))
+    folders = {run: RunFolder(Path("experiments/results/digits", run.name)) for run in runs}
+    whole = [run for run in runs if folders[run].status().attempt == 1]
+    assert len(whole) == 49
+    planned = sum(plan.run_seconds(run, machine("cpu_2_cores"), 1) for run in whole)
+    assert planned == pytest.approx(sum(_seconds(folders[run]) for run in whole), rel=0.25)
+
+
+def _seconds(folder):
+    began = datetime.fromisoformat(folder.environments()[0]["started"])
+    return (datetime.fromisoformat(folder.status().updated) - began).total_seconds()
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        (59.6, "1 min 0 s"),
+        (3599.6, "1.0 h"),
+        (199, "3 min 19 s"),
+        (3600, "1.0 h"),
+        (172_800, "2.0 days"),
+    ],
+)
+def test_a_duration_is_said_in_the_units_that_fit_it(seconds, said):
+    assert plan.duration(seconds) == said
+
+
+def run(*flags):
+    argv = [sys.executable, "-m", "experiments.plan", *flags]
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "Expected --machine=FILE.py:NAME"),
+        (["--machine=configs/machines.py:abacus"], "or cpu_2_cores, got 'abacus'"),
+        (["--machine=configs/machines.py", "--machine.chips=0"], "machine.chips: .*got 0"),
+        (
+            ["--machine=configs/machines.py", "--machine.speed.digit.source="],
+            "accepted: cifar10, digits",
+        ),
+        (["--machine=configs/machines.py", "--config.seed=3"], "accepted: .*seeds"),
+    ],
+)
+def test_a_wrong_machine_is_one_line_and_status_2(flags, message):
+    done = run("--config=configs/degradation.py:digits", *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("plan: ")
+    assert re.search(message, line), line
+
+
+def test_the_plan_of_few_large_runs_shows_chips_over_a_run_as_the_best():
+    done = run("--config=configs/degradation.py:imagenet", "--machine=configs/machines.py:h100_8")
+    assert done.returncode == 0, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if "(best)" in line)
+    assert "4 (best)" in row and "100%" in row
+    assert "Chips over runs: 4 chips a run, 2 at once." in done.stdout
+    assert "ASSUMED: speed" in done.stdout
