@@ -214,6 +214,8 @@ def main(args: flags.FlagValues) -> None:
             raise UserError(
                 f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
             )
+    folder = disk.path(args.workdir)
+    disk.check(folder)
     suites: dict[str, Callable[[], Iterator[Row]]] = {
         "steps": lambda: measure_steps(rounds, torch),
         "depth": lambda: measure_depth(rounds),
@@ -232,7 +234,6 @@ def main(args: flags.FlagValues) -> None:
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
-    folder = disk.path(args.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"

@@ -80,9 +80,7 @@ def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
-            workdir = disk.path(flags.FLAGS.workdir)
-            disk.check(workdir)
-            flags.FLAGS.workdir = str(workdir)
+            flags.FLAGS.workdir = str(disk.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:

@@ -203,6 +203,7 @@ def _check(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> int | None:
     _check(args)
+    disk.check(disk.path(args.workdir))
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
     return (_diagnose_config if args.config else _diagnose_runs)(args, console)
 

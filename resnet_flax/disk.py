@@ -31,7 +31,7 @@ def path(name: str | os.PathLike[str]) -> AnyPath:
 
 
 def check(folder: AnyPath) -> None:
-    """Raises UserError if it is in a bucket that cannot be used now. Of a disk it says nothing."""
+    """Raises UserError if it is in a bucket that cannot be used now: before long work, for it."""
     if isinstance(folder, BucketPath):
         try:
             folder.exists()
