@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import ray
+from ray._private.authentication import authentication_token_setup as authentication
 
 from experiments import engine_ray, gang
 from experiments.engine import Engine
-from resnet_flax import cpu, environment
+from resnet_flax import cpu, disk, environment
 from resnet_flax.disk import AnyPath
-from resnet_flax.errors import TryAgainError, UserError
+from resnet_flax.errors import FaultError, UserError, summary
 
 REACH_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100 * 2**20  # Nothing but configs passes through it.
@@ -48,6 +49,7 @@ def ray_engine(
             devices_per_run = kind.chips()
         else:
             places = engine_ray.Devices(devices_per_run, variables)
+            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has.")
         yield functools.partial(engine_ray.run_on, places, max_failures), devices_per_run
 
 
@@ -57,6 +59,8 @@ def _connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
         _check_reachable(address)
+        # Ray does so only for a cluster that it begins, or finds by itself.
+        authentication.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         code = [str(_CODE / package) for package in ("experiments", "resnet_flax")]
         options: dict[str, Any] = {"runtime_env": {"py_modules": code, "excludes": ["results"]}}
     else:
@@ -67,9 +71,10 @@ def _connected(address: str) -> Iterator[None]:
             ray.init(
                 address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options
             )
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:
         if "InvalidAuthToken" not in repr(error.__cause__):
-            raise TryAgainError(f"Cannot use the Ray cluster at {address}: {error}.") from error
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise FaultError(f"Cannot use {where}: {summary(error.__cause__ or error)}.") from error
         raise UserError(
             f"The cluster at {address} refused this user: RAY_AUTH_TOKEN, or a file that"
             " RAY_AUTH_TOKEN_PATH names, has to hold the token it was begun with."
@@ -112,6 +117,8 @@ def _check_reachable(address: str) -> None:
 def _task_variables(workdir: AnyPath) -> dict[str, str]:
     """Environment variables of every process of a sweep: this one's, and what they share."""
     given = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
+    if "TFDS_DATA_DIR" in given:
+        given["TFDS_DATA_DIR"] = str(disk.path(given["TFDS_DATA_DIR"]))
     shared = {
         # Each program is compiled once for all of them.
         "JAX_COMPILATION_CACHE_DIR": str(workdir / "xla"),

@@ -7,6 +7,7 @@ fails by itself a stated number of times. It goes on from its last checkpoint, a
 keeps out a process that lives on where it was thought dead.
 """
 
+import contextlib
 import functools
 import time
 from collections import Counter
@@ -20,8 +21,9 @@ from ray import exceptions
 from experiments import cli, engine
 from experiments.engine import OnChange
 from experiments.grid import GridRun
+from resnet_flax import loop
 from resnet_flax.disk import AnyPath
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, summary
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.lock import STALE_SECONDS
 from resnet_flax.progress import RunProgress
@@ -30,7 +32,6 @@ from resnet_flax.records import RunFolder, State
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
-_ENDED: tuple[State, ...] = ("finished", "diverged")
 
 
 class Attempt(NamedTuple):
@@ -63,7 +64,7 @@ class Devices:
         self._per_run = per_run
         everywhere = ray.cluster_resources()
         self.kind = next((kind for kind in ("TPU", "GPU") if everywhere.get(kind)), "CPU")
-        largest = max((int(node.get(self.kind, 0)) for node in nodes()), default=0)
+        largest = max(self._of_each_node(), default=0)
         if per_run > largest:
             raise UserError(
                 f"Expected --devices_per_run of at most {largest}, the {self.kind} count of the"
@@ -71,31 +72,38 @@ class Devices:
             )
         held: dict[str, Any] = {"num_cpus": per_run if self.kind == "CPU" else 1}
         if self.kind == "CPU":
-            variables = {"JAX_NUM_CPU_DEVICES": str(per_run)} | variables
-        elif self.kind == "GPU":
-            held["num_gpus"] = per_run
-        else:
-            held["resources"] = {"TPU": per_run}
-        self._task = ray.remote(
-            **held,
-            max_retries=0,
-            # In a process, JAX keeps the accelerators that it first saw.
-            max_calls=0 if self.kind == "CPU" else 1,
-            runtime_env={"env_vars": variables},
-        )(_train)
+            variables = variables | {"JAX_NUM_CPU_DEVICES": str(per_run)}
+        else:  # What this machine has may not be what the nodes have.
+            variables = {name: variables[name] for name in variables if name != "JAX_PLATFORMS"}
+            held["resources" if self.kind == "TPU" else "num_gpus"] = (
+                {"TPU": per_run} if self.kind == "TPU" else per_run
+            )
+        try:
+            self._task = ray.remote(
+                **held,
+                max_retries=0,
+                # In a process, JAX keeps the accelerators that it first saw.
+                max_calls=0 if self.kind == "CPU" else 1,
+                runtime_env={"env_vars": variables},
+            )(_train)
+        except ValueError as error:  # Such as three chips of a TPU host.
+            raise UserError(f"Cannot use --devices_per_run={per_run}: {error}") from error
 
     def count(self) -> int:
         # As many wait as work: no device idles, and an autoscaler sees what is wanted.
-        return 2 * sum(int(node.get(self.kind, 0)) // self._per_run for node in nodes())
+        return 2 * sum(devices // self._per_run for devices in self._of_each_node())
+
+    def _of_each_node(self) -> list[int]:
+        return [int(node["Resources"].get(self.kind, 0)) for node in nodes(alive=True)]
 
     def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
         reference = self._task.options(name=run.name).remote(run, workdir)
         return Attempt(run, reference.future(), functools.partial(ray.cancel, reference))
 
 
-def nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def nodes(*, alive: bool) -> list[dict[str, Any]]:
+    """The nodes that there are, or those that are gone, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"] == alive]
 
 
 def _train(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
@@ -138,46 +146,55 @@ def run_on(
             on_change(run, "running", "")
         waiting = [attempt.result for attempt in begun]
         done = futures.wait(waiting, POLL_SECONDS, futures.FIRST_COMPLETED).done
-        ended = [attempt for attempt in begun if attempt.result in done]
-        begun = [attempt for attempt in begun if attempt.result not in done]
-        for run, (state, line) in ((attempt.run, _outcome(attempt)) for attempt in ended):
+        ended = [given for given in begun if given.result in done]
+        begun = [given for given in begun if given.result not in done]
+        for run, (state, line) in ((given.run, _outcome(given)) for given in ended):
             failures[run.name] += state == "failed"
-            if state == "preempted" and not stopping:
-                progress.say(f"{run.name}: {line}; it is placed again.")
-                queue.insert(0, run)
-            elif state == "failed" and failures[run.name] <= max_failures and not stopping:
-                progress.say(
-                    f"{run.name}: tried again, {failures[run.name]} of {max_failures}: {line}"
-                )
+            again = _why_again(state, line, failures[run.name], max_failures)
+            if again and not stopping:
+                progress.say(f"{run.name}: {again}")
                 queue.insert(0, run)
             else:
                 on_change(run, state, line)
         if stop.reached() and not stopping:
             stopping = True
             queue.clear()
-            for attempt in begun:
-                attempt.cancel()
+            for given in begun:
+                given.cancel()
+
+
+def _why_again(state: State, line: str, failures: int, max_failures: int) -> str:
+    """What to say of a run that goes on, "" of one that does not."""
+    if state == "preempted":
+        return f"{line or 'stopped from elsewhere'}; it is placed again."
+    if state == "failed" and failures <= max_failures:
+        return f"tried again, {failures} of {max_failures}: {line}"
+    return ""
 
 
 def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> list[GridRun]:
     """What is to be run, the longest first."""
     queue = []
     for run in sorted(runs, key=lambda run: run.point.work, reverse=True):
-        status = RunFolder(workdir / run.name).status()
-        if status and status.state in _ENDED:
+        status = None
+        with contextlib.suppress(UserError, OSError):  # Its own attempt will say what is wrong.
+            status = RunFolder(workdir / run.name).status()
+        if status and status.state in loop.DONE:
             on_change(run, status.state, "")
         else:
             queue.append(run)
     return queue
 
 
-def _outcome(attempt: Attempt) -> tuple[State, str]:
+def _outcome(given: Attempt) -> tuple[State, str]:
     """How an attempt ended, and why."""
     try:
-        return attempt.result.result()
+        return given.result.result()
     except (exceptions.TaskCancelledError, futures.CancelledError):
         return "preempted", "stopped"
     except exceptions.NodeDiedError:
         return "preempted", "its node was lost"
-    except exceptions.RayError as error:
-        return "failed", f"its process died ({type(error).__name__})"
+    except exceptions.RayTaskError as error:
+        return "failed", summary(error.cause)
+    except Exception as error:  # One run's, whatever it is.
+        return "failed", summary(error)

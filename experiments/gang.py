@@ -23,7 +23,7 @@ from ray.train.v2.jax import JaxConfig, JaxTrainer
 from ray.util.tpu import get_tpu_worker_resources
 
 from experiments import cli
-from experiments.engine_ray import Attempt, attempt
+from experiments.engine_ray import Attempt, attempt, nodes
 from experiments.grid import GridRun
 from resnet_flax import hosts
 from resnet_flax.disk import AnyPath
@@ -60,8 +60,7 @@ def parse(text: str, say: Callable[[str], None]) -> Slice:
 
     Raises UserError, naming what there is.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    there = {node["Labels"][_KIND]: kind for node in nodes if (kind := _kind_of(node))}
+    there = {node["Labels"][_KIND]: kind for node in nodes(alive=True) if (kind := _kind_of(node))}
     name = re.sub("^v5e", "v5litepod", text)
     try:
         found = there.get(name) or Slice(*name.split(":", 1))
@@ -95,10 +94,11 @@ class Slices:
         # A slice of one host may be without a name.
         hosts_of = Counter(
             node["Labels"].get(_NAME, node["NodeID"])
-            for node in ray.nodes()
-            if node["Alive"] and _kind_of(node) == self._kind
+            for node in nodes(alive=True)
+            if _kind_of(node) == self._kind
         )
-        return sum(count == self._kind.hosts() for count in hosts_of.values())
+        # One waits, so that an autoscaler sees what is wanted.
+        return 1 + sum(count == self._kind.hosts() for count in hosts_of.values())
 
     def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
         result: futures.Future[tuple[State, str]] = futures.Future()
@@ -110,12 +110,17 @@ class Slices:
                 except Exception as error:
                     result.set_exception(error)
 
+        def cancel() -> None:
+            if result.cancel():
+                result.set_running_or_notify_cancel()
+
         # A gang ends with the sweep, and goes on from its last checkpoint.
         threading.Thread(target=fit, daemon=True, name=run.name).start()
-        return Attempt(run, result, result.cancel)
+        return Attempt(run, result, cancel)
 
     def _fit(self, run: GridRun, workdir: AnyPath) -> tuple[State, str]:
-        there = _alive()
+        folder = RunFolder(workdir / run.name)
+        before, gone = folder.status(), _gone()
         trainer = JaxTrainer(
             _train,
             train_loop_config={"run": run, "workdir": workdir},
@@ -134,32 +139,31 @@ class Slices:
             ),
         )
         try:
-            trainer.fit()
+            return trainer.fit().return_value
         except ray.train.TrainingFailedError:
-            return _after_a_failure(RunFolder(workdir / run.name), there)
-        status = RunFolder(workdir / run.name).status()
-        return (status.state if status else "running"), ""
+            attempt = before.attempt if before else 0
+            return _after_a_failure(folder, attempt, gone)
 
 
-def _after_a_failure(folder: RunFolder, there: set[str]) -> tuple[State, str]:
-    """What became of a gang that ended early; `there`: the nodes at its beginning."""
+def _after_a_failure(folder: RunFolder, attempt: int, gone: set[str]) -> tuple[State, str]:
+    """What became of a gang that ended early: the last attempt, and the lost nodes, before it."""
     end = time.monotonic() + LOSS_SECONDS
     while time.monotonic() < end:
         status = folder.status()
-        if status and status.state == "failed":
+        if status and status.attempt > attempt and status.state == "failed":
             return "failed", status.error or ""
-        if there - _alive():
+        if _gone() - gone:
             return "preempted", "a host was lost"
         time.sleep(1)
     return "failed", "one of its processes died"
 
 
-def _alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+def _gone() -> set[str]:
+    return {node["NodeID"] for node in nodes(alive=False)}
 
 
-def _train(job: dict[str, Any]) -> None:
-    """What the process on each host does."""
+def _train(job: dict[str, Any]) -> tuple[State, str]:
+    """What the process on each host does; what the first returns is heard."""
     cli.set_up()
     context = ray.train.get_context()
     address = ray.util.get_node_ip_address()
@@ -168,4 +172,4 @@ def _train(job: dict[str, Any]) -> None:
         coordinator = broadcast_from_rank_zero(f"{address}:{free.getsockname()[1]}")
     rank, count = context.get_world_rank(), context.get_world_size()
     with hosts.together(coordinator, count, rank, HEARTBEAT_SECONDS):
-        attempt(job["run"], job["workdir"])
+        return attempt(job["run"], job["workdir"])

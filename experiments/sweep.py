@@ -23,6 +23,10 @@ from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
 
+OF_RAY = ("address", "slice", "devices_per_run", "max_failures")
+OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
+
+
 def run_sweep(
     runs: Sequence[GridRun], workdir: AnyPath, run_all: Engine = engine.run_here
 ) -> dict[str, State]:
@@ -72,10 +76,12 @@ def main(args: flags.FlagValues) -> int:
     runs, workdir = grid.expand(args.config.to_dict()), disk.path(args.workdir)
     _check_names(args.only, runs)
     if args.engine == "local":
-        _refuse(args, ("address", "slice", "devices_per_run"), "--engine=ray")
+        _refuse(args, OF_RAY, "--engine=ray")
         with devices.together(args, runs[0].config):
             return sweep(runs, workdir, only=args.only)
-    _refuse(args, ("coordinator", "num_processes", "process_id"), "--engine=local")
+    _refuse(args, OF_PEERS, "--engine=local")
+    if args.slice and args["devices_per_run"].present:
+        raise UserError("Expected --slice, which a run has whole, or --devices_per_run, not both.")
     try:
         from experiments import cluster
     except ImportError as error:

@@ -276,6 +276,7 @@ class CheckpointWriter(Checkpoints):
         kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
         try:
             for step in set(steps) - kept:
+                self._check_writer()  # Another's steps are not this one's to judge.
                 self._folders.delete(step)
         except OSError as error:  # No reason to stop: what is to be kept is there.
             self._say(f"Cannot delete an old checkpoint in {self.folder}: {_reason(error)}.")

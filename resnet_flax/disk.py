@@ -9,6 +9,7 @@ import math
 import os
 import re
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,8 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
     if isinstance(path, BucketPath):
         path.write_bytes(data)
         return
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # In two containers, processes may have the same number.
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     with new.open("wb") as file:
         file.write(data)
         file.flush()

@@ -91,8 +91,9 @@ class FolderLock:
         first, end = self._place.sign(), time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(0.2)
-            if (sign := self._place.sign()) != first:
-                return sign is not None
+            if self._place.sign() != first:
+                holder = self._place.read()
+                return holder is not None and not holder.get("released")
         return False
 
     def _beat(self) -> None:

@@ -124,22 +124,28 @@ class Numbered:
         if self._last() > number:  # Of one so slow that others came and went meanwhile.
             return False
         self._number, self._holder = number, holder
-        for path in self._folder.glob("*.json"):
-            if path.name < self._path(number).name:
-                path.unlink()
+        with contextlib.suppress(OSError):  # They are in nobody's way.
+            for path in self._folder.glob("*.json"):
+                if path.name < self._path(number).name:
+                    path.unlink()
         return True
 
     def _is_created(self, number: int, holder: Holder) -> bool:
         path = self._path(number)
-        # A put whose answer got lost was made again, and has met its own object.
-        return path.create(_encoded(holder)) or _parsed(path.read_bytes()) == holder
+        if path.create(_encoded(holder)):
+            return True
+        try:  # A put whose answer got lost was made again, and has met its own object.
+            return _parsed(path.read_bytes()) == holder
+        except FileNotFoundError:
+            return False
 
     def read(self) -> Holder | None:
-        self._read_number = self._last()
-        if self._read_number == self._number:
+        number = self._last()  # The heartbeat's thread reads too.
+        self._read_number = number
+        if number == self._number:
             return self._holder or None
         try:
-            return _parsed(self._path(self._read_number).read_bytes())
+            return _parsed(self._path(number).read_bytes())
         except FileNotFoundError:
             return None
 

@@ -29,7 +29,7 @@ TOKEN = secrets.token_hex(32)
 
 def start(workdir, *flags, **environment):
     command = [sys.executable, "-m", "experiments.sweep", *SWEEP, *flags, f"--workdir={workdir}"]
-    environment = os.environ | {"RAY_AUTH_TOKEN": TOKEN, "RAY_AUTH_MODE": "token"} | environment
+    environment = os.environ | {"RAY_AUTH_TOKEN": TOKEN} | environment
     # A sweep's own cache is tested; what is not on Ray has the session's.
     environment["XDG_CACHE_HOME"] = environment.pop("JAX_COMPILATION_CACHE_DIR")
     return subprocess.Popen(
@@ -54,6 +54,11 @@ def wait_for(sign, process):
 def state_of(workdir, name):
     status = RunFolder(workdir / name).status()
     return status and status.state
+
+
+def attempt_of(workdir, name):
+    status = RunFolder(workdir / name).status()
+    return status and status.attempt
 
 
 def saved(workdir, name):
@@ -183,6 +188,11 @@ def test_runs_queue_for_tpu_slices_and_a_lost_host_moves_its_run_to_another(clus
     assert status == 0, said
     sweep = start(killed, *on_ray, *flags, **shared)
     wait_for(lambda: sum(saved(killed, name) for name in names) == 2, sweep)
+    sweep.send_signal(signal.SIGINT)
+    status, said = end(sweep)
+    assert status == 75, said
+    sweep = start(killed, *on_ray, *flags, **shared)
+    wait_for(lambda: sum(attempt_of(killed, name) == 2 for name in names) == 2, sweep)
     cluster.kill(hosts["a", 1], alone=False)
     status, said = end(sweep)
     assert status == 0, said
