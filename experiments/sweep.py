@@ -22,7 +22,6 @@ from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
-
 OF_RAY = ("address", "slice", "devices_per_run", "max_failures")
 OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
 
