@@ -57,6 +57,7 @@ def ray_engine(
 def _connected(address: str) -> Iterator[None]:
     # What is run here is nobody else's business.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     if address:
         _check_reachable(address)
         # Ray does so only for a cluster that it begins, or finds by itself.

@@ -166,6 +166,16 @@ def test_a_signal_saves_every_run_and_the_same_command_goes_on(undisturbed, tmp_
 
 
 @pytest.mark.cluster
+def test_a_sweep_on_ray_in_a_bucket_ends_in_the_bits_of_one_on_a_disk(tmp_path, bucket):
+    status, said = end(start(tmp_path, JAX_NUM_CPU_DEVICES="1"))
+    assert status == 0, said
+    status, said = end(start(bucket, "--engine=ray"))
+    assert status == 0, said
+    assert_same(tmp_path, bucket)
+    assert len(list((bucket / "xla").iterdir())) > 1
+
+
+@pytest.mark.cluster
 def test_runs_queue_for_tpu_slices_and_a_lost_host_moves_its_run_to_another(cluster, tmp_path):
     names, hosts = NAMES[:3], {}
     for slice_name, host in itertools.product("ab", range(2)):
