@@ -77,7 +77,8 @@ def main(args: flags.FlagValues) -> int:
     files = target.files(sweep, resources, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
     if args.target != "slurm" and "://" not in args.workdir:
-        print(f"{args.workdir} ends with the machines unless they mount it; s3://, gs:// do not.")
+        note = f"{args.workdir} ends with the machines unless they mount it; s3://, gs:// do not."
+        print(note, file=sys.stderr)
     if args.submit:
         return _submit(target, paths)
     print(f"--submit gives each to: {' '.join(target.submit)}")

@@ -200,7 +200,8 @@ def test_a_jobset_that_no_cluster_would_take_is_refused(workdir, accelerator, to
 def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
     done = launch("gke", tmp_path / "sweep", *TARGETS["gke"], "--submit", PATH="/nowhere")
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    note, line = done.stderr.splitlines()
+    assert note.startswith(f"{tmp_path / 'sweep'} ends with the machines")
     file = tmp_path / "sweep" / "launch" / "gke" / "plain-8-s0.yaml"
     assert line.startswith("launch: kubectl is not installed here")
     assert f"{file}" in line and file.exists()
