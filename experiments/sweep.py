@@ -5,6 +5,7 @@ python -m experiments.sweep ... --engine=ray --devices_per_run=1 [--address=HOST
 """
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
     errors = ((split, number(run.last.get(split, {}), "error")) for split in ("train", "test"))
     parts = [f"{split} error {error:.2%}" for split, error in errors if error is not None]
     if seconds_left:
-        parts.append(f"about {seconds_left / 60:.0f} min left")
+        parts.append(f"about {math.ceil(seconds_left / 60)} min left")
     return f"{run.point.name}: {', '.join(parts)}"
 
 

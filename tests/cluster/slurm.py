@@ -55,7 +55,6 @@ class Element(NamedTuple):
     job: str
     state: str
     node: str
-    reason: str
     restarts: int
     exit_code: str
 
@@ -128,7 +127,6 @@ class Cluster:
                     of["JobId"],
                     of["JobState"],
                     of.get("NodeList", ""),
-                    of["Reason"],
                     int(of["Restarts"]),
                     of["ExitCode"],
                 )
