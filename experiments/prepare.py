@@ -5,6 +5,7 @@ make prepare DATASET=cifar10
 Runs in an environment of its own, with TensorFlow, and imports nothing of this project.
 """
 
+import logging
 import sys
 
 import tensorflow_datasets as tfds
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 
 def main(name: str) -> str | None:
     """Prepares the set in TFDS_DATA_DIR or TFDS's default folder; returns what went wrong."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # Of ten attempts to connect, the last.
     try:
         builder = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
