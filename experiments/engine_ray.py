@@ -8,12 +8,10 @@ keeps out a process that lives on where it was thought dead.
 """
 
 import contextlib
-import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent import futures
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import ray
 from ray import exceptions
@@ -34,16 +32,6 @@ REST_SECONDS = 2.0
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
 
-class Attempt(NamedTuple):
-    """A run that Ray has been given."""
-
-    run: GridRun
-    result: "futures.Future[tuple[State, str]]"
-    """The state, and why; "preempted" if it is to be placed again."""
-    cancel: Callable[[], object]
-    """Asks it to stop where it can resume."""
-
-
 class Places(Protocol):
     """Where runs are placed."""
 
@@ -51,8 +39,11 @@ class Places(Protocol):
         """How many runs to leave to Ray at once, to be at work or to wait for a place."""
         ...
 
-    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
-        """Hands a run to Ray."""
+    def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
+        """Hands a run to Ray, as a task that may be cancelled.
+
+        It gives the state, and why; "preempted" if the run is to be placed again.
+        """
         ...
 
 
@@ -96,9 +87,8 @@ class Devices:
     def _of_each_node(self) -> list[int]:
         return [int(node["Resources"].get(self.kind, 0)) for node in nodes(alive=True)]
 
-    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
-        reference = self._task.options(name=run.name).remote(run, workdir)
-        return Attempt(run, reference.future(), functools.partial(ray.cancel, reference))
+    def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
+        return self._task.options(name=run.name).remote(run, workdir)
 
 
 def nodes(*, alive: bool) -> list[dict[str, Any]]:
@@ -137,18 +127,16 @@ def run_on(
 ) -> None:
     """An `Engine` once `places`, and how many failures of its own a run is forgiven, are set."""
     queue = _unended(runs, workdir, on_change)
-    begun: list[Attempt] = []
+    begun: dict[ray.ObjectRef, GridRun] = {}
     failures, stopping = Counter[str](), False
     while queue or begun:
         while queue and len(begun) < max(places.count(), 1):
             run = queue.pop(0)
-            begun.append(places.begin(run, workdir))
+            begun[places.begin(run, workdir)] = run
             on_change(run, "running", "")
-        waiting = [attempt.result for attempt in begun]
-        done = futures.wait(waiting, POLL_SECONDS, futures.FIRST_COMPLETED).done
-        ended = [given for given in begun if given.result in done]
-        begun = [given for given in begun if given.result not in done]
-        for run, (state, line) in ((given.run, _outcome(given)) for given in ended):
+        ended, _ = ray.wait(list(begun), timeout=POLL_SECONDS)
+        for task in ended:
+            run, (state, line) = begun.pop(task), _outcome(task)
             failures[run.name] += state == "failed"
             again = _why_again(state, line, failures[run.name], max_failures)
             if again and not stopping:
@@ -159,8 +147,8 @@ def run_on(
         if stop.reached() and not stopping:
             stopping = True
             queue.clear()
-            for given in begun:
-                given.cancel()
+            for task in begun:
+                ray.cancel(task)
 
 
 def _why_again(state: State, line: str, failures: int, max_failures: int) -> str:
@@ -186,11 +174,11 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
     return queue
 
 
-def _outcome(given: Attempt) -> tuple[State, str]:
-    """How an attempt ended, and why."""
+def _outcome(task: ray.ObjectRef) -> tuple[State, str]:
+    """How a task ended, and why."""
     try:
-        return given.result.result()
-    except (exceptions.TaskCancelledError, futures.CancelledError):
+        return ray.get(task)
+    except exceptions.TaskCancelledError:
         return "preempted", "stopped"
     except exceptions.NodeDiedError:
         return "preempted", "its node was lost"

@@ -4,15 +4,12 @@ Ray reserves a slice and starts a process on each of its hosts; how these meet, 
 when one is lost, is `hosts.py`'s business, as for processes started by hand.
 """
 
-import contextlib
 import math
 import re
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import ray
@@ -20,10 +17,11 @@ import ray.train
 from ray.train import RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.jax import JaxConfig, JaxTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.tpu import get_tpu_worker_resources
 
 from experiments import cli
-from experiments.engine_ray import Attempt, attempt, nodes
+from experiments.engine_ray import attempt, nodes
 from experiments.grid import GridRun
 from resnet_flax import hosts
 from resnet_flax.disk import AnyPath
@@ -89,6 +87,11 @@ class Slices:
 
     def __init__(self, kind: Slice, variables: dict[str, str]):
         self._kind, self._variables = kind, variables
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # In a process of its own: Ray Train handles signals there.
+        self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(
+            _fit
+        )
 
     def count(self) -> int:
         # A slice of one host may be without a name.
@@ -100,49 +103,39 @@ class Slices:
         # One waits, so that an autoscaler sees what is wanted.
         return 1 + sum(count == self._kind.hosts() for count in hosts_of.values())
 
-    def begin(self, run: GridRun, workdir: AnyPath) -> Attempt:
-        result: futures.Future[tuple[State, str]] = futures.Future()
+    def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
+        task = self._task.options(name=run.name)
+        return task.remote(self._kind, self._variables, run, workdir)
 
-        def fit() -> None:
-            with contextlib.suppress(futures.InvalidStateError):  # It was cancelled.
-                try:
-                    result.set_result(self._fit(run, workdir))
-                except Exception as error:
-                    result.set_exception(error)
 
-        def cancel() -> None:
-            if result.cancel():
-                result.set_running_or_notify_cancel()
-
-        # A gang ends with the sweep, and goes on from its last checkpoint.
-        threading.Thread(target=fit, daemon=True, name=run.name).start()
-        return Attempt(run, result, cancel)
-
-    def _fit(self, run: GridRun, workdir: AnyPath) -> tuple[State, str]:
-        folder = RunFolder(workdir / run.name)
-        before, gone = folder.status(), _gone()
-        trainer = JaxTrainer(
-            _train,
-            train_loop_config={"run": run, "workdir": workdir},
-            # Where Ray makes them meet, jax notices a lost host only after minutes.
-            jax_config=JaxConfig(),
-            scaling_config=ScalingConfig(
-                use_tpu=True,
-                num_workers=self._kind.hosts(),
-                topology=self._kind.topology,
-                accelerator_type=self._kind.accelerator_type,
-            ),
-            run_config=RunConfig(
-                name=run.name,
-                storage_path=str(workdir / "gangs"),
-                worker_runtime_env={"env_vars": self._variables},
-            ),
-        )
-        try:
-            return trainer.fit().return_value
-        except ray.train.TrainingFailedError:
-            attempt = before.attempt if before else 0
-            return _after_a_failure(folder, attempt, gone)
+def _fit(
+    kind: Slice, variables: dict[str, str], run: GridRun, workdir: AnyPath
+) -> tuple[State, str]:
+    """What the task of a gang does; the gang ends with it, and goes on from its checkpoint."""
+    folder = RunFolder(workdir / run.name)
+    before, gone = folder.status(), _gone()
+    trainer = JaxTrainer(
+        _train,
+        train_loop_config={"run": run, "workdir": workdir},
+        # Where Ray makes them meet, jax notices a lost host only after minutes.
+        jax_config=JaxConfig(),
+        scaling_config=ScalingConfig(
+            use_tpu=True,
+            num_workers=kind.hosts(),
+            topology=kind.topology,
+            accelerator_type=kind.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(workdir / "gangs"),
+            worker_runtime_env={"env_vars": variables},
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError:
+        attempt = before.attempt if before else 0
+        return _after_a_failure(folder, attempt, gone)
 
 
 def _after_a_failure(folder: RunFolder, attempt: int, gone: set[str]) -> tuple[State, str]:
