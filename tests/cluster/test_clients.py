@@ -109,5 +109,6 @@ def test_gcloud_without_an_account_is_one_line_and_status_1(tmp_path):
     environment = NOBODY | {"CLOUDSDK_CONFIG": str(tmp_path / "gcloud")}
     done = launch("tpu-vm", tmp_path / "sweep", *flags, **environment)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    note, line = done.stderr.splitlines()
+    assert "ends with the machines" in note
     assert line.startswith("sweep: ERROR: (gcloud.compute.tpus.queued-resources.create)")
