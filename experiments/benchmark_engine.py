@@ -1,12 +1,15 @@
 """What it costs to have Ray place the runs of a sweep: many tiny ones, by Ray's own timeline."""
 
 import itertools
+import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+import jax
 
 from configs import degradation
 from experiments import engine, grid, sweep
@@ -26,6 +29,7 @@ def measure() -> Iterator[Row]:
     from experiments import cluster
 
     runs = _runs()
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # Each has the cache of its sweep.
     with (
         tempfile.TemporaryDirectory() as folder,
         cluster.ray_engine("", 1, "", 0, Path(folder)) as (run_all, _),
@@ -38,6 +42,7 @@ def measure() -> Iterator[Row]:
         ]
     yield {"engine": "ray", "runs": RUNS, "s": seconds, **_utilisation(tasks, cpu.cores())}
     with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "xla"))
         yield {"engine": "local", "runs": RUNS, "s": _timed(runs, Path(folder), engine.run_here)}
 
 

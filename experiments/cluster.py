@@ -111,7 +111,7 @@ def _check_reachable(address: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"Expected --address=HOST:PORT of a Ray cluster, got {address}: {error}. Begin one with"
-            " `ray start --head`, or leave the flag out to use this machine."
+            " `ray start --head`, or use this machine: without the flag, and without RAY_ADDRESS."
         ) from error
 
 

@@ -8,9 +8,11 @@ keeps out a process that lives on where it was thought dead.
 """
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -64,8 +66,8 @@ class Devices:
         held: dict[str, Any] = {"num_cpus": per_run if self.kind == "CPU" else 1}
         if self.kind == "CPU":
             variables = variables | {"JAX_NUM_CPU_DEVICES": str(per_run)}
-        else:  # What this machine has may not be what the nodes have.
-            variables = {name: variables[name] for name in variables if name != "JAX_PLATFORMS"}
+        else:
+            variables = of_accelerators(variables)
             held["resources" if self.kind == "TPU" else "num_gpus"] = (
                 {"TPU": per_run} if self.kind == "TPU" else per_run
             )
@@ -88,7 +90,12 @@ class Devices:
         return [int(node["Resources"].get(self.kind, 0)) for node in nodes(alive=True)]
 
     def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
-        return self._task.options(name=run.name).remote(run, workdir)
+        return self._task.options(name=run.name).remote(run, workdir, Path.cwd())
+
+
+def of_accelerators(variables: dict[str, str]) -> dict[str, str]:
+    """Without that of what this machine has, which may not be what the nodes have."""
+    return {name: value for name, value in variables.items() if name != "JAX_PLATFORMS"}
 
 
 def nodes(*, alive: bool) -> list[dict[str, Any]]:
@@ -96,10 +103,17 @@ def nodes(*, alive: bool) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] == alive]
 
 
-def _train(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
+def _train(run: GridRun, workdir: AnyPath, here: Path) -> tuple[State, str]:
     """What a task does."""
-    cli.set_up()
+    set_up(here)
     return attempt(run, workdir)
+
+
+def set_up(here: Path) -> None:
+    """What a run's process begins with; `here`: to which the paths of its config are relative."""
+    with contextlib.suppress(OSError):  # Not every node needs to have it.
+        os.chdir(here)
+    cli.set_up()
 
 
 def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -20,8 +21,7 @@ from ray.train.v2.jax import JaxConfig, JaxTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.tpu import get_tpu_worker_resources
 
-from experiments import cli
-from experiments.engine_ray import attempt, nodes
+from experiments.engine_ray import attempt, nodes, of_accelerators, set_up
 from experiments.grid import GridRun
 from resnet_flax import hosts
 from resnet_flax.disk import AnyPath
@@ -86,7 +86,7 @@ class Slices:
     """`Places` for runs that take a whole slice."""
 
     def __init__(self, kind: Slice, variables: dict[str, str]):
-        self._kind, self._variables = kind, variables
+        self._kind, self._variables = kind, of_accelerators(variables)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # In a process of its own: Ray Train handles signals there.
         self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(
@@ -105,18 +105,18 @@ class Slices:
 
     def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
         task = self._task.options(name=run.name)
-        return task.remote(self._kind, self._variables, run, workdir)
+        job = {"run": run, "workdir": workdir, "here": Path.cwd()}
+        return task.remote(self._kind, self._variables, job)
 
 
-def _fit(
-    kind: Slice, variables: dict[str, str], run: GridRun, workdir: AnyPath
-) -> tuple[State, str]:
+def _fit(kind: Slice, variables: dict[str, str], job: dict[str, Any]) -> tuple[State, str]:
     """What the task of a gang does; the gang ends with it, and goes on from its checkpoint."""
-    folder = RunFolder(workdir / run.name)
+    name, workdir = job["run"].name, job["workdir"]
+    folder = RunFolder(workdir / name)
     before, gone = folder.status(), _gone()
     trainer = JaxTrainer(
         _train,
-        train_loop_config={"run": run, "workdir": workdir},
+        train_loop_config=job,
         # Where Ray makes them meet, jax notices a lost host only after minutes.
         jax_config=JaxConfig(),
         scaling_config=ScalingConfig(
@@ -126,24 +126,26 @@ def _fit(
             accelerator_type=kind.accelerator_type,
         ),
         run_config=RunConfig(
-            name=run.name,
+            name=name,
             storage_path=str(workdir / "gangs"),
             worker_runtime_env={"env_vars": variables},
         ),
     )
     try:
         return trainer.fit().return_value
-    except ray.train.TrainingFailedError:
-        attempt = before.attempt if before else 0
-        return _after_a_failure(folder, attempt, gone)
+    except ray.train.TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, UserError):
+                return "failed", str(failure)
+        return _after_a_failure(folder, before.attempt if before else 0, gone)
 
 
-def _after_a_failure(folder: RunFolder, attempt: int, gone: set[str]) -> tuple[State, str]:
-    """What became of a gang that ended early: the last attempt, and the lost nodes, before it."""
+def _after_a_failure(folder: RunFolder, attempts: int, gone: set[str]) -> tuple[State, str]:
+    """What became of a gang that ended early; `attempts`, and the nodes that were lost, before."""
     end = time.monotonic() + LOSS_SECONDS
     while time.monotonic() < end:
         status = folder.status()
-        if status and status.attempt > attempt and status.state == "failed":
+        if status and status.attempt > attempts and status.state == "failed":
             return "failed", status.error or ""
         if _gone() - gone:
             return "preempted", "a host was lost"
@@ -157,7 +159,7 @@ def _gone() -> set[str]:
 
 def _train(job: dict[str, Any]) -> tuple[State, str]:
     """What the process on each host does; what the first returns is heard."""
-    cli.set_up()
+    set_up(job["here"])
     context = ray.train.get_context()
     address = ray.util.get_node_ip_address()
     with socket.socket() as free:
@@ -165,4 +167,8 @@ def _train(job: dict[str, Any]) -> tuple[State, str]:
         coordinator = broadcast_from_rank_zero(f"{address}:{free.getsockname()[1]}")
     rank, count = context.get_world_rank(), context.get_world_size()
     with hosts.together(coordinator, count, rank, HEARTBEAT_SECONDS):
-        return attempt(job["run"], job["workdir"])
+        try:
+            return attempt(job["run"], job["workdir"])
+        except UserError as error:
+            refused = error
+    raise refused  # Out there: Ray Train ends the others, and tells of it.

@@ -5,6 +5,7 @@ python -m experiments.launch --target=slurm --config=configs/degradation.py:digi
 """
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -154,8 +155,9 @@ def _submit(target: Target, paths: Sequence[Path]) -> int:
         )
     for path in paths:
         command = [*target.submit, str(path)]
-        if target.submit[0] == "bash":  # It supervises, as long as the sweep takes.
-            return cli.FAILURE if subprocess.run(command).returncode else 0
+        if target.submit[0] == "bash":  # It supervises from now on; its signals are its own.
+            sys.stdout.flush()
+            os.execvp("bash", command)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise FaultError(f"{target.client} refused {path}: {' '.join(done.stderr.split())}")

@@ -15,8 +15,8 @@ _SHOW_CURSOR = b"\x1b[?25h"
 class StopRequest:
     """A context in which the first signal asks to stop, and a second one ends the process at once.
 
-    With several processes, a signal to any one of them stops all at the same step. Signals reach
-    the main thread alone; in another thread this does nothing.
+    With several processes, a signal to any one of them stops all at the same step. In a thread that
+    is not the main one, only the SIGTERM to one of several processes is heard.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,8 @@ class StopRequest:
             self.received = self._signal
         elif multihost_utils.reached_preemption_sync_point(self._questions):
             self.received = "a signal to one of the processes"
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if self._previous:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return self.received is not None
 
     def __enter__(self) -> "StopRequest":

@@ -175,23 +175,26 @@ def test_a_sweep_on_ray_in_a_bucket_ends_in_the_bits_of_one_on_a_disk(tmp_path, 
     assert len(list((bucket / "xla").iterdir())) > 1
 
 
+def add_host(cluster, name, host):
+    """One of the two of a TPU slice, of which two virtual devices stand for the chips."""
+    return cluster.add(
+        resources={"TPU": 4, "accelerator_type:TPU-V4": 1}
+        | ({"TPU-v4-16-head": 1} if host == 0 else {}),
+        labels={
+            "ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": host,
+            "ray.io/tpu-pod-type": "v4-16", "ray.io/tpu-topology": "2x2x2",
+        },
+        TPU_NAME=name, TPU_WORKER_ID=str(host), TPU_ACCELERATOR_TYPE="v4-16",
+        TPU_TOPOLOGY="2x2x2", JAX_PLATFORMS="cpu",
+    )  # fmt: skip
+
+
 @pytest.mark.cluster
 def test_runs_queue_for_tpu_slices_and_a_lost_host_moves_its_run_to_another(cluster, tmp_path):
-    names, hosts = NAMES[:3], {}
-    for slice_name, host in itertools.product("ab", range(2)):
-        hosts[slice_name, host] = cluster.add(
-            resources={"TPU": 4, "accelerator_type:TPU-V4": 1}
-            | ({"TPU-v4-16-head": 1} if host == 0 else {}),
-            labels={
-                "ray.io/tpu-slice-name": slice_name, "ray.io/tpu-worker-id": host,
-                "ray.io/tpu-pod-type": "v4-16", "ray.io/tpu-topology": "2x2x2",
-            },
-            TPU_NAME=slice_name, TPU_WORKER_ID=str(host), TPU_ACCELERATOR_TYPE="v4-16",
-            TPU_TOPOLOGY="2x2x2",
-        )  # fmt: skip
+    names = NAMES[:3]
+    hosts = {(name, host): add_host(cluster, name, host) for name in "ab" for host in range(2)}
     flags = ("--config.run.steps=400", f"--only={','.join(names)}")
-    # Two hosts of two virtual devices each stand for the chips.
-    shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    shared = {"JAX_NUM_CPU_DEVICES": "2"}
     on_ray = ("--engine=ray", f"--address={cluster.address}", "--slice=v4-16")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     status, said = end(start(whole, *on_ray, *flags, **shared))
@@ -210,6 +213,24 @@ def test_runs_queue_for_tpu_slices_and_a_lost_host_moves_its_run_to_another(clus
     assert_same(whole, killed, names)
     environment = RunFolder(killed / names[0]).environments()[0]
     assert (environment["process_count"], environment["device_count"]) == (2, 4)
+
+
+@pytest.mark.cluster
+def test_a_gang_says_what_its_hosts_refuse_and_ends_also_while_it_waits_for_one(cluster, tmp_path):
+    flags = (
+        "--engine=ray", f"--address={cluster.address}", "--slice=v4:2x2x2", "--max_failures=0",
+        f"--only={NAMES[0]}",
+    )  # fmt: skip
+    add_host(cluster, "a", 0)
+    waiting = start(tmp_path / "waiting", *flags)
+    time.sleep(30)  # Far longer than it takes to begin.
+    waiting.send_signal(signal.SIGINT)
+    status, said = end(waiting)
+    assert (status, f"{NAMES[0]}: preempted" in said) == (75, True), said
+    add_host(cluster, "a", 1)
+    nowhere = "--config.run.init_from=nowhere"
+    status, said = end(start(tmp_path / "refused", *flags, nowhere, JAX_NUM_CPU_DEVICES="2"))
+    assert (status, bool(re.search("failed: .*nowhere", said))) == (1, True), said
 
 
 @pytest.mark.cluster

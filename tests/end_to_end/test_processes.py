@@ -1,6 +1,8 @@
 """Several processes that train one run, over loopback, and what may befall them."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -131,6 +133,42 @@ def test_two_processes_sweep_together_and_leave_a_run_that_is_held_to_its_holder
     assert sweep()[0] == [0, 0]
     assert held.status().state == "finished"
     assert (tmp_path / "degradation.svg").exists()
+
+
+# As a scheduler's library may call what trains: not on the main thread.
+_IN_A_THREAD = """
+import sys, threading, time
+from resnet_flax.hosts import together
+from resnet_flax.interrupt import StopRequest
+
+def train():
+    with together(sys.argv[1], 2, int(sys.argv[2]), 30), StopRequest() as stop:
+        print("trains", flush=True)
+        while not stop.reached():
+            time.sleep(0.1)
+        print(stop.received)
+
+thread = threading.Thread(target=train)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_sigterm_to_one_of_two_stops_both_where_they_train_in_a_thread():
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _IN_A_THREAD, coordinator, str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["trains\n"] * 2
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out for out, _ in said] == ["a signal to one of the processes\n"] * 2, said
 
 
 def test_a_second_signal_ends_a_process_at_once_even_while_it_compiles(tmp_path):

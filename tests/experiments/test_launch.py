@@ -40,7 +40,8 @@ with open(os.environ["NOTES"], "a") as notes:
 for words, answers in json.loads(os.environ["ANSWERS"]).items():
     if words in " ".join(sys.argv):
         asked = pathlib.Path(os.environ["NOTES"]).read_text().count(words)
-        print(answers[min(asked, len(answers)) - 1])
+        answer = answers[min(asked, len(answers)) - 1]
+        sys.exit(answer) if isinstance(answer, int) else print(answer)
 """
 
 
@@ -67,7 +68,11 @@ def files(tmp_path_factory):
 
 
 def run_with(script, folder, answers=None, **environment):
-    """(exit status, what a job's script gives to programs that need a cluster)."""
+    """(exit status, what a job's script gives to programs that need a cluster).
+
+    `answers`: to what has these words, one after another, the last for good; a number is an exit
+    status.
+    """
     for name in ("srun", "scontrol", "gcloud", "sleep"):
         (folder / name).write_text(PROGRAM)
         (folder / name).chmod(0o755)
@@ -151,9 +156,33 @@ def test_a_slice_trains_again_on_75_alone_and_is_deleted_in_the_end(
 def test_a_slice_that_was_taken_away_is_asked_for_again(files, tmp_path):
     states = ["WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", "ACTIVE"]
     answers = {"state.state": states, "cat resnet_flax/status": ["75", "0"]}
-    ended, calls = run_with(files["tpu-vm"]["sweep.sh"], tmp_path, answers)
+    assert run_slice(files, tmp_path, answers) == (0, ["create", "delete", "create", "delete"])
+
+
+def test_a_slice_that_is_taken_away_while_it_is_set_up_is_asked_for_again(files, tmp_path):
+    answers = {
+        "state.state": ["ACTIVE", "SUSPENDING", "ACTIVE"],
+        "scp": [1, ""],
+        "cat resnet_flax/status": ["0"],
+    }
+    assert run_slice(files, tmp_path, answers) == (0, ["create", "delete", "create", "delete"])
+
+
+def test_a_slice_that_cannot_be_set_up_is_deleted(files, tmp_path):
+    answers = {"state.state": ["ACTIVE"], "scp": [1]}
+    assert run_slice(files, tmp_path, answers) == (1, ["create", "delete"])
+
+
+def test_a_slice_is_waited_for_while_the_connection_is_lost(files, tmp_path):
+    answers = {"state.state": ["WAITING_FOR_RESOURCES", 1, "ACTIVE"], "cat resnet_flax": ["0"]}
+    assert run_slice(files, tmp_path, answers) == (0, ["create", "delete"])
+
+
+def run_slice(files, folder, answers):
+    """(exit status, what is done with slices)."""
+    ended, calls = run_with(files["tpu-vm"]["sweep.sh"], folder, answers)
     done = [call[4] for call in calls if "queued-resources" in call and "describe" not in call]
-    assert (ended, done) == (0, ["create", "delete", "create", "delete"])
+    return ended, done
 
 
 @pytest.mark.parametrize(
