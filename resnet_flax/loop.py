@@ -268,6 +268,7 @@ class _Run:
         if self.folder.writes:
             self.events.add_weights(self.step, tree["params"])
         self.checkpoints.save(self.step, tree, self._test_errors())
+        self.timer.restart(self.step)
         self.begun = self.step
 
     def _test_errors(self) -> dict[int, float]:
@@ -306,7 +307,7 @@ class _Run:
                 scores = self.evaluate(state.variables, state.image_mean, feed, before_batch)
                 self._record({"kind": "eval", "split": split, **scores})
                 self.evaluated[self.step, split] = scores["error"]
-        self.timer.restart(self.step)
+                self.timer.restart(self.step)
 
     def _record(self, values: dict[str, Any]) -> None:
         epoch = self.step * self.config.data.batch_size / self.built.train.size
@@ -319,7 +320,7 @@ class _Run:
 
 
 class _Timer:
-    """Steps per second since the last restart."""
+    """Steps per second since the last restart, to be made only where no step is still under way."""
 
     def __init__(self, step: int):
         self.step, self.time = step, time.monotonic()

@@ -1,8 +1,10 @@
 import functools
+import itertools
 import json
 import os
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -90,6 +92,21 @@ def test_a_run_leaves_the_records_that_are_promised(tiny_config, whole_run):
     shown = events.read_values(folder.tensorboard)
     assert {(4, "loss/running"), (24, "error/train"), (0, "config/text_summary")} <= shown.keys()
     assert [step for step, tag in shown if tag == "weights/stage1_block1/conv1"] == [8, 16, 24]
+
+
+def test_images_per_second_are_those_of_all_steps_since_the_last_record_or_save(
+    tiny_config, tmp_path, monkeypatch
+):
+    # A second passes whenever somebody looks: a look between them, where a step may still be under
+    # way, would halve the rate.
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
+    tiny_config |= {"steps": 24, "steps_per_dispatch": 2, "log_every": 8, "eval_every": 24}
+    tiny_config["checkpoint_every"] = 12
+    loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    records = RunFolder(tmp_path / "run").metrics()
+    rates = [record["images_per_second"] for record in records if "split" not in record]
+    batch = tiny_config["data"]["batch_size"]
+    assert rates == [8 * batch, 4 * batch, 8 * batch]
 
 
 def test_digits_are_learned(tiny_config, whole_run):
