@@ -1,27 +1,37 @@
 """The README's numbers are those of the committed records."""
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments import published, results
 from resnet_flax import findings
 from resnet_flax.findings import Initial
 
 DIGITS = Path("experiments/results/digits")
+CIFAR10_SHORT = Path("experiments/results/cifar10_short")
+README = Path("README.md").read_text()
+TEXT = " ".join(README.split())
 
 
-@pytest.fixture(scope="module")
-def summary():
-    runs = results.read_runs(DIGITS)
+def summary(folder):
+    """Of finished runs, by kind and depth."""
+    runs = results.read_runs(folder)
     assert set(runs["state"]) == {"finished"}
     return results.summarize(runs).set_index(["kind", "depth"])
 
 
-def test_training_error_rises_with_depth_for_plain_networks_and_not_for_residual_ones(summary):
-    plain, residual = (summary.loc[kind]["train_error"] for kind in ("plain", "residual"))
+def rows(heading):
+    """The cells of the table below a heading of the README."""
+    table = re.search(r"\n\|-.*\n((?:\|.*\n)+)", README.split(heading)[1])[1]
+    return [line.strip("| ").split(" | ") for line in table.splitlines()]
+
+
+def test_training_error_rises_with_depth_for_plain_networks_and_not_for_residual_ones():
+    plain, residual = (summary(DIGITS).loc[kind]["train_error"] for kind in ("plain", "residual"))
     assert plain.is_monotonic_increasing
     assert plain[44] > 0.2
     assert plain[56] > 0.5
@@ -29,17 +39,43 @@ def test_training_error_rises_with_depth_for_plain_networks_and_not_for_residual
     assert residual[56] < 0.03
 
 
-def test_the_readmes_table_is_the_records(summary):
-    rows = re.findall(
-        r"^\| (plain|residual) \| (\d+) \| (.+) \|$", Path("README.md").read_text(), re.M
-    )
-    assert len(rows) == len(summary)
-    for kind, depth, cells in rows:
-        row = summary.loc[(kind, int(depth))]
-        expected = [f"{row['parameters']:,.0f}"]
-        for name in results.ERRORS:
-            expected.append(f"{row[name] * 100:.2f} ± {row[f'{name}_std'] * 100:.2f}")
-        assert cells.split(" | ") == [*expected, f"{row['n']:.0f}"]
+def test_on_cifar10_a_short_schedule_is_too_short_for_the_deep_plain_network():
+    errors = summary(CIFAR10_SHORT)["train_error"]
+    assert errors["plain", 56] >= 2 * errors["plain", 20]
+    assert errors["plain", 56] >= 2 * errors["residual", 56]
+
+
+def test_gradients_of_the_short_schedule_are_as_the_readme_says():
+    ratios = {}
+    for kind, depth in itertools.product(("plain", "residual"), (20, 56)):
+        layers = findings.load_layers(CIFAR10_SHORT / f"{kind}-{depth}-s0")
+        ratios[kind, depth] = [ratio(at) for at in (layers[0], layers[-1])]
+    (p20, p20_end), (p56, p56_end), (r20, r20_end), (r56, r56_end) = ratios.values()
+    assert f"{p56:,.0f} times that at the last for 56 layers and {p20:.0f} times for 20" in TEXT
+    assert f"(residual: {r56:.0f} and {r20:.0f}); after training it is {p56_end:.1f}" in TEXT
+    assert f"and {p20_end:.0f} times (residual: {r56_end:.0f} and {r20_end:.0f})." in TEXT
+
+
+@pytest.mark.parametrize(
+    ("heading", "folder"),
+    [("**Digits, measured here.**", DIGITS), ("**CIFAR-10, an eighth", CIFAR10_SHORT)],
+)
+def test_the_readmes_tables_are_the_records(heading, folder):
+    expected = []
+    for (kind, depth), row in summary(folder).iterrows():
+        errors = [results.percent(row[name], row[f"{name}_std"]) for name in results.ERRORS]
+        expected.append([kind, f"{depth}", f"{row['parameters']:,.0f}", *errors, f"{row['n']:.0f}"])
+    assert rows(heading) == expected
+
+
+def test_what_others_measured_is_in_the_readme_as_it_is_in_the_report():
+    expected = []
+    for depth, paper in list(published.PAPER.errors["pad"].items())[:-1]:
+        others = (
+            published.REPRODUCTIONS.errors[kind].get(depth, "none") for kind in ("pad", "none")
+        )
+        expected.append([f"{depth}", paper, *others])
+    assert [[row[0], *row[2:5]] for row in rows("**CIFAR-10, the paper's.**")] == expected
 
 
 def ratio(layers):
@@ -50,8 +86,7 @@ def ratio(layers):
 @pytest.fixture(scope="module")
 def answer():
     """What the README says of gradients, in one line."""
-    text = Path("README.md").read_text()
-    return " ".join(text.split("**Is it vanishing gradients?**")[1].split("![")[0].split())
+    return TEXT.split("**Is it vanishing gradients?**")[1].split("![")[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,32 +134,18 @@ def test_early_layers_of_deep_plain_networks_end_with_large_responses(layers, an
 def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
     runs = results.read_runs(Path("experiments/results/digits_110"))
     errors = runs.groupby("kind")["train_error"].agg(["mean", "std", "min"]) * 100
-    text = " ".join(Path("README.md").read_text().split())
     plain, residual = errors.loc["plain"], errors.loc["residual"]
-    assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in text
-    assert f"residual {residual['mean']:.1f} ± {residual['std']:.1f} % training error" in text
-    assert f"the best of these {residual['min']:.1f} %" in text
+    assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in TEXT
+    assert f"residual {residual['mean']:.1f} ± {residual['std']:.1f} % training error" in TEXT
+    assert f"the best of these {residual['min']:.1f} %" in TEXT
 
 
 def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
     runs = results.read_runs(Path("experiments/results/digits_no_bn")).set_index("run")
-    text = " ".join(Path("README.md").read_text().split())
     errors = (runs["train_error"] * 100).map("{:.1f} %".format)
-    assert f"plain 20 ends at {errors['plain-20-s0']} training error" in text
+    assert f"plain 20 ends at {errors['plain-20-s0']} training error" in TEXT
     assert (
-        f"plain 56 at {errors['plain-56-s0']}, residual 20 at {errors['residual-20-s0']}," in text
+        f"plain 56 at {errors['plain-56-s0']}, residual 20 at {errors['residual-20-s0']}," in TEXT
     )
     assert runs.loc["residual-56-s0", "state"] == "diverged"
-    assert f"diverges in its first {runs.loc['residual-56-s0', 'step']} steps" in text
-
-
-def test_the_short_cifar10_runs_ended_as_the_readme_says():
-    runs = results.read_runs(Path("experiments/results/cifar10_short")).set_index("run")
-    text = " ".join(Path("README.md").read_text().split())
-    for run, named in (
-        ("plain-20-s0", "plain 20 has {:.2f} % training and {:.2f} % test error"),
-        ("residual-20-s0", "residual 20 {:.2f} % and {:.2f} %,"),
-    ):
-        assert runs.loc[run, "state"] == "finished" and runs.loc[run, "step"] == 8000
-        errors = runs.loc[run, ["train_error", "test_error"]] * 100
-        assert named.format(*errors) in text
+    assert f"diverges in its first {runs.loc['residual-56-s0', 'step']} steps" in TEXT
