@@ -94,7 +94,7 @@ class Devices:
 
 
 def of_accelerators(variables: dict[str, str]) -> dict[str, str]:
-    """Without that of what this machine has, which may not be what the nodes have."""
+    """All but JAX_PLATFORMS: what this machine has may not be what the nodes have."""
     return {name: value for name, value in variables.items() if name != "JAX_PLATFORMS"}
 
 
