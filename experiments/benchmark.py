@@ -23,6 +23,7 @@ from experiments import (
     cli,
     describe,
     figures,
+    markdown,
 )
 from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
 from experiments.benchmark_worker import Case
@@ -190,18 +191,6 @@ def measure_epoch(rounds: int) -> Iterator[Row]:
         yield {"net": net, "loop_ms": loop, "device_ms": step, "ratio": loop / step}
 
 
-def markdown(rows: list[Row]) -> str:
-    """A table of rows that may differ in their columns."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |"]
-    lines.append("|---" * len(columns) + "|")
-    for row in rows:
-        cells = (row.get(column, "") for column in columns)
-        shown = (f"{c:.2f}" if isinstance(c, float) else str(c) for c in cells)
-        lines.append(f"| {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
 def main(args: flags.FlagValues) -> None:
     rounds = args.rounds
     torch = tensorflow = None
@@ -238,7 +227,9 @@ def main(args: flags.FlagValues) -> None:
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
     disk.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
-    table = f"{markdown(rows)}\n"
+    table = markdown.table(
+        [{name.replace("_", " "): cell for name, cell in row.items()} for row in rows]
+    )
     where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
     head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"
     disk.write_text(folder / f"{args.suite}.md", head + table)

@@ -8,7 +8,6 @@ import math
 import statistics
 import threading
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 from resnet_flax import disk, records
@@ -121,22 +120,13 @@ class RunMonitor:
             now = disk.identity(self._folder.status_file)
             if now != self._seen:
                 self.status, self._seen = self._folder.status(), now
-                self.seconds = self._measure(self.status)
+                self.seconds = self._folder.wall_seconds()
         except FileNotFoundError:
             self.status, self._seen = None, ()
         except (OSError, UserError):
             self._seen = ()
             return "unreadable"
         return self.status.state if self.status else self.without_status
-
-    def _measure(self, status: Status | None) -> float | None:
-        if status is None or status.state != "finished" or status.attempt > 1:
-            return None
-        try:
-            began = datetime.fromisoformat(self._folder.environments()[-1]["started"])
-            return (datetime.fromisoformat(status.updated) - began).total_seconds()
-        except (LookupError, TypeError, ValueError):  # Records of another time or hand.
-            return None
 
     def _forget_metrics(self) -> None:
         self._place, self.last = disk.Place(), {}

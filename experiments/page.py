@@ -59,10 +59,8 @@ def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -
         dashes=plots.DASHES,
         symbols=_MARKS,
         summary=summary.to_dict("records"),
-        sources=published.SOURCES if all(map(published.comparable, configs.values())) else (),
-        shortcuts={
-            row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()
-        },
+        sources=published.comparable(configs.values()),
+        shortcuts=results.read_shortcuts(workdir),
         runs=runs.to_dict("records"),
         switches=_switches(measured),
         environments=_environments(workdir, runs["run"]),
@@ -81,7 +79,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = results.percent
+    environment.filters |= {"percent": results.percent, "minutes": results.minutes}
     return environment.get_template("report.html.j2")
 
 

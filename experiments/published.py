@@ -1,5 +1,6 @@
 """What others measured: test errors in % on CIFAR-10, with the recipe of Sec. 4.2 and 64k steps."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -9,6 +10,10 @@ class Source(NamedTuple):
     title: str
     links: dict[str, str]
     errors: dict[str, dict[int, str]]
+
+    def error(self, shortcut: str, depth: int) -> str:
+        """A dash where there is none."""
+        return self.errors.get(shortcut, {}).get(depth, "–")
 
 
 PAPER = Source(
@@ -55,6 +60,7 @@ REPRODUCTIONS = Source(
 SOURCES = (PAPER, REPRODUCTIONS)
 
 
-def comparable(config: dict[str, Any]) -> bool:
-    """Whether a run of these (dotted) fields is of the networks and the data set above."""
-    return (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
+def comparable(configs: Iterable[dict[str, Any]]) -> tuple[Source, ...]:
+    """All sources if runs of these (dotted) fields are of the networks and the data set above."""
+    same = {(config.get("data.name"), config.get("model.family")) for config in configs}
+    return SOURCES if same == {("cifar10", "cifar")} else ()

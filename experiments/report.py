@@ -13,7 +13,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import charts, cli, diagnostic_charts, figures, page, results
+from experiments import (
+    charts,
+    cli,
+    diagnostic_charts,
+    figures,
+    markdown,
+    page,
+    published,
+    results,
+)
 from resnet_flax import disk, errors
 from resnet_flax.disk import AnyPath
 
@@ -32,7 +41,7 @@ def read(workdir: AnyPath) -> tuple[results.Tables, list[charts.Chart]]:
 
 
 def write(workdir: AnyPath) -> None:
-    """Writes table.csv, the figures and report.html; prints the table and the paths.
+    """Writes table.csv, table.md, the figures and report.html; prints the table and the paths.
 
     Raises UserError if a file in the folder cannot be used.
     """
@@ -46,8 +55,9 @@ def write(workdir: AnyPath) -> None:
     if summary.empty:
         console.print("No run has finished yet: no table.")
     else:
-        written.append(workdir / "table.csv")
+        written = [workdir / "table.csv", workdir / "table.md"]
         disk.write_text(written[0], summary.to_csv(index=False))
+        disk.write_text(written[1], in_markdown(workdir, summary))
         shown = [
             charts.degradation(runs, summary, charts.kind_styles(kinds)),
             charts.curves(records),
@@ -59,6 +69,23 @@ def write(workdir: AnyPath) -> None:
     written.append(page.write(workdir, tables, diagnostics))
     for path in written:
         console.print(str(path), markup=False)
+
+
+def in_markdown(workdir: AnyPath, summary: pd.DataFrame) -> str:
+    """The table for a README, beside what others measured where that is comparable."""
+    sources = published.comparable(results.read_configs(workdir).values())
+    shortcuts = results.read_shortcuts(workdir)
+    timed = summary["minutes"].notna().any()
+    rows = []
+    for row in summary.to_dict("records"):
+        kind, depth = row["kind"], row["depth"]
+        cells = {"kind": kind, "depth": depth, "parameters": f"{row['parameters']:,.0f}"}
+        for name, heading in _HEADINGS.items():
+            cells[f"{heading} error"] = results.percent(row[name], row[f"{name}_std"])
+        cells |= {f"test, {one.title}": one.error(shortcuts[kind], depth) for one in sources}
+        cells |= {"minutes": results.minutes(row["minutes"])} if timed else {}
+        rows.append(cells | {"n": row["n"]})
+    return markdown.table(rows)
 
 
 class LivePage:

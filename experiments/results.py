@@ -1,5 +1,6 @@
 """Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
 
+import math
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -40,8 +41,8 @@ def read_runs(workdir: AnyPath) -> pd.DataFrame:
 
     Columns: run, kind, depth, seed, state, step, reason (what a failure said, or ""), parameters,
     and of finished runs `train_error` (clean training split, eval mode), `running_error` (last
-    interval, augmented, train mode) and `test_error`; a finished run that lacks
-    one of them is `incomplete`. Raises UserError if the folder is no sweep's.
+    interval, augmented, train mode) and `test_error`, a run that lacks one of which is
+    `incomplete`, and `minutes` (wall time). Raises UserError if the folder is no sweep's.
     """
     sweep = SweepFolder(workdir)
     return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
@@ -60,7 +61,9 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
     if row["state"] == "finished" and None in known:
         row["state"] = "incomplete"
-    return row | {name: finals.get(name) for name in ERRORS}
+    row |= {name: finals.get(name) for name in ERRORS}
+    seconds = folder.wall_seconds()
+    return row | {"minutes": math.nan if seconds is None else seconds / 60}
 
 
 def _final_errors(folder: RunFolder) -> dict[str, float]:
@@ -93,6 +96,13 @@ def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
     return {name: flat(sweep.config(name)) for name in sweep}
 
 
+def read_shortcuts(workdir: AnyPath) -> dict[str, str]:
+    """Kind -> the `model.shortcut` of its runs."""
+    points = SweepFolder(workdir).points
+    configs = read_configs(workdir)
+    return {one.kind: str(configs[name].get("model.shortcut")) for name, one in points.items()}
+
+
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as one, with dotted names."""
     fields = {}
@@ -107,6 +117,11 @@ def percent(mean: float | None, deviation: float | None = None) -> str:
     if pd.isna(mean):
         return "–"
     return f"{100 * mean:.2f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.2f}")
+
+
+def minutes(mean: float) -> str:
+    """Not known: a dash."""
+    return "–" if pd.isna(mean) else f"{mean:.{1 if mean >= 10 else 2}f}"
 
 
 def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
@@ -134,11 +149,12 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Over the seeds of finished runs: one row a kind and depth.
 
-    Columns: kind, depth, parameters, n, and for each of `ERRORS` its mean and `_std` (the sample's
-    deviation, ddof 1; absent for one seed).
+    Columns: kind, depth, parameters, n, for each of `ERRORS` its mean and `_std` (the sample's
+    deviation, ddof 1; absent for one seed), and minutes (mean of those known).
     """
     finished = runs[runs["state"] == "finished"]
     columns: dict[str, Any] = {"parameters": ("parameters", "first"), "n": ("run", "count")}
     for name in ERRORS:
         columns |= {name: (name, "mean"), f"{name}_std": (name, "std")}
+    columns["minutes"] = ("minutes", "mean")
     return finished.groupby(["kind", "depth"], as_index=False).agg(**columns)

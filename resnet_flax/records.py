@@ -2,7 +2,7 @@
 
 config.json       the resolved config
 environment.json  versions and devices, one object an attempt
-status.json       {"state", "step", "attempt", "error", "updated"}
+status.json       {"state", "step", "attempt", "error", "updated", "seconds"}
 lock.json         who writes here; in a bucket below lock/; see lock_places.py
 metrics.jsonl     one object a line: train records and evaluation records
 checkpoints/      see checkpoints.py
@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
@@ -33,13 +34,18 @@ class Status(NamedTuple):
 
     - `step`: the last one saved; once it has finished or diverged, the last one taken.
     - `attempt`: counts the processes that worked on it, from 1.
+    - `updated`: UTC, ISO 8601.
+    - `seconds`: that all attempts took up to then; None if an older version did not count them.
+
+    The last two are set when it is written.
     """
 
     state: State
     step: int = 0
     attempt: int = 1
     error: str | None = None
-    updated: str = ""  # UTC, ISO 8601; set when written.
+    updated: str = ""
+    seconds: Annotated[float, pydantic.Field(ge=0, lt=2**53)] | None = None
 
 
 class _Record(pydantic.BaseModel):
@@ -124,6 +130,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.writes = writes
         self._lock: FolderLock | None = None
+        self._earlier: float | None = None  # Seconds of the attempts before this one.
+        self._began = 0.0
         self._lines = disk.Lines(self.metrics_file)
 
     @property
@@ -171,6 +179,8 @@ class RunFolder:
             raise UserError(f"Cannot write to workdir {self.path}: {error.strerror}.") from error
         try:
             self._set_up(config)
+            before = self.status()
+            self._earlier, self._began = before.seconds if before else 0.0, time.monotonic()
             yield
         finally:
             self._lock.release()
@@ -199,9 +209,25 @@ class RunFolder:
     @_write
     def write_status(self, status: Status) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = disk.pretty_json(status._replace(updated=now)._asdict())
+        seconds = None
+        if self._earlier is not None:
+            seconds = round(self._earlier + time.monotonic() - self._began, 1)
+        text = disk.pretty_json(status._replace(updated=now, seconds=seconds)._asdict())
         # What befell the run shall be known, also on a full disk.
         disk.write_text_anyway(self.status_file, text)
+
+    def wall_seconds(self) -> float | None:
+        """What a finished run took, all attempts together; None where the records do not say."""
+        status = self.status()
+        if status is None or status.state != "finished":
+            return None
+        if status.seconds is not None or status.attempt > 1:
+            return status.seconds
+        try:  # Of an older version.
+            began = datetime.fromisoformat(self.environments()[-1]["started"])
+            return (datetime.fromisoformat(status.updated) - began).total_seconds()
+        except (LookupError, TypeError, ValueError):
+            return None
 
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""

@@ -1,8 +1,10 @@
 import errno
+import itertools
 import json
 import math
 import os
 import shutil
+import types
 
 import pytest
 from hypothesis import given
@@ -111,6 +113,37 @@ def test_status_and_environment_are_read_as_written(folder):
     folder.add_environment({"attempt": 2})
     assert folder.status()[:4] == ("failed", 7, 2, "ValueError: no")
     assert folder.environments() == [{"attempt": 1}, {"attempt": 2}]
+
+
+def test_wall_time_adds_up_over_attempts_and_is_known_at_the_end(tmp_path, monkeypatch):
+    now = itertools.count(step=10)
+    monkeypatch.setattr(records, "time", types.SimpleNamespace(monotonic=now.__next__))
+    folder = RunFolder(tmp_path / "run")
+    for state, seconds in (("running", 10), ("preempted", 20), ("finished", 30)):
+        with folder.claim(CONFIG, print):
+            assert folder.wall_seconds() is None
+            folder.write_status(Status(state))
+        assert folder.status().seconds == seconds
+    assert folder.wall_seconds() == 30
+
+
+def test_wall_time_of_an_older_run_is_known_if_one_attempt_was_enough(folder):
+    old = {"state": "finished", "step": 9, "attempt": 1, "updated": "2026-01-01T00:01:00+00:00"}
+    folder.status_file.write_text(json.dumps(old))
+    assert folder.wall_seconds() is None
+    folder.add_environment({"started": "2026-01-01T00:00:00+00:00"})
+    assert folder.wall_seconds() == 60
+    folder.status_file.write_text(json.dumps(old | {"attempt": 2}))
+    assert folder.wall_seconds() is None
+
+
+def test_what_an_older_attempt_took_is_not_made_up(tmp_path):
+    folder = RunFolder(tmp_path)
+    old = {"state": "preempted", "step": 9, "attempt": 1, "updated": ""}
+    folder.status_file.write_text(json.dumps(old))
+    with folder.claim(CONFIG, print):
+        folder.write_status(Status("finished", 9, 2))
+    assert folder.status().seconds is None
 
 
 def test_no_file_is_ever_half_written(folder, monkeypatch):

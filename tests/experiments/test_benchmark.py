@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from experiments import benchmark, benchmark_engine, figures
+from experiments import benchmark_engine, figures
 from experiments.benchmark_runs import alternate, ours, spread
 from resnet_flax.errors import FaultError
 
@@ -27,16 +27,6 @@ def test_a_program_that_fails_ends_the_measurement():
 
 def test_the_middle_is_the_median():
     assert spread([5.0, 1.0, 3.0]) == {"step_ms": 3.0, "min_ms": 1.0, "max_ms": 5.0, "runs": 3}
-
-
-def test_rows_of_other_columns_share_a_table():
-    table = benchmark.markdown([{"depth": 20, "step_ms": 1.234}, {"depth": 56, "note": "none"}])
-    assert table.splitlines() == [
-        "| depth | step ms | note |",
-        "|---|---|---|",
-        "| 20 | 1.23 |  |",
-        "| 56 |  | none |",
-    ]
 
 
 def test_costs_are_drawn_against_depth(tmp_path):

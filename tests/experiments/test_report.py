@@ -109,9 +109,9 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
 
 def test_published_errors_are_beside_those_of_their_data_set_alone():
     config = {"data.name": "cifar10", "model.family": "cifar"}
-    assert published.comparable(config)
-    assert not published.comparable(config | {"data.name": "digits"})
-    assert not published.comparable(config | {"model.family": "imagenet"})
+    assert published.comparable([config, config]) == published.SOURCES
+    for other in ({"data.name": "digits"}, {"model.family": "imagenet"}):
+        assert not published.comparable([config, config | other])
     assert published.PAPER.errors["pad"][56] == "6.97"
 
 
@@ -133,6 +133,10 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
         (begun_sweep / name / "metrics.jsonl").write_text(lines)
         (begun_sweep / name / "environment.json").write_text('[{"parameters": 853018}]')
     text = rendered(begun_sweep)
+    report.write(begun_sweep)
+    head, _, *rows = (begun_sweep / "table.md").read_text().splitlines()
+    assert head.endswith("| test, He et al. | test, reproductions | n |")
+    assert [row.split(" | ")[6:8] for row in rows] == [["6.97", "7.10 to 7.46"]] * 2
     assert "arxiv.org/abs/1512.03385" in text
     assert text.count('data-value="6.97">6.97</td>') == 2
 
