@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_flax import experiment, schema, steps
-from resnet_flax.checkpoints import Checkpoints
+from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import augment
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
@@ -90,6 +92,32 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
     expected = jax.eval_shape(model.init, jax.random.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)
     return Run(config, model, variables, step, image_mean)
+
+
+def export_run(
+    folder: str | os.PathLike[str], to: str | os.PathLike[str], step: int | None = None
+) -> None:
+    """Copies what is worth sharing of a run, from one folder on a disk to another.
+
+    That is its records and one checkpoint, as in `load_run`, without the optimiser's state: half
+    the size, and all that `load_run`, `evaluate`, `diagnose` and `init_from` need. Raises UserError
+    if there is no such run or step, or if `to` exists.
+    """
+    records, copy = RunFolder(folder), RunFolder(to)
+    for path in (records.path, copy.path):
+        if not isinstance(path, Path):
+            raise UserError(f"Expected a folder on a disk to export from and to, got {path}.")
+    run = load_run(folder, step)
+    left = shutil.ignore_patterns(records.checkpoints.name, records.tensorboard.name, "lock.json")
+    try:
+        shutil.copytree(records.path, copy.path, ignore=left)
+    except FileExistsError as error:
+        raise UserError(f"Expected a new folder to export to, got {copy.path}.") from error
+    state = {**run.variables, "image_mean": run.image_mean, "step": np.int32(run.step)}
+    with CheckpointWriter(
+        copy.checkpoints, keep_every=0, attempt=1, check_writer=lambda: None, say=print
+    ) as writer:
+        writer.save(run.step, state, {})
 
 
 class Sweep(SweepFolder):

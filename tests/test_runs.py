@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import loop, runs, sweeps
-from resnet_flax.checkpoints import CheckpointWriter
+from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
@@ -56,6 +56,41 @@ def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
         sweep["plain"]
     with pytest.raises(UserError, match=r"Expected a sweep's folder, got .*no sweep\.json"):
         runs.load_sweep(finished_run)
+
+
+def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
+    finished_run, tiny_config, tmp_path
+):
+    (finished_run / "diagnostics").mkdir()
+    (finished_run / "diagnostics" / "layers-0.json").write_text("{}")
+    runs.export_run(finished_run, tmp_path / "shared" / "run", 16)
+    shared = RunFolder(tmp_path / "shared" / "run")
+    files = {path.name for path in shared.path.iterdir()}
+    assert files == {path.name for path in finished_run.iterdir()} - {"tensorboard"}
+    assert shared.metrics() == RunFolder(finished_run).metrics()
+    before, after = runs.load_run(finished_run, 16), runs.load_run(shared.path)
+    assert runs.saved_steps(shared.path) == [after.step] == [16]
+    jax.tree.map(np.testing.assert_array_equal, before.variables, after.variables)
+    np.testing.assert_array_equal(before.image_mean, after.image_mean)
+    kept, whole = (
+        sum(leaf.size for leaf in jax.tree.leaves(Checkpoints(path / "checkpoints").restore(16)))
+        for path in (shared.path, finished_run)
+    )
+    assert kept < 0.55 * whole
+    # Nor is there anything for training to do, in a folder whose config says 24 steps.
+    assert loop.train_and_evaluate(tiny_config, shared.path) == "finished"
+    tiny_config |= {"init_from": str(shared.path), "steps": 4}
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "tuned") == "finished"
+
+
+def test_a_run_is_exported_to_a_new_folder_on_a_disk_alone(finished_run, tmp_path):
+    with pytest.raises(UserError, match="Expected a new folder to export to, got .*run"):
+        runs.export_run(finished_run, finished_run)
+    with pytest.raises(UserError, match=r"Expected a folder on a disk .* got s3://bucket/run"):
+        runs.export_run(finished_run, "s3://bucket/run")
+    with pytest.raises(UserError, match="there are"):
+        runs.export_run(finished_run, tmp_path / "shared", 17)
+    assert not (tmp_path / "shared").exists()
 
 
 def test_images_of_another_type_or_shape_are_refused_in_words(finished_run):
