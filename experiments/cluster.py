@@ -28,13 +28,18 @@ _FORWARDED = ("JAX_", "XLA_", "TFDS_", "RESNET_FLAX_")
 
 @contextlib.contextmanager
 def ray_engine(
-    address: str, devices_per_run: int, slice_kind: str, max_failures: int, workdir: AnyPath
+    address: str,
+    devices_per_run: int,
+    runs_per_device: int,
+    slice_kind: str,
+    max_failures: int,
+    workdir: AnyPath,
 ) -> Iterator[tuple[Engine, int]]:
     """An engine, and how many devices each run has, for the time of the context.
 
     - `address`: HOST:PORT of a cluster; "": one of all devices of this machine is begun.
     - `slice_kind`: of TPU slices that runs take whole, as for `gang.parse`; "": each takes
-      `devices_per_run` devices of a node.
+      `devices_per_run` devices of a node, or one GPU with `runs_per_device` - 1 others.
     - `max_failures`: how many of its own a run is forgiven.
 
     Raises UserError if there is no such cluster, or nothing in it is large enough.
@@ -48,8 +53,9 @@ def ray_engine(
             places: engine_ray.Places = gang.Slices(kind, variables)
             devices_per_run = kind.chips()
         else:
-            places = engine_ray.Devices(devices_per_run, variables)
-            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has.")
+            places = engine_ray.Devices(devices_per_run, runs_per_device, variables)
+            share = f" with {runs_per_device - 1} others" if runs_per_device > 1 else ""
+            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has{share}.")
         yield functools.partial(engine_ray.run_on, places, max_failures), devices_per_run
 
 

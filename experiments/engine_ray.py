@@ -31,6 +31,7 @@ from resnet_flax.records import RunFolder, State
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
+GPU_MEMORY = 0.9  # What runs that share a GPU may take of it, all together.
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
 
@@ -52,9 +53,12 @@ class Places(Protocol):
 class Devices:
     """So many devices of one node for each run: TPU chips, else GPUs, else cores."""
 
-    def __init__(self, per_run: int, variables: dict[str, str]):
-        """`variables`: of the tasks' environment. Raises UserError if no node has the devices."""
-        self._per_run = per_run
+    def __init__(self, per_run: int, sharing: int, variables: dict[str, str]):
+        """`sharing`: how many runs have a GPU at once; `variables`: of the tasks' environment.
+
+        Raises UserError if no node has the devices, or if they cannot be shared.
+        """
+        self._per_run, self._sharing = per_run, sharing
         everywhere = ray.cluster_resources()
         self.kind = next((kind for kind in ("TPU", "GPU") if everywhere.get(kind)), "CPU")
         largest = max(self._of_each_node(), default=0)
@@ -63,14 +67,24 @@ class Devices:
                 f"Expected --devices_per_run of at most {largest}, the {self.kind} count of the"
                 f" largest node, got {per_run}."
             )
+        if sharing > 1 and (self.kind, per_run) != ("GPU", 1):
+            raise UserError(
+                f"Expected --runs_per_device=1, or runs that take one GPU each, got {sharing} where"
+                f" runs take {per_run} of the {self.kind}s."
+            )
         held: dict[str, Any] = {"num_cpus": per_run if self.kind == "CPU" else 1}
         if self.kind == "CPU":
             variables = variables | {"JAX_NUM_CPU_DEVICES": str(per_run)}
         else:
             variables = of_accelerators(variables)
-            held["resources" if self.kind == "TPU" else "num_gpus"] = (
-                {"TPU": per_run} if self.kind == "TPU" else per_run
+            held |= (
+                {"resources": {"TPU": per_run}}
+                if self.kind == "TPU"
+                else {"num_gpus": per_run / sharing}
             )
+        if sharing > 1:
+            share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / sharing:.3f}"}
+            variables = share | variables
         try:
             self._task = ray.remote(
                 **held,
@@ -84,7 +98,8 @@ class Devices:
 
     def count(self) -> int:
         # As many wait as work: no device idles, and an autoscaler sees what is wanted.
-        return 2 * sum(devices // self._per_run for devices in self._of_each_node())
+        of_each = (devices * self._sharing // self._per_run for devices in self._of_each_node())
+        return 2 * sum(of_each)
 
     def _of_each_node(self) -> list[int]:
         return [int(node["Resources"].get(self.kind, 0)) for node in nodes(alive=True)]

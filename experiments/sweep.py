@@ -23,7 +23,7 @@ from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.records import RunFolder, State
 
-OF_RAY = ("address", "slice", "devices_per_run", "max_failures")
+OF_RAY = ("address", "slice", "devices_per_run", "runs_per_device", "max_failures")
 OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
 
 
@@ -80,8 +80,9 @@ def main(args: flags.FlagValues) -> int:
         with devices.together(args, runs[0].config):
             return sweep(runs, workdir, only=args.only)
     _refuse(args, OF_PEERS, "--engine=local")
-    if args.slice and args["devices_per_run"].present:
-        raise UserError("Expected --slice, which a run has whole, or --devices_per_run, not both.")
+    for name in ("devices_per_run", "runs_per_device"):
+        if args.slice and args[name].present:
+            raise UserError(f"Expected --slice, which a run has whole, or --{name}, not both.")
     try:
         from experiments import cluster
     except ImportError as error:
@@ -90,7 +91,12 @@ def main(args: flags.FlagValues) -> int:
             " requirements-ray.txt -c requirements.lock"
         ) from error
     with cluster.ray_engine(
-        args.address, args.devices_per_run, args.slice, args.max_failures, workdir
+        args.address,
+        args.devices_per_run,
+        args.runs_per_device,
+        args.slice,
+        args.max_failures,
+        workdir,
     ) as (run_all, devices_per_run):
         for run in runs:
             parallel.check_divisible("data.batch_size", run.config.data.batch_size, devices_per_run)
@@ -160,6 +166,7 @@ if __name__ == "__main__":
         "HOST:PORT of a Ray cluster; none: this machine.",
     )
     flags.DEFINE_integer("devices_per_run", 1, "Of one node, held by each run.", lower_bound=1)
+    flags.DEFINE_integer("runs_per_device", 1, "That share a GPU.", lower_bound=1)
     flags.DEFINE_string("slice", "", "Each run takes a whole TPU slice: v5e-16, or v5e:4x4.")
     flags.DEFINE_integer("max_failures", 2, "How many of its own a run is forgiven.", lower_bound=0)
     cli.run(

@@ -34,10 +34,10 @@ class RayCluster:
             f"--temp-dir={self.folder}",
         )  # fmt: skip
 
-    def add(self, cores=1, resources=None, labels=None, **environment):
+    def add(self, cores=1, gpus=0, resources=None, labels=None, **environment):
         """Returns the number of a new node."""
         return self._start(
-            f"--address={self.address}", f"--num-cpus={cores}",
+            f"--address={self.address}", f"--num-cpus={cores}", f"--num-gpus={gpus}",
             f"--resources={json.dumps(resources or {})}",
             f"--labels={','.join(f'{key}={value}' for key, value in (labels or {}).items())}",
             **environment,

@@ -133,6 +133,25 @@ def test_a_lost_node_loses_no_run_and_no_bit(undisturbed, cluster, tmp_path, alo
 
 
 @pytest.mark.cluster
+def test_runs_share_a_gpu_each_with_its_part_of_the_memory(undisturbed, cluster, tmp_path):
+    """The GPU is Ray's word for it; what stands in for it here is a core."""
+    node = cluster.add(cores=2, gpus=1)
+    flags = ("--engine=ray", f"--address={cluster.address}", "--runs_per_device=2", *LONG)
+    sweep = start(tmp_path, *flags, JAX_NUM_CPU_DEVICES="1")
+    wait_for(lambda: sum(saved(tmp_path, name) for name in NAMES) == 2, sweep)
+    shares = [
+        process.environ().get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        for process in cluster.processes(node)
+        if process.name().removeprefix("ray::") in NAMES
+    ]
+    assert shares == ["0.450"] * 2
+    status, said = end(sweep)
+    assert status == 0, said
+    assert "1 of the GPUs that Ray has with 1 others" in said
+    assert_same(undisturbed, tmp_path)
+
+
+@pytest.mark.cluster
 def test_after_the_driver_is_killed_the_same_command_runs_only_what_is_missing(
     undisturbed, cluster, tmp_path
 ):
@@ -255,6 +274,7 @@ def test_what_cannot_be_used_is_one_line(cluster, tmp_path):
             {},
             r"of at most 1, the CPU count .*got 2",
         ),
+        (["--engine=ray", there, "--runs_per_device=2"], {}, r"=1, .*got 2 where .* the CPUs"),
         (["--engine=ray", there, "--slice=v5e-17"], {}, r"that the cluster has \(none\).*'v5e-17'"),
         ([there], {}, r"Expected --engine=ray with --address"),
         (["--engine=ray", "--num_processes=2"], {}, r"Expected --engine=local with --num_proc"),
