@@ -149,8 +149,9 @@ def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Ch
         single = runs[(runs["kind"] == kind) & (runs["state"] == "finished")]
         if rows.empty:
             continue
-        label = f"{kind} (mean ± deviation, n = {_counts(rows['n'])})"
-        deviations = rows["train_error_std"].fillna(0).tolist()
+        many = bool(rows["train_error_std"].notna().any())  # One run has no deviation.
+        label = f"{kind} ({'mean ± deviation, ' if many else ''}n = {_counts(rows['n'])})"
+        deviations = rows["train_error_std"].fillna(0).tolist() if many else []
         points = rows["depth"].tolist(), rows["train_error"].tolist()
         series.append(Series(label, *points, style, deviations=deviations))
         points = single["depth"].tolist(), single["train_error"].tolist()

@@ -141,6 +141,24 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     assert text.count('data-value="6.97">6.97</td>') == 2
 
 
+def test_the_figure_speaks_of_deviations_where_there_are_some():
+    fields = {"state": "finished", "parameters": 9, "minutes": 1.0}
+    runs = pd.DataFrame(
+        [
+            {"run": f"{kind}-{depth}-s{seed}", "kind": kind, "depth": depth}
+            | fields
+            | dict.fromkeys(results.ERRORS, 0.1 * seed)
+            for kind, depth, seeds in (("plain", 8, 1), ("plain", 20, 1), ("residual", 8, 2))
+            for seed in range(seeds)
+        ]
+    )
+    chart = charts.degradation(runs, results.summarize(runs), STYLES)
+    plain, residual = (series for series in chart.panels[0].series if series.style.line)
+    assert (plain.label, plain.deviations) == ("plain (n = 1)", [])
+    assert residual.label == "residual (mean ± deviation, n = 2)"
+    assert residual.deviations == pytest.approx([0.1 / 2**0.5])
+
+
 def layers(step):
     layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
     only = Layer(name="conv", **layer)
