@@ -161,7 +161,8 @@ def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Ch
         name="degradation",
         title="Training error against depth",
         caption="Error on the clean training split after the last step, in eval mode. Large marks:"
-        " means over seeds, with the sample's deviation; small marks: single runs.",
+        " means over seeds, with the sample's deviation if there are several; small marks: single"
+        " runs.",
         x="depth (weighted layers)",
         y="training error",
         panels=(Panel("", tuple(series)),),

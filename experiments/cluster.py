@@ -54,8 +54,9 @@ def ray_engine(
             devices_per_run = kind.chips()
         else:
             places = engine_ray.Devices(devices_per_run, runs_per_device, variables)
-            share = f" with {runs_per_device - 1} others" if runs_per_device > 1 else ""
-            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has{share}.")
+            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has.")
+            if runs_per_device > 1:
+                print(f"{runs_per_device} runs share each of them.")
         yield functools.partial(engine_ray.run_on, places, max_failures), devices_per_run
 
 

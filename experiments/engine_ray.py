@@ -31,6 +31,7 @@ from resnet_flax.records import RunFolder, State
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # Never both.
 GPU_MEMORY = 0.9  # What runs that share a GPU may take of it, all together.
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
@@ -72,19 +73,20 @@ class Devices:
                 f"Expected --runs_per_device=1, or runs that take one GPU each, got {sharing} where"
                 f" runs take {per_run} of the {self.kind}s."
             )
-        held: dict[str, Any] = {"num_cpus": per_run if self.kind == "CPU" else 1}
+        held: dict[str, Any]
         if self.kind == "CPU":
+            held = {"num_cpus": per_run}
             variables = variables | {"JAX_NUM_CPU_DEVICES": str(per_run)}
-        else:
+        elif self.kind == "TPU":
+            held = {"num_cpus": 1, "resources": {"TPU": per_run}}
             variables = of_accelerators(variables)
-            held |= (
-                {"resources": {"TPU": per_run}}
-                if self.kind == "TPU"
-                else {"num_gpus": per_run / sharing}
-            )
+        else:
+            held = {"num_cpus": 1 / sharing, "num_gpus": per_run / sharing}
+            variables = of_accelerators(variables)
         if sharing > 1:
-            share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY / sharing:.3f}"}
-            variables = share | variables
+            share = f"{GPU_MEMORY / sharing:.3f}"
+            variables = {name: of for name, of in variables.items() if name not in MEMORY}
+            variables |= {MEMORY[0]: share}
         try:
             self._task = ray.remote(
                 **held,

@@ -120,7 +120,8 @@ class RunMonitor:
             now = disk.identity(self._folder.status_file)
             if now != self._seen:
                 self.status, self._seen = self._folder.status(), now
-                self.seconds = self._folder.wall_seconds()
+                once = self.status and self.status.attempt == 1
+                self.seconds = self._folder.wall_seconds(self.status) if once else None
         except FileNotFoundError:
             self.status, self._seen = None, ()
         except (OSError, UserError):

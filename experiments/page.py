@@ -60,7 +60,7 @@ def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -
         symbols=_MARKS,
         summary=summary.to_dict("records"),
         sources=published.comparable(configs.values()),
-        shortcuts=results.read_shortcuts(workdir),
+        shortcuts=results.shortcuts(runs, configs),
         runs=runs.to_dict("records"),
         switches=_switches(measured),
         environments=_environments(workdir, runs["run"]),

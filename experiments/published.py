@@ -62,5 +62,8 @@ SOURCES = (PAPER, REPRODUCTIONS)
 
 def comparable(configs: Iterable[dict[str, Any]]) -> tuple[Source, ...]:
     """All sources if runs of these (dotted) fields are of the networks and the data set above."""
-    same = {(config.get("data.name"), config.get("model.family")) for config in configs}
-    return SOURCES if same == {("cifar10", "cifar")} else ()
+    same = [
+        (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
+        for config in configs
+    ]
+    return SOURCES if same and all(same) else ()

@@ -56,8 +56,9 @@ def write(workdir: AnyPath) -> None:
         console.print("No run has finished yet: no table.")
     else:
         written = [workdir / "table.csv", workdir / "table.md"]
-        disk.write_text(written[0], summary.to_csv(index=False))
-        disk.write_text(written[1], in_markdown(workdir, summary))
+        # A function of the configs alone, it has no times.
+        disk.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
+        disk.write_text(written[1], in_markdown(workdir, tables))
         shown = [
             charts.degradation(runs, summary, charts.kind_styles(kinds)),
             charts.curves(records),
@@ -71,13 +72,14 @@ def write(workdir: AnyPath) -> None:
         console.print(str(path), markup=False)
 
 
-def in_markdown(workdir: AnyPath, summary: pd.DataFrame) -> str:
+def in_markdown(workdir: AnyPath, tables: results.Tables) -> str:
     """The table for a README, beside what others measured where that is comparable."""
-    sources = published.comparable(results.read_configs(workdir).values())
-    shortcuts = results.read_shortcuts(workdir)
-    timed = summary["minutes"].notna().any()
+    configs = results.read_configs(workdir)
+    sources = published.comparable(configs.values())
+    shortcuts = results.shortcuts(tables.runs, configs)
+    timed = tables.summary["minutes"].notna().any()
     rows = []
-    for row in summary.to_dict("records"):
+    for row in tables.summary.to_dict("records"):
         kind, depth = row["kind"], row["depth"]
         cells = {"kind": kind, "depth": depth, "parameters": f"{row['parameters']:,.0f}"}
         for name, heading in _HEADINGS.items():
@@ -85,7 +87,11 @@ def in_markdown(workdir: AnyPath, summary: pd.DataFrame) -> str:
         cells |= {f"test, {one.title}": one.error(shortcuts[kind], depth) for one in sources}
         cells |= {"minutes": results.minutes(row["minutes"])} if timed else {}
         rows.append(cells | {"n": row["n"]})
-    return markdown.table(rows)
+    notes = ["Errors in %: mean ± sample deviation over n seeds."]
+    notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
+    if sources:
+        notes.append(f"{', '.join(one.title for one in sources)}: test errors after 64k steps.")
+    return f"{markdown.table(rows)}\n{' '.join(notes)}\n"
 
 
 class LivePage:

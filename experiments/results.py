@@ -62,7 +62,7 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     if row["state"] == "finished" and None in known:
         row["state"] = "incomplete"
     row |= {name: finals.get(name) for name in ERRORS}
-    seconds = folder.wall_seconds()
+    seconds = folder.wall_seconds(status)
     return row | {"minutes": math.nan if seconds is None else seconds / 60}
 
 
@@ -96,11 +96,9 @@ def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
     return {name: flat(sweep.config(name)) for name in sweep}
 
 
-def read_shortcuts(workdir: AnyPath) -> dict[str, str]:
+def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Kind -> the `model.shortcut` of its runs."""
-    points = SweepFolder(workdir).points
-    configs = read_configs(workdir)
-    return {one.kind: str(configs[name].get("model.shortcut")) for name, one in points.items()}
+    return {row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()}
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -137,9 +137,16 @@ class Checkpoints:
         Raises UserError if what was saved has other leaves: it is another model's.
         """
         saved = self.restore(step)
+        expected = serialization.to_state_dict(state)
+        if saved.keys() < expected.keys():
+            missing = ", ".join(sorted(expected.keys() - saved.keys()))
+            raise UserError(
+                f"The checkpoint in {self.folder} lacks {missing}, as an exported run's does: no"
+                " training can go on from it, but with --config.init_from a new one can begin."
+            )
         if stacking.is_stacked(state):
             saved = stacking.stack(saved)
-        self.check_same(serialization.to_state_dict(state), saved)
+        self.check_same(expected, saved)
         return serialization.from_state_dict(state, saved)
 
     def check_same(self, expected: Any, found: Any) -> None:

@@ -26,6 +26,7 @@ from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.lock import FolderLock
 
 P = ParamSpec("P")
+FILES = ("config.json", "environment.json", "status.json", "metrics.jsonl")
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
 
 
@@ -35,7 +36,8 @@ class Status(NamedTuple):
     - `step`: the last one saved; once it has finished or diverged, the last one taken.
     - `attempt`: counts the processes that worked on it, from 1.
     - `updated`: UTC, ISO 8601.
-    - `seconds`: that all attempts took up to then; None if an older version did not count them.
+    - `seconds`: that all attempts took up to then, less what a kill cut off since the last of these
+      files was written; None if an older version did not count.
 
     The last two are set when it is written.
     """
@@ -45,7 +47,7 @@ class Status(NamedTuple):
     attempt: int = 1
     error: str | None = None
     updated: str = ""
-    seconds: Annotated[float, pydantic.Field(ge=0, lt=2**53)] | None = None
+    seconds: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class _Record(pydantic.BaseModel):
@@ -179,19 +181,19 @@ class RunFolder:
             raise UserError(f"Cannot write to workdir {self.path}: {error.strerror}.") from error
         try:
             self._set_up(config)
-            before = self.status()
-            self._earlier, self._began = before.seconds if before else 0.0, time.monotonic()
             yield
         finally:
             self._lock.release()
 
     @_write
     def _set_up(self, config: dict[str, Any]) -> None:
-        for name in ("config.json", "environment.json", "status.json", "metrics.jsonl"):
+        for name in FILES:
             for left in self.path.glob(f".{name}.*.new"):  # By a crash.
                 left.unlink()
         if not self.config_file.exists():
             disk.write_text(self.config_file, disk.pretty_json(config))
+        before = self.status()
+        self._earlier, self._began = before.seconds if before else 0.0, time.monotonic()
 
     def check_writer(self) -> None:
         """Raises FaultError if another process has become this folder's writer."""
@@ -216,18 +218,18 @@ class RunFolder:
         # What befell the run shall be known, also on a full disk.
         disk.write_text_anyway(self.status_file, text)
 
-    def wall_seconds(self) -> float | None:
-        """What a finished run took, all attempts together; None where the records do not say."""
-        status = self.status()
+    def wall_seconds(self, status: Status | None) -> float | None:
+        """What a finished run of this status took; None where the records do not say."""
         if status is None or status.state != "finished":
             return None
         if status.seconds is not None or status.attempt > 1:
             return status.seconds
         try:  # Of an older version.
             began = datetime.fromisoformat(self.environments()[-1]["started"])
-            return (datetime.fromisoformat(status.updated) - began).total_seconds()
+            seconds = (datetime.fromisoformat(status.updated) - began).total_seconds()
         except (LookupError, TypeError, ValueError):
             return None
+        return seconds if seconds >= 0 else None  # The clock may have been set back.
 
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""

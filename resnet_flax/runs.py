@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from resnet_flax import experiment, schema, steps
+from resnet_flax import disk, experiment, findings, schema, steps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import augment
-from resnet_flax.errors import UserError
+from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.models import stacking
-from resnet_flax.records import RunFolder
+from resnet_flax.records import FILES, RunFolder
 from resnet_flax.sweeps import SweepFolder
 
 
@@ -97,27 +97,39 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
 def export_run(
     folder: str | os.PathLike[str], to: str | os.PathLike[str], step: int | None = None
 ) -> None:
-    """Copies what is worth sharing of a run, from one folder on a disk to another.
+    """Copies what is worth sharing of a run, from one folder on a disk to a new one.
 
-    That is its records and one checkpoint, as in `load_run`, without the optimiser's state: half
-    the size, and all that `load_run`, `evaluate`, `diagnose` and `init_from` need. Raises UserError
-    if there is no such run or step, or if `to` exists.
+    That is its records, what diagnostics found, and one checkpoint, as in `load_run`, without the
+    optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
+    `init_from` need; the run itself cannot go on there. Raises UserError if there is no such run or
+    step, or if `to` exists, is within the run or cannot be written to.
     """
-    records, copy = RunFolder(folder), RunFolder(to)
-    for path in (records.path, copy.path):
-        if not isinstance(path, Path):
-            raise UserError(f"Expected a folder on a disk to export from and to, got {path}.")
-    run = load_run(folder, step)
-    left = shutil.ignore_patterns(records.checkpoints.name, records.tensorboard.name, "lock.json")
+    source, target = disk.path(folder), disk.path(to)
+    if not (isinstance(source, Path) and isinstance(target, Path)):
+        raise UserError(f"Expected folders on a disk, to export from and to, got {folder}, {to}.")
+    if target.exists() or target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"Expected a new folder, outside the run's, to export to, got {target}.")
+    run = load_run(source, step)
+    part = target.with_name(f".{target.name}.part")
     try:
-        shutil.copytree(records.path, copy.path, ignore=left)
-    except FileExistsError as error:
-        raise UserError(f"Expected a new folder to export to, got {copy.path}.") from error
-    state = {**run.variables, "image_mean": run.image_mean, "step": np.int32(run.step)}
-    with CheckpointWriter(
-        copy.checkpoints, keep_every=0, attempt=1, check_writer=lambda: None, say=print
-    ) as writer:
-        writer.save(run.step, state, {})
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        found = findings.folder(source)
+        for file in (*(source / name for name in FILES), *found.glob("*.json")):
+            if file.is_file() and not file.is_symlink():
+                copy = part / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+        with CheckpointWriter(
+            part / "checkpoints", keep_every=0, attempt=1, check_writer=lambda: None, say=print
+        ) as writer:
+            state = {**run.variables, "step": np.int32(run.step), "image_mean": run.image_mean}
+            writer.save(run.step, state, {})
+        part.rename(target)
+    except (OSError, FaultError) as error:
+        raise UserError(f"Cannot export to {target}: {summary(error)}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 class Sweep(SweepFolder):

@@ -121,20 +121,20 @@ def test_wall_time_adds_up_over_attempts_and_is_known_at_the_end(tmp_path, monke
     folder = RunFolder(tmp_path / "run")
     for state, seconds in (("running", 10), ("preempted", 20), ("finished", 30)):
         with folder.claim(CONFIG, print):
-            assert folder.wall_seconds() is None
+            assert folder.wall_seconds(folder.status()) is None
             folder.write_status(Status(state))
         assert folder.status().seconds == seconds
-    assert folder.wall_seconds() == 30
+    assert folder.wall_seconds(folder.status()) == 30
 
 
 def test_wall_time_of_an_older_run_is_known_if_one_attempt_was_enough(folder):
     old = {"state": "finished", "step": 9, "attempt": 1, "updated": "2026-01-01T00:01:00+00:00"}
     folder.status_file.write_text(json.dumps(old))
-    assert folder.wall_seconds() is None
+    assert folder.wall_seconds(folder.status()) is None
     folder.add_environment({"started": "2026-01-01T00:00:00+00:00"})
-    assert folder.wall_seconds() == 60
+    assert folder.wall_seconds(folder.status()) == 60
     folder.status_file.write_text(json.dumps(old | {"attempt": 2}))
-    assert folder.wall_seconds() is None
+    assert folder.wall_seconds(folder.status()) is None
 
 
 def test_what_an_older_attempt_took_is_not_made_up(tmp_path):

@@ -1,5 +1,7 @@
 import ast
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -61,12 +63,18 @@ def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
 def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     finished_run, tiny_config, tmp_path
 ):
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
     (finished_run / "diagnostics").mkdir()
     (finished_run / "diagnostics" / "layers-0.json").write_text("{}")
+    (finished_run / "diagnostics" / "line.json").symlink_to(secret)
+    (finished_run / "notes").write_text("mine")
     runs.export_run(finished_run, tmp_path / "shared" / "run", 16)
     shared = RunFolder(tmp_path / "shared" / "run")
-    files = {path.name for path in shared.path.iterdir()}
-    assert files == {path.name for path in finished_run.iterdir()} - {"tensorboard"}
+    assert [path.name for path in shared.path.parent.iterdir()] == ["run"]
+    names = {path.name for path in finished_run.iterdir()}
+    assert {path.name for path in shared.path.iterdir()} == names - {"tensorboard", "notes"}
+    assert [path.name for path in (shared.path / "diagnostics").iterdir()] == ["layers-0.json"]
     assert shared.metrics() == RunFolder(finished_run).metrics()
     before, after = runs.load_run(finished_run, 16), runs.load_run(shared.path)
     assert runs.saved_steps(shared.path) == [after.step] == [16]
@@ -77,20 +85,45 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
         for path in (shared.path, finished_run)
     )
     assert kept < 0.55 * whole
-    # Nor is there anything for training to do, in a folder whose config says 24 steps.
-    assert loop.train_and_evaluate(tiny_config, shared.path) == "finished"
     tiny_config |= {"init_from": str(shared.path), "steps": 4}
     assert loop.train_and_evaluate(tiny_config, tmp_path / "tuned") == "finished"
 
 
-def test_a_run_is_exported_to_a_new_folder_on_a_disk_alone(finished_run, tmp_path):
-    with pytest.raises(UserError, match="Expected a new folder to export to, got .*run"):
-        runs.export_run(finished_run, finished_run)
-    with pytest.raises(UserError, match=r"Expected a folder on a disk .* got s3://bucket/run"):
-        runs.export_run(finished_run, "s3://bucket/run")
+def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp_path):
+    folder = RunFolder(finished_run)
+    folder.status_file.write_text(json.dumps(folder.status()._asdict() | {"state": "preempted"}))
+    runs.export_run(finished_run, tmp_path / "shared", 16)
+    with pytest.raises(UserError, match=r"lacks opt_state, seed, totals.*--config\.init_from"):
+        loop.train_and_evaluate(tiny_config, tmp_path / "shared")
+
+
+def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "file").touch()
+    for to, message in [
+        (finished_run, "Expected a new folder, outside the run's, .* got .*run"),
+        (finished_run / "checkpoints" / "9", "Expected a new folder, outside"),
+        (tmp_path / "file" / "run", "Cannot export to .*Not a directory"),
+        ("s3://bucket/run", "Expected folders on a disk, .* s3://bucket/run"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            runs.export_run(finished_run, to)
     with pytest.raises(UserError, match="there are"):
         runs.export_run(finished_run, tmp_path / "shared", 17)
-    assert not (tmp_path / "shared").exists()
+    (tmp_path / "file").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_export_that_breaks_off_can_be_made_again(finished_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointWriter, "save", full)
+        with pytest.raises(UserError, match="Cannot export to .*No space left on device"):
+            runs.export_run(finished_run, tmp_path / "shared")
+    runs.export_run(finished_run, tmp_path / "shared")
+    assert runs.load_run(tmp_path / "shared").step == 24
 
 
 def test_images_of_another_type_or_shape_are_refused_in_words(finished_run):

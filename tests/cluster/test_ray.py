@@ -140,14 +140,14 @@ def test_runs_share_a_gpu_each_with_its_part_of_the_memory(undisturbed, cluster,
     sweep = start(tmp_path, *flags, JAX_NUM_CPU_DEVICES="1")
     wait_for(lambda: sum(saved(tmp_path, name) for name in NAMES) == 2, sweep)
     shares = [
-        process.environ().get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        process.environ().get("XLA_CLIENT_MEM_FRACTION")
         for process in cluster.processes(node)
         if process.name().removeprefix("ray::") in NAMES
     ]
     assert shares == ["0.450"] * 2
     status, said = end(sweep)
     assert status == 0, said
-    assert "1 of the GPUs that Ray has with 1 others" in said
+    assert "2 runs share each of them." in said
     assert_same(undisturbed, tmp_path)
 
 

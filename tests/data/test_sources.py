@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -9,11 +6,7 @@ from sklearn.datasets import load_digits
 
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
-
-needs_prepared_sets = pytest.mark.skipif(
-    not Path(os.environ.get("TFDS_DATA_DIR", ""), "cifar10").is_dir(),
-    reason="TFDS_DATA_DIR has no cifar10",
-)
+from tests.prepared import needs_cifar10
 
 
 class Wide(tfds.core.GeneratorBasedBuilder):
@@ -117,7 +110,7 @@ def test_sizes_and_classes_are_known_of_a_set_that_is_not_prepared(tmp_path):
     assert sources.describe("digits") == ((8, 8, 1), 10)
 
 
-@needs_prepared_sets
+@needs_cifar10
 def test_cifar10_has_its_known_mean():
     train = sources.load_split("cifar10", "train")
     assert np.bincount(train.labels).tolist() == [5000] * 10
@@ -126,7 +119,7 @@ def test_cifar10_has_its_known_mean():
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
 
 
-@needs_prepared_sets
+@needs_cifar10
 def test_images_of_varying_size_are_refused_in_words():
     with pytest.raises(UserError, match="got varying sizes"):
         sources.load_split("caltech_subset", "train")

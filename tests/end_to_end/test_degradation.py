@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
+from tests.prepared import needs_cifar10
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,7 @@ def test_depth_degrades_plain_networks_and_not_residual_ones(tmp_path):
     assert errors["resnet56"] < 0.05
 
 
-@pytest.mark.skipif(
-    not Path(os.environ.get("TFDS_DATA_DIR", ""), "cifar10").is_dir(),
-    reason="TFDS_DATA_DIR has no cifar10",
-)
+@needs_cifar10
 def test_cifar10_killed_in_the_middle_ends_in_the_same_bits(tmp_path):
     flags = ["--config.steps=40", "--config.log_every=10", "--config.checkpoint_every=10"]
     flags += ["--config.data.train_split=train[:2000]", "--config.data.test_split=test[:500]"]

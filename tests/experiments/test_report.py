@@ -110,8 +110,8 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
 def test_published_errors_are_beside_those_of_their_data_set_alone():
     config = {"data.name": "cifar10", "model.family": "cifar"}
     assert published.comparable([config, config]) == published.SOURCES
-    for other in ({"data.name": "digits"}, {"model.family": "imagenet"}):
-        assert not published.comparable([config, config | other])
+    for field, value in (("data.name", "digits"), ("data.name", []), ("model.family", "imagenet")):
+        assert not published.comparable([config, config | {field: value}])
     assert published.PAPER.errors["pad"][56] == "6.97"
 
 
@@ -134,9 +134,10 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
         (begun_sweep / name / "environment.json").write_text('[{"parameters": 853018}]')
     text = rendered(begun_sweep)
     report.write(begun_sweep)
-    head, _, *rows = (begun_sweep / "table.md").read_text().splitlines()
+    head, _, *rows, _, notes = (begun_sweep / "table.md").read_text().splitlines()
     assert head.endswith("| test, He et al. | test, reproductions | n |")
     assert [row.split(" | ")[6:8] for row in rows] == [["6.97", "7.10 to 7.46"]] * 2
+    assert "reproductions: test errors after 64k steps." in notes
     assert "arxiv.org/abs/1512.03385" in text
     assert text.count('data-value="6.97">6.97</td>') == 2
 
