@@ -84,13 +84,13 @@ def in_markdown(workdir: AnyPath, tables: results.Tables) -> str:
         cells = {"kind": kind, "depth": depth, "parameters": f"{row['parameters']:,.0f}"}
         for name, heading in _HEADINGS.items():
             cells[f"{heading} error"] = results.percent(row[name], row[f"{name}_std"])
-        cells |= {f"test, {one.title}": one.error(shortcuts[kind], depth) for one in sources}
+        cells |= {f"{one.title}, 64k steps": one.error(shortcuts[kind], depth) for one in sources}
         cells |= {"minutes": results.minutes(row["minutes"])} if timed else {}
         rows.append(cells | {"n": row["n"]})
     notes = ["Errors in %: mean ± sample deviation over n seeds."]
     notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
     if sources:
-        notes.append(f"{', '.join(one.title for one in sources)}: test errors after 64k steps.")
+        notes.append(f"{', '.join(one.title for one in sources)}: test errors.")
     return f"{markdown.table(rows)}\n{' '.join(notes)}\n"
 
 

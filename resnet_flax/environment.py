@@ -1,5 +1,6 @@
 """What a run ran on: the facts a sceptic asks for, and no path, name or address of a machine."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -27,12 +28,23 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cpu_cores": cpu.cores(),
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def _processor() -> str:
+    """On which, too, the bits of a run on CPU depend."""
+    with contextlib.suppress(OSError):  # Where there is no such file.
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
 
 
 def git_commit() -> str | None:

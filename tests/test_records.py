@@ -133,6 +133,9 @@ def test_wall_time_of_an_older_run_is_known_if_one_attempt_was_enough(folder):
     assert folder.wall_seconds(folder.status()) is None
     folder.add_environment({"started": "2026-01-01T00:00:00+00:00"})
     assert folder.wall_seconds(folder.status()) == 60
+    set_back = old | {"updated": "2025-12-31T23:59:00+00:00"}
+    folder.status_file.write_text(json.dumps(set_back))
+    assert folder.wall_seconds(folder.status()) is None
     folder.status_file.write_text(json.dumps(old | {"attempt": 2}))
     assert folder.wall_seconds(folder.status()) is None
 

@@ -122,6 +122,7 @@ def test_an_export_that_breaks_off_can_be_made_again(finished_run, tmp_path, mon
         patch.setattr(CheckpointWriter, "save", full)
         with pytest.raises(UserError, match="Cannot export to .*No space left on device"):
             runs.export_run(finished_run, tmp_path / "shared")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     runs.export_run(finished_run, tmp_path / "shared")
     assert runs.load_run(tmp_path / "shared").step == 24
 

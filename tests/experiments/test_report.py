@@ -135,9 +135,9 @@ def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     text = rendered(begun_sweep)
     report.write(begun_sweep)
     head, _, *rows, _, notes = (begun_sweep / "table.md").read_text().splitlines()
-    assert head.endswith("| test, He et al. | test, reproductions | n |")
+    assert head.endswith("| He et al., 64k steps | reproductions, 64k steps | n |")
     assert [row.split(" | ")[6:8] for row in rows] == [["6.97", "7.10 to 7.46"]] * 2
-    assert "reproductions: test errors after 64k steps." in notes
+    assert "He et al., reproductions: test errors." in notes
     assert "arxiv.org/abs/1512.03385" in text
     assert text.count('data-value="6.97">6.97</td>') == 2
 
