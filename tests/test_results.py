@@ -53,7 +53,7 @@ def test_the_deep_networks_took_as_long_as_the_readme_says():
 
 
 @needs_cifar10
-@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "residual"])
 def test_the_networks_that_come_with_the_records_score_what_these_say(kind):
     run = load_run(CIFAR10_SHORT / f"{kind}-20-s0")
     assert run.step == run.config.steps
