@@ -34,14 +34,15 @@ def finish(process):
 
 def test_depth_degrades_plain_networks_and_not_residual_ones(tmp_path):
     errors = {}
-    for net in ("plain20", "plain56", "resnet56"):
+    for net in ("plain20", "plain44", "resnet44"):
         finish(train(f"digits.py:{net}", tmp_path / net))
         records = RunFolder(tmp_path / net).metrics()
         errors[net] = next(r["error"] for r in records if r.get("split") == "train")
-    # Measured for five seeds each: 0.0 to 0.1, 69 to 89 and 0.4 to 8.3 %; for seed 0 0.0, 69, 0.4.
+    # At 44 layers five seeds each on two processors, on one device or two, ended at 23 to 64 % and
+    # 0.0 to 0.4 %; at 56 layers residual networks may need more than 20 epochs, and end at 14 %.
     assert errors["plain20"] < 0.02
-    assert errors["plain56"] > 0.3
-    assert errors["resnet56"] < 0.05
+    assert errors["plain44"] > 0.1
+    assert errors["resnet44"] < 0.02
 
 
 @needs_cifar10
