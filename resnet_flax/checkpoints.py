@@ -23,6 +23,7 @@ from resnet_flax.step_folders import step_folders
 
 KEPT = 2
 STEP = "STEP"
+COMMITTED = "commit_success.txt"  # In it Orbax names the folder, which is nobody else's business.
 T = TypeVar("T")
 
 
@@ -257,6 +258,8 @@ class CheckpointWriter(Checkpoints):
             response.result()
             if self._first:
                 (part / STEP).write_text(f"{step}\n")
+                if (part / COMMITTED).exists():
+                    (part / COMMITTED).write_text("Checkpoint commit was successful\n")
                 disk.write_sums(part)
                 self._folders.publish(part, step, self._check_writer)
                 self._delete_old(test_errors)

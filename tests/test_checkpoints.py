@@ -133,6 +133,14 @@ def test_a_reader_makes_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_file_of_a_checkpoint_names_the_machines_folders(tmp_path):
+    with writer(tmp_path) as saving:
+        saving.save(1, {"a": jnp.zeros(2)}, {})
+    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
+    assert files
+    assert not [file for file in files if tmp_path.name.encode() in file.read_bytes()]
+
+
 @pytest.mark.parametrize(
     "other", [{"a": jnp.zeros(3)}, {"a": jnp.zeros(2, int)}, {"b": jnp.zeros(2)}, {}]
 )
