@@ -1,4 +1,4 @@
-"""What PyTorch computes with the networks of transformers, and with one written here.
+"""What PyTorch computes with the networks of transformers, and with some written here.
 
 Runs by itself, in an environment that has PyTorch and not JAX: `python reference_torch.py FOLDER`
 writes FOLDER/CASE.npz for each case. `test_convert.py` compares.
@@ -21,27 +21,36 @@ WIDTHS = {"cifar": (6, 10, 14), "imagenet": (8, 12, 16, 24)}
 
 
 class PairOfConvolutions(nn.Module):
-    """Two 3x3 convolutions and, if `residual`, what enters added to what leaves: option A."""
+    """Two 3x3 convolutions and, unless `padding` is None, what enters added to what leaves.
 
-    def __init__(self, before: int, after: int, stride: int, residual: bool):
+    That is option A. `padding`: the zero channels are behind the others ("end"), or half of them
+    are before ("both"), as in akamaster/pytorch_resnet_cifar10, which adds `planes // 4` each side.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, padding: str | None):
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
-        self.stride, self.more_channels, self.residual = stride, after - before, residual
+        zeros = after - before
+        self.zeros = {None: None, "end": [0, zeros], "both": [zeros // 2] * 2}[padding]
+        self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.residual:
-            y = y + F.pad(x[..., :: self.stride, :: self.stride], [0] * 5 + [self.more_channels])
+        if self.zeros:
+            y = y + F.pad(x[..., :: self.stride, :: self.stride], [0] * 4 + self.zeros)
         return F.relu(y)
 
 
 class CifarNet(nn.Module):
-    """Sec. 4.2: images [B, 3, H, W] -> logits [B, CLASSES]; three stages of pairs."""
+    """Sec. 4.2: images [B, 3, H, W] -> logits [B, CLASSES]; three stages of pairs.
 
-    def __init__(self, depth: int, residual: bool):
+    `head`: the name of the last layer.
+    """
+
+    def __init__(self, depth: int, padding: str | None, head: str = "fc"):
         super().__init__()
         before, pairs = WIDTHS["cifar"][0], (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, before, 3, 1, 1, bias=False)
@@ -50,17 +59,18 @@ class CifarNet(nn.Module):
             strides = [1 if stage == 1 else 2] + [1] * (pairs - 1)
             inputs = [before] + [width] * (pairs - 1)
             layer = [
-                PairOfConvolutions(*shape, residual)
+                PairOfConvolutions(*shape, padding)
                 for shape in zip(inputs, [width] * pairs, strides, strict=True)
             ]
             setattr(self, f"layer{stage}", nn.Sequential(*layer))
             before = width
-        self.fc = nn.Linear(before, CLASSES)
+        self.head = head
+        setattr(self, head, nn.Linear(before, CLASSES))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        return getattr(self, self.head)(x.mean((2, 3)))
 
 
 def imagenet_net(depths: tuple[int, ...], bottleneck: bool, stride_in_1x1: bool = False):
@@ -87,10 +97,10 @@ CASES = {
         bottleneck,
         (64, 64),
     ),
-    "plain8": (partial(CifarNet, 8, residual=False), None, (16, 16)),
-    "plain20": (partial(CifarNet, 20, residual=False), None, (16, 16)),
-    "residual8": (partial(CifarNet, 8, residual=True), "bn2", (19, 16)),
-    "residual20": (partial(CifarNet, 20, residual=True), "bn2", (16, 16)),
+    "plain8": (partial(CifarNet, 8, None), None, (16, 16)),
+    "plain20": (partial(CifarNet, 20, None), None, (16, 16)),
+    "residual14_both": (partial(CifarNet, 14, "both", head="linear"), "bn2", (19, 16)),
+    "residual20": (partial(CifarNet, 20, "end"), "bn2", (16, 16)),
 }
 
 

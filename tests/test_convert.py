@@ -1,21 +1,21 @@
 """Our networks compute what PyTorch's do, and weights go both ways."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnet_flax import metrics
 from resnet_flax.convert import from_torch, to_torch
 from resnet_flax.errors import UserError
-from resnet_flax.models import conv, stacking
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models import blocks, conv, stacking
+from resnet_flax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_flax.models.resnet import ResNet, build_resnet
+from tests import prepared
 
-TORCH_PYTHON = ".venv-torch/bin/python"
-STYLES = ("torchvision", "transformers")
+STYLES = ("torchvision", "transformers", "pytorch-cifar")
 CLASSES = 11
 WIDTHS = {"cifar": (6, 10, 14), "imagenet": (8, 12, 16, 24)}
 # Our nets for the cases of `reference_torch.py`; one of them also with the CPU's convolutions.
@@ -26,7 +26,7 @@ CASES = {
     "bottleneck50_1x1": ("imagenet", 50, "projection", {"bottleneck_stride": "1x1"}),
     "plain8": ("cifar", 8, "none", {}),
     "plain20": ("cifar", 20, "none", {}),
-    "residual8": ("cifar", 8, "pad", {}),
+    "residual14_both": ("cifar", 14, "pad", {}),
     "residual20": ("cifar", 20, "pad", {}),
     "basic18 conv.py": (
         "imagenet", 18, "projection", {"conv_general_dilated": conv.conv_general_dilated}
@@ -57,11 +57,8 @@ def part(arrays, kind):
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
     """The folder that `reference_torch.py` has filled."""
-    python = os.environ.get("TORCH_PYTHON", TORCH_PYTHON)
-    if "TORCH_PYTHON" not in os.environ and not Path(python).exists():
-        pytest.skip(f"no {TORCH_PYTHON}: `make torch` makes it, TORCH_PYTHON names another")
     folder = tmp_path_factory.mktemp("references")
-    subprocess.run([python, "tests/reference_torch.py", folder], check=True)
+    subprocess.run([prepared.torch_python(), "tests/reference_torch.py", folder], check=True)
     return folder
 
 
@@ -73,14 +70,18 @@ def case(request, references):
     return theirs, computed(net(*CASES[request.param]), theirs)
 
 
-def style_of(state):
-    return STYLES["classifier.1.weight" in state]
+def way_of(state):
+    """The names of a state, and on which side its net pads."""
+    if "classifier.1.weight" in state:
+        return "transformers", None
+    return ("pytorch-cifar", "both") if "linear.weight" in state else ("torchvision", "end")
 
 
 def computed(model, theirs):
     """An evaluation and a training step, in one program, without any mapped axis."""
     state = part(theirs, "state")
-    variables, style = from_torch(state), style_of(state)
+    way = way_of(state)
+    variables = from_torch(state, way[1])
     stats = variables["batch_stats"]
 
     def loss_fn(params, images, labels):
@@ -101,8 +102,8 @@ def computed(model, theirs):
         "eval_logits": evaluated,
         "train_logits": trained,
         "loss": loss,
-        "gradient": to_torch({"params": gradients, "batch_stats": stats}, style),
-        "stepped": to_torch({"params": variables["params"], "batch_stats": stepped}, style),
+        "gradient": to_torch({"params": gradients, "batch_stats": stats}, *way),
+        "stepped": to_torch({"params": variables["params"], "batch_stats": stepped}, *way),
     }
 
 
@@ -148,7 +149,8 @@ def test_running_statistics_are_pytorchs_but_for_the_unbiased_variance(case):
 
 def test_pytorchs_own_arrays_come_back_whole(case):
     state = part(case[0], "state")
-    back = to_torch(from_torch(state), style_of(state))
+    names, padding = way_of(state)
+    back = to_torch(from_torch(state, padding), names, padding)
     counters = {name for name in state if name.endswith("num_batches_tracked")}
     assert back.keys() == state.keys() - counters and counters
     for name, array in back.items():
@@ -157,14 +159,19 @@ def test_pytorchs_own_arrays_come_back_whole(case):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
-    "family, depth, shortcut",
-    [("imagenet", 18, "projection_all"), ("imagenet", 50, "projection"), ("cifar", 20, "none")],
+    "family, depth, shortcut, padding",
+    [
+        ("imagenet", 18, "projection_all", None),
+        ("imagenet", 50, "pad", "both"),
+        ("cifar", 14, "none", "end"),
+        ("cifar", 14, "pad", "both"),
+    ],
 )
-def test_ours_come_back_whole_stacked_or_not(family, depth, shortcut, style):
+def test_ours_come_back_whole_stacked_or_not(family, depth, shortcut, padding, style):
     variables = random_variables(net(family, depth, shortcut, {}))
-    state = to_torch(variables, style)
-    jax.tree.map(np.testing.assert_array_equal, from_torch(state), variables)
-    stacked = to_torch(stacking.stack(variables), style)
+    state = to_torch(variables, style, padding)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(state, padding), variables)
+    stacked = to_torch(stacking.stack(variables), style, padding)
     assert stacked.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(stacked[name], array, strict=True)
@@ -180,11 +187,13 @@ NAMES = {
         resnet.encoder.stages.3.layers.0.shortcut.convolution.weight
         resnet.encoder.stages.3.layers.0.shortcut.normalization.bias
         classifier.1.weight classifier.1.bias""",
+    "pytorch-cifar": """conv1.weight bn1.running_var layer4.1.conv2.weight layer4.1.bn2.running_mean
+        layer4.0.shortcut.0.weight layer4.0.shortcut.1.bias linear.weight linear.bias""",
 }
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_names_and_shapes_are_those_of_the_two_libraries(style):
+def test_names_and_shapes_are_those_of_the_three_libraries(style):
     state = to_torch(random_variables(net("imagenet", 18, "projection", {})), style)
     assert [state[name].shape for name in NAMES[style].split()] == [
         (8, 3, 7, 7), (8,), (24, 24, 3, 3), (24,), (24, 16, 1, 1), (24,), (11, 24), (11,)
@@ -202,12 +211,35 @@ def test_what_is_converted_shares_no_memory(state):
         assert array.base is None and array.flags.c_contiguous and array.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    "prefix, style", [*(("module.", style) for style in STYLES), ("module.net.", "torchvision")]
+)
+def test_a_prefix_of_all_names_changes_nothing(state, prefix, style):
+    theirs = to_torch(from_torch(state), style)
+    prefixed = from_torch({f"{prefix}{name}": array for name, array in theirs.items()})
+    jax.tree.map(np.testing.assert_array_equal, prefixed, from_torch(state))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_other_floats_are_taken_at_their_value(state, dtype):
+    given = {name: array.astype(dtype) for name, array in state.items()}
+    expected = {name: array.astype(np.float32) for name, array in given.items()}
+    jax.tree.map(np.testing.assert_array_equal, from_torch(given), from_torch(expected))
+
+
 def without(name):
     return lambda state: {other: array for other, array in state.items() if other != name}
 
 
-def having(name, *shape):
-    return lambda state: state | {name: np.zeros(shape)}
+def having(name, *shape, dtype=float):
+    return lambda state: state | {name: np.zeros(shape, dtype)}
+
+
+class OnAnotherDevice:
+    """As a tensor of PyTorch in a GPU's memory."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert\nSecond line.")
 
 
 @pytest.mark.parametrize(
@@ -215,8 +247,18 @@ def having(name, *shape):
     [
         (lambda state: {}, r"Expected conv1.weight \[O, I, H, W\], got none among 0 arrays"),
         (lambda state: None, "Expected a state dict, got NoneType"),
-        (lambda state: {"state_dict": state}, r"among 1 arrays \(state_dict\)"),
-        (lambda state: {f"module.{n}": a for n, a in state.items()}, "without a prefix"),
+        (
+            lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"state": {}}},
+            "got a dict of epoch, state_dict, optimizer; give what .*: state_dict, optimizer",
+        ),
+        (lambda state: state | {"epoch": 3}, "Expected epoch to be floats, got int64; give"),
+        (having("fc.bias", 11, dtype=np.int8), "Expected fc.bias to be floats, got int8;"),
+        (having("fc.bias", 11, dtype=complex), "Expected fc.bias to be floats, got complex128;"),
+        (having("fc.bias", 11, dtype=object), "Expected fc.bias to be floats, got object;"),
+        (
+            lambda state: state | {"fc.bias": OnAnotherDevice()},
+            r"OnAnotherDevice \(TypeError: can't convert\); for a tensor of floats give tensor\.",
+        ),
         (having("layer1.0.se.weight", 3), "unknown: layer1.0.se.weight;"),
         (having("resnet.pooler", 8), "Expected resnet.embedder.embedder.convolution.weight"),
         (
@@ -234,6 +276,7 @@ def having(name, *shape):
         ),
         (having("conv1.weight", 8, 3, 5, 5), r"\[\(7, 7\), \(3, 3\)\], got \(5, 5\)"),
         (having("conv1.weight", 8, 3, 7), r"\[O, I, H, W\], got \[8, 3, 7\]"),
+        (having("fc.weight"), r"Expected fc.weight \[classes, I\], got \[\] among"),
     ],
 )
 def test_a_dict_of_no_whole_net_is_refused_in_one_line(state, change, message):
@@ -246,5 +289,53 @@ def test_variables_without_statistics_and_unknown_styles_are_refused_in_one_line
     variables = from_torch(state)
     with pytest.raises(UserError, match="missing: bn1.running_mean, .* and 37 more;"):
         to_torch({"params": variables["params"]})
-    with pytest.raises(UserError, match=r"\('torchvision', 'transformers'\), got 'timm'"):
+    with pytest.raises(UserError, match=r"'transformers', 'pytorch-cifar'\), got 'timm'"):
         to_torch(variables, "timm")
+    with pytest.raises(UserError, match="in a dict, got NoneType; a run has .variables"):
+        to_torch(None)
+
+
+@pytest.mark.parametrize("depth, shortcut", [(8, "pad"), (14, "none")])
+def test_without_projections_the_caller_has_to_say_where_zero_channels_are(depth, shortcut):
+    variables = random_variables(net("cifar", depth, shortcut, {}))
+    state = to_torch(variables, padding="end")
+    for convert, argument in ((from_torch, state), (to_torch, variables)):
+        with pytest.raises(UserError, match="without projections, got none: no array shows"):
+            convert(argument)
+        with pytest.raises(UserError, match=r"padding in \('end', 'both'\), got 'left'"):
+            convert(argument, padding="left")
+
+
+@pytest.mark.parametrize("block", [BasicBlock, BottleneckBlock])
+def test_zero_channels_on_both_sides_give_the_logits_of_a_net_that_has_them(block, monkeypatch):
+    def padded(x, features, stride):
+        sides = [(0, 0)] * 3 + [((features - x.shape[-1]) // 2,) * 2]
+        return jnp.pad(x[:, ::stride, ::stride], sides)
+
+    model = ResNet("cifar", block, (2, 2, 2), (2, 4, 6), CLASSES, "pad")
+    images = np.random.default_rng(1).standard_normal((3, 9, 8, 3), np.float32)
+    variables = random_variables(model)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    state = to_torch(variables, padding="end")
+    ours = [model.apply(from_torch(state, padding), images) for padding in ("both", "end")]
+    monkeypatch.setattr(blocks, "zero_pad_shortcut", padded)
+    theirs = model.apply(variables, images)
+    scale = theirs.std()
+    np.testing.assert_allclose(ours[0] / scale, theirs / scale, rtol=0, atol=1e-5)
+    assert np.abs(ours[1] - theirs).max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize("widths", [(4, 7, 9), (8, 6, 4)])
+def test_zero_channels_on_both_sides_have_to_be_as_many(widths):
+    variables = random_variables(build_resnet("cifar", 8, "none", widths, num_classes=2))
+    state = to_torch(variables, padding="end")
+    jax.tree.map(np.testing.assert_array_equal, from_torch(state, "end"), variables)
+    with pytest.raises(
+        UserError, match='grow by even numbers for padding="both", got .*"end" takes'
+    ):
+        from_torch(state, "both")
+
+
+def test_a_net_of_one_width_pads_nothing_and_needs_no_padding():
+    variables = random_variables(build_resnet("cifar", 8, "pad", (4, 4, 4), num_classes=2))
+    jax.tree.map(np.testing.assert_array_equal, from_torch(to_torch(variables)), variables)
