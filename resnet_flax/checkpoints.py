@@ -19,7 +19,7 @@ from resnet_flax import disk
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.models import stacking
-from resnet_flax.step_folders import step_folders
+from resnet_flax.step_folders import Held, step_folders
 
 KEPT = 2
 STEP = "STEP"
@@ -174,21 +174,22 @@ class CheckpointWriter(Checkpoints):
         *,
         keep_every: int,
         attempt: int,
-        check_writer: Callable[[], None],
+        held: Held,
         say: Callable[[str], None],
     ):
         """Makes the folder if need be, and clears away what a crash left half-written.
 
         - `keep_every`: 0 keeps none besides.
         - `attempt`: sets what it has half-written apart from what an earlier writer has.
-        - `check_writer`: raises if the run has become another process's.
+        - `held`: a context to write in, which raises if the run has become another process's.
         """
         self.folder, self._say = folder, say
         self._folders = step_folders(folder)
         self._first = jax.process_index() == 0
         if self._first:
-            self._folders.prepare()
-        self._keep_every, self._attempt, self._check_writer = keep_every, attempt, check_writer
+            with held():
+                self._folders.prepare()
+        self._keep_every, self._attempt, self._held = keep_every, attempt, held
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: Future[None] | None = None
         self.saved: int | None = None
@@ -223,14 +224,14 @@ class CheckpointWriter(Checkpoints):
         self.wait()
         tree = host_tree(state)
         part = self._folders.part(step, self._attempt)
-        with self._faults(step, part):
+        # Folders made in the background would leave threads waiting forever where none can be.
+        context = ocp.Context()
+        context.asynchronous.create_directories_asynchronously = False
+        with self._faults(step, part), contextlib.ExitStack() as stack:
             if self._first:
-                self._check_writer()  # Orbax would make a folder that has vanished anew.
-            # Folders made in the background would leave threads waiting forever where none can be.
-            context = ocp.Context()
-            context.asynchronous.create_directories_asynchronously = False
-            with context:
-                response = ocp.save_async(part, tree)
+                stack.enter_context(self._held())  # Orbax would make a vanished folder anew.
+            stack.enter_context(context)
+            response = ocp.save_async(part, tree)
         self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
 
     def wait(self) -> None:
@@ -243,7 +244,6 @@ class CheckpointWriter(Checkpoints):
         """Waits, and keeps what is to be kept by the errors known at the end."""
         self.wait()
         if self._first:
-            self._check_writer()
             self._delete_old(test_errors)
 
     def poll(self) -> None:
@@ -261,7 +261,7 @@ class CheckpointWriter(Checkpoints):
                 if (part / COMMITTED).exists():
                     (part / COMMITTED).write_text("Checkpoint commit was successful\n")
                 disk.write_sums(part)
-                self._folders.publish(part, step, self._check_writer)
+                self._folders.publish(part, step, self._held)
                 self._delete_old(test_errors)
             self.saved = step
 
@@ -286,13 +286,14 @@ class CheckpointWriter(Checkpoints):
         kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
         try:
             for step in set(steps) - kept:
-                self._check_writer()  # Another's steps are not this one's to judge.
-                self._folders.delete(step)
+                with self._held():  # Another's steps are not this one's to judge.
+                    self._folders.delete(step)
         except OSError as error:  # No reason to stop: what is to be kept is there.
             self._say(f"Cannot delete an old checkpoint in {self.folder}: {_reason(error)}.")
 
     def _set_aside(self, step: int) -> str:
-        return f", set aside as {self._folders.set_aside(step)}"
+        with self._held():
+            return f", set aside as {self._folders.set_aside(step)}"
 
     def has_damaged(self) -> bool:
         """Whether a step was ever set aside."""

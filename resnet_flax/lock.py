@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ class FolderLock:
 
     A holder on this machine is alive while its process is. Of one elsewhere only the heartbeat is
     seen, by the file's modification time or the object's content: who wants the lock watches it for
-    `STALE_SECONDS`, so that no clocks are compared. A holder that was frozen and has lost its lock
-    finds out in `check`.
+    `STALE_SECONDS`, so that no clocks are compared. All that is written to the folder is written
+    inside `held`, where a holder that was frozen and has lost its lock finds out.
     """
 
     def __init__(self, folder: Path | BucketPath):
@@ -44,17 +44,43 @@ class FolderLock:
         self._beating = threading.Thread(target=self._beat, daemon=True, name="lock heartbeat")
 
     def acquire(self, say: Callable[[str], None]) -> None:
-        """Takes the lock. Raises TryAgainError, naming the holder, if that is alive."""
-        while not self._place.create(self._holder):
-            holder = self._place.read()
+        """Takes the lock. Raises TryAgainError, naming the holder, if that is alive or frozen."""
+        while not self._is_taken(say):
+            pass
+        self._beating.start()
+
+    def _is_taken(self, say: Callable[[str], None]) -> bool:
+        """False if another came first."""
+        holder = self._place.read()
+        try:
+            if holder == {}:  # Cut off by a crash, unless it is being written just now.
+                with self._place.alone(STALE_SECONDS):
+                    holder = self._place.read()
             if holder is not None and self._is_alive(holder, say):
                 raise TryAgainError(
-                    f"{self._folder} is in use by process {holder.get('pid')} on"
-                    f" {holder.get('host')}, started {holder.get('started')}. Wait for it to end,"
-                    " or stop it."
+                    f"{self._folder} is in use by {_name(holder)}, started {holder.get('started')}."
+                    " Wait for it to end, or stop it."
                 )
-            self._place.end(holder)
-        self._beating.start()
+            with self._place.alone(STALE_SECONDS):
+                return self._place.take(self._holder, holder)
+        except BlockingIOError:
+            raise TryAgainError(
+                f"{self._folder}: {_name(holder or {})} is in the middle of a write. It may be"
+                " frozen: stop it, or wait for it to end."
+            ) from None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """To write in: nobody takes the lock over before the context ends.
+
+        Raises FaultError if the lock is not this process's any more. What remains uncertain, in
+        buckets and where the file system cannot lock, stands in lock_places.py.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # Then the lock is gone, too.
+                stack.enter_context(self._place.alone())
+            self.check()
+            yield
 
     def check(self) -> None:
         """Raises FaultError unless the lock is still this process's."""
@@ -66,24 +92,23 @@ class FolderLock:
             )
         if holder.get("token") != self._holder["token"]:
             raise FaultError(
-                f"{self._folder} was taken over by process {holder.get('pid')} on"
-                f" {holder.get('host')}. Nothing more is written here."
+                f"{self._folder} was taken over by {_name(holder)}. Nothing more is written here."
             )
 
     def release(self) -> None:
         """Gives the lock back; not if it has become another's."""
         self._released.set()
         self._beating.join()
-        with contextlib.suppress(OSError):
-            self._place.end(self._holder)
+        with contextlib.suppress(OSError), self._place.alone(STALE_SECONDS):
+            self._place.give_back()
 
     def _is_alive(self, holder: Holder, say: Callable[[str], None]) -> bool:
         alive = _process_is_alive(holder)
         if alive is not None:
             return alive
         say(
-            f"{self._place} is held by process {holder.get('pid')} on {holder.get('host')};"
-            f" watching its heartbeat for up to {STALE_SECONDS:.0f} s."
+            f"{self._place} is held by {_name(holder)}; watching its heartbeat for up to"
+            f" {STALE_SECONDS:.0f} s."
         )
         return self._beats()
 
@@ -129,6 +154,10 @@ class Heartbeat:
         if sign != self._last:
             self._last, self._changed = sign, time.monotonic()
         return time.monotonic() - self._changed < STALE_SECONDS
+
+
+def _name(holder: Holder) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
 def _process_is_alive(holder: Holder) -> bool | None:

@@ -1,24 +1,31 @@
-"""Where a folder's lock is kept.
+"""Where a folder's lock is kept, and how writes stay within it.
 
-On a disk it is `lock.json`, deleted when it is given back. In a bucket, where nothing is deleted or
-renamed on a condition, it is the last of `lock/000001.json`, `lock/000002.json`, ...: a process
-creates the next number once the last holder has given it back or is dead.
+On a disk it is `lock.json`, deleted when it is given back. Beside it lies `.lock`, empty, which the
+operating system locks for one process at a time: for each write, together with the look at
+`lock.json` before it, and for taking the lock over. So nobody is overtaken inside a write, not even
+when it is frozen there: who wants the folder waits, and gives up.
 
-What is certain in a bucket: storage that creates an object only where there is none, and lists at
+In a bucket, where nothing is deleted or renamed on a condition, it is the last of
+`lock/000001.json`, `lock/000002.json`, ...: a process creates the next number once the last holder
+has given it back or is dead. Storage that creates an object only where there is none, and lists at
 once what was created (S3 and GCS do both), gives each number to one process. From the moment that
-there is a later number, `check` raises, which every write has to pass.
+there is a later number, the look before each write fails.
 
-What is not: a holder that was frozen between `check` and the put after it, and has lost its lock
-since, puts that one object when it wakes. It may replace a record's file by an older one, until its
-writer puts it again with the next record or state; or a file of a checkpoint, which then does not
-match its sums and is set aside, and the one before is used.
+What remains: in a bucket, and on file systems without `flock` (some network ones), that look and
+the write after it are not one act. A holder that is frozen between the two for so long that it
+loses its lock finishes that one write when it wakes. It may replace a record's file by an older
+one, or add a line to it; or put a file of a checkpoint, which then does not match its sums and is
+set aside, and the one before is used. In a bucket the next record, or state, mends the former.
 """
 
 import contextlib
 import fcntl
 import json
+import math
 import os
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,14 +38,20 @@ Holder = dict[str, Any]
 class Place(Protocol):
     """Where a lock is kept."""
 
-    def create(self, holder: Holder) -> bool:
-        """Makes the lock this holder's; false if there is another."""
+    def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
+        """Keeps other processes out of `alone`, where that is possible, as long as it lasts.
+
+        Raises BlockingIOError if one is still in there after `patience` seconds.
+        """
 
     def read(self) -> Holder | None:
         """The holder, None if there is none; of what a crash cut off, what it says: {}."""
 
-    def end(self, holder: Holder | None) -> None:
-        """Makes room where that holder was read, or its own: of no other's lock."""
+    def take(self, holder: Holder, instead_of: Holder | None) -> bool:
+        """Makes the lock this holder's, where that one was read; false if there is another."""
+
+    def give_back(self) -> None:
+        """Makes room for others. Does nothing if the lock is another's by now."""
 
     def sign(self) -> Any:
         """Another one after each `beat` of the holder; None if there is none."""
@@ -52,29 +65,26 @@ def place_in(folder: Path | BucketPath) -> Place:
 
 
 class File:
-    """`lock.json`."""
+    """`lock.json`, and `.lock`, which stays: another file of its name would be another lock."""
 
     def __init__(self, folder: Path):
-        self._path = folder / "lock.json"
+        self._path, self._gate = folder / "lock.json", folder / ".lock"
+        self._holder: Holder = {}
+        self._own = -1
+        """A descriptor of the holder's own file, so that it can touch no other's."""
 
     def __str__(self) -> str:
         return str(self._path)
 
-    def create(self, holder: Holder) -> bool:
-        with _alone(self._path.parent):
-            try:
-                file = self._path.open("x")
-            except FileExistsError:
-                if self._path.is_symlink() and not self._path.exists():
-                    raise UserError(f"{self._path} is a link to nothing. Delete it.") from None
-                return False
-            try:
-                with file:
-                    json.dump(holder, file)
-            except OSError:
-                self._path.unlink()
-                raise
-        return True
+    @contextlib.contextmanager
+    def alone(self, patience: float = math.inf) -> Iterator[None]:
+        # Not the folder itself: on NFS what is locked for all machines is a file open for writing.
+        descriptor = os.open(self._gate, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            _flock(descriptor, patience)
+            yield
+        finally:
+            os.close(descriptor)
 
     def read(self) -> Holder | None:
         try:
@@ -82,10 +92,30 @@ class File:
         except FileNotFoundError:
             return None
 
-    def end(self, holder: Holder | None) -> None:
-        with _alone(self._path.parent):
-            if holder is not None and self.read() == holder:
-                self._path.unlink()
+    def take(self, holder: Holder, instead_of: Holder | None) -> bool:
+        if instead_of is not None:
+            if self.read() != instead_of:
+                return False
+            self._path.unlink()
+        try:
+            self._own = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            if self._path.is_symlink() and not self._path.exists():
+                raise UserError(f"{self._path} is a link to nothing. Delete it.") from None
+            return False
+        try:
+            os.write(self._own, _encoded(holder))
+        except OSError:
+            os.close(self._own)
+            self._path.unlink()
+            raise
+        self._holder = holder
+        return True
+
+    def give_back(self) -> None:
+        os.close(self._own)
+        if self.read() == self._holder:
+            self._path.unlink()
 
     def sign(self) -> int | None:
         try:
@@ -96,7 +126,7 @@ class File:
             return None
 
     def beat(self) -> None:
-        os.utime(self._path)
+        os.utime(self._own)
 
 
 class Numbered:
@@ -111,15 +141,18 @@ class Numbered:
         self._holder: Holder = {}
         self._number = 0
         """The holder's own."""
-        self._read_number = self._ended = 0
-        """The number last read, and the last one that is nobody's any more."""
+        self._read_number = 0
+        """The number last read."""
 
     def __str__(self) -> str:
         return str(self._folder)
 
-    def create(self, holder: Holder) -> bool:
-        number = self._ended + 1
-        if self._last() > self._ended or not self._is_created(number, holder):
+    def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def take(self, holder: Holder, instead_of: Holder | None) -> bool:
+        number = self._read_number + 1
+        if self._last() >= number or not self._is_created(number, holder):
             return False
         if self._last() > number:  # Of one so slow that others came and went meanwhile.
             return False
@@ -149,10 +182,8 @@ class Numbered:
         except FileNotFoundError:
             return None
 
-    def end(self, holder: Holder | None) -> None:
-        if not self._number:
-            self._ended = self._read_number
-        elif self._last() == self._number:
+    def give_back(self) -> None:
+        if self._last() == self._number:
             self._path(self._number).write_bytes(_encoded(self._holder | {"released": True}))
 
     def sign(self) -> Any:
@@ -184,13 +215,17 @@ def _parsed(content: bytes) -> Holder:
     return holder if isinstance(holder, dict) else {}
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the lock file, on file systems that can."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
+def _flock(descriptor: int, patience: float) -> None:
+    """Does nothing on file systems that lack it."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # The latter on CIFS.
+            if time.monotonic() >= end:
+                raise BlockingIOError from error
+            time.sleep(0.01)
+        except OSError:
+            return
+        else:
+            return

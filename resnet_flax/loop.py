@@ -142,7 +142,7 @@ class _Run:
             self.folder.checkpoints,
             keep_every=self.config.keep_every,
             attempt=self.attempt,
-            check_writer=self.folder.check_writer,
+            held=self.folder.held,
             say=self.progress.say,
         )
         with self.checkpoints, contextlib.ExitStack() as stack:

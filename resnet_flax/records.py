@@ -106,9 +106,9 @@ def _write(method: Callable[Concatenate["RunFolder", P], None]) -> Callable[...,
     def checked(self: "RunFolder", *args: P.args, **kwargs: P.kwargs) -> None:
         if not self.writes:
             return
-        self.check_writer()
         try:
-            method(self, *args, **kwargs)
+            with self.held():
+                method(self, *args, **kwargs)
         except OSError as error:
             reason = f"Cannot write to {self.path}: {error.strerror}. {GOES_ON}"
             raise FaultError(reason) from error
@@ -195,10 +195,10 @@ class RunFolder:
         before = self.status()
         self._earlier, self._began = before.seconds if before else 0.0, time.monotonic()
 
-    def check_writer(self) -> None:
-        """Raises FaultError if another process has become this folder's writer."""
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """To write in. Raises FaultError if another process has become this folder's writer."""
         assert self._lock is not None, "Writing takes `claim`."
-        self._lock.check()
+        return self._lock.held()
 
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError if this is not a run's folder."""

@@ -18,6 +18,8 @@ from resnet_flax import disk
 from resnet_flax.bucket import BucketPath
 from resnet_flax.disk import SUMS, AnyPath
 
+Held = Callable[[], contextlib.AbstractContextManager[None]]
+"""A context to write in; it raises if that is no more this process's to do."""
 STEP_NAME = "0|[1-9][0-9]{0,17}"
 
 
@@ -42,9 +44,8 @@ class StepFolders(Protocol):
     def part(self, step: int, attempt: int) -> Path:
         """A local path, at which there is nothing, to write a step to."""
 
-    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
-        """Makes what was written to `part` the step; `check_writer` raises if that is no more
-        this process's to do."""
+    def publish(self, part: Path, step: int, held: Held) -> None:
+        """Makes what was written to `part` the step, while it is held."""
 
     def discard(self, part: Path) -> None:
         """Deletes what was, or was not quite, written to `part`."""
@@ -85,10 +86,10 @@ class _OnDisk:
         # What an earlier writer has half-written has another name.
         return self._folder / f".{step}.{attempt}.part"
 
-    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
-        check_writer()
-        part.rename(self._folder / str(step))
-        disk.sync(self._folder)
+    def publish(self, part: Path, step: int, held: Held) -> None:
+        with held():
+            part.rename(self._folder / str(step))
+            disk.sync(self._folder)
 
     def discard(self, part: Path) -> None:
         _delete_all(self._folder, f"{part.name}*")
@@ -143,11 +144,11 @@ class _InBucket:
     def part(self, step: int, attempt: int) -> Path:
         return self._staging / f"{step}.{attempt}.part"
 
-    def publish(self, part: Path, step: int, check_writer: Callable[[], None]) -> None:
+    def publish(self, part: Path, step: int, held: Held) -> None:
         names = [str(path.relative_to(part)) for path in part.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: name == SUMS):
-            check_writer()  # Before each: one that lost its lock spoils as little as can be.
-            (self._folder / str(step) / name).upload(part / name)
+            with held():  # Each: one that lost its lock spoils as little as can be.
+                (self._folder / str(step) / name).upload(part / name)
         self.discard(part)
 
     def discard(self, part: Path) -> None:

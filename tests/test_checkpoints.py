@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import random
@@ -18,10 +19,8 @@ from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
 
 
-def writer(folder, keep_every=0, attempt=1, check_writer=lambda: None, say=print):
-    return CheckpointWriter(
-        folder, keep_every=keep_every, attempt=attempt, check_writer=check_writer, say=say
-    )
+def writer(folder, keep_every=0, attempt=1, held=contextlib.nullcontext, say=print):
+    return CheckpointWriter(folder, keep_every=keep_every, attempt=attempt, held=held, say=say)
 
 
 def save(folder, *steps, test_errors=None, **kwargs):
@@ -266,19 +265,20 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_p
     assert "Cannot delete an old checkpoint in" in said[0]
 
 
-def lost_after_the_first_check():
-    """A `check_writer` whose lock is lost while a save is under way."""
-    answers = iter([None, FaultError("taken over")])
+def lost_while_it_saves():
+    """A `held` whose lock is lost while a save is under way."""
+    answers = iter([None, None, FaultError("taken over")])
 
-    def check():
+    def held():
         if error := next(answers):
             raise error
+        return contextlib.nullcontext()
 
-    return check
+    return held
 
 
 def test_an_earlier_writer_that_wakes_leaves_alone_what_the_next_one_is_saving(tmp_path):
-    earlier = writer(tmp_path, attempt=1, check_writer=lost_after_the_first_check())
+    earlier = writer(tmp_path, attempt=1, held=lost_while_it_saves())
     with pytest.raises(FaultError, match="taken over"), earlier:
         (tmp_path / ".4.2.part").mkdir()
         earlier.save(4, {"value": jnp.zeros(3)}, {})
@@ -312,5 +312,5 @@ def test_a_failed_save_is_heard_of_before_the_next_one(tmp_path, monkeypatch):
 def test_a_writer_that_lost_its_lock_neither_saves_nor_deletes(tmp_path):
     save(tmp_path, 1, 2)
     with pytest.raises(FaultError, match="taken over"):
-        save(tmp_path, 3, check_writer=lost_after_the_first_check())
+        save(tmp_path, 3, held=lost_while_it_saves())
     assert Checkpoints(tmp_path).steps() == [1, 2]

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -9,11 +10,14 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from resnet_flax import lock, lock_places
+from resnet_flax import disk, lock, lock_places
+from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.errors import FaultError, TryAgainError, UserError
 from resnet_flax.lock import FolderLock
+from resnet_flax.records import RunFolder, Status
 
 HOLD = """
 import sys, time
@@ -138,13 +142,13 @@ def test_a_lock_that_is_a_link_to_nothing_is_refused(tmp_path):
 
 
 def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypatch):
-    def fail(value, file):
+    def fail(descriptor, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock_places.json, "dump", fail)
+    monkeypatch.setattr(lock_places.os, "write", fail)
     with pytest.raises(OSError, match="No space"):
         acquire(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"machine": 3, "pid": [], "token": {}}', "\0"])
@@ -169,6 +173,98 @@ def test_a_writer_that_lost_its_lock_finds_out_and_neither_beats_nor_takes_it_aw
     assert (tmp_path / "lock.json").stat().st_mtime_ns == modified
     first.release()
     assert (tmp_path / "lock.json").exists()
+
+
+def test_nobody_is_overtaken_inside_a_write_but_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
+    first = acquire(tmp_path)
+    edit(tmp_path, machine="elsewhere", host="elsewhere")  # Its heart beats every 5 seconds.
+    with first.held():
+        refused = f"process {os.getpid()} on elsewhere is in the middle of a write"
+        with pytest.raises(TryAgainError, match=refused):
+            acquire(tmp_path, print)
+        first.check()
+    second = acquire(tmp_path, print)
+    with pytest.raises(FaultError, match="taken over"), first.held():
+        pytest.fail("it writes")
+    second.release()
+
+
+def test_where_the_file_system_cannot_lock_the_look_before_a_write_remains(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock_places.fcntl, "flock", refuse)
+    first = acquire(tmp_path)
+    with first.held():
+        edit(tmp_path, token="another's")
+    with pytest.raises(FaultError, match="taken over"), first.held():
+        pytest.fail("it writes")
+    first.release()
+
+
+WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.utime"}
+
+
+def is_locked(folder):
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_all_that_is_written_to_a_runs_folder_is_written_while_nobody_can_take_it_over(tmp_path):
+    run, seen, unlocked = tmp_path / "run", set(), []
+    watching = [False]
+
+    def watch(event, args):
+        if not watching[0] or event not in WRITES or not isinstance(args[0], str | os.PathLike):
+            return
+        name = os.path.relpath(args[0], run)
+        reads = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
+        # A step is nobody else's until it has its name; `dir_fd` is of such a step.
+        if name.startswith("..") or name in (".", ".lock") or ".part" in name or reads:
+            return
+        seen.add(name)
+        watching[0] = False
+        if not is_locked(run):
+            unlocked.append((event, name))
+        watching[0] = True
+
+    sys.addaudithook(watch)
+    run.mkdir()
+    watching[0] = True
+    try:
+        write_everything(RunFolder(run))
+    finally:
+        watching[0] = False
+    assert not unlocked
+    names = {name.split("/")[-1].split(".jsonl")[0].split(".json")[0].lstrip(".") for name in seen}
+    assert names >= {"lock", "config", "status", "environment", "metrics", "checkpoints"}
+    assert names >= {"1.old", "3"}, "deleted, set aside"
+
+
+def write_everything(folder):
+    with folder.claim({}, print):
+        folder.write_status(Status("running"))
+        folder.add_environment({})
+        folder.append_metrics({"step": 1})
+        folder.drop_metrics_after(0)
+        with writer(folder) as saving:
+            for step in (1, 2, 3):
+                saving.save(step, {"value": np.zeros(3)}, {})
+            saving.close({})
+            with folder.held():
+                (folder.checkpoints / "3" / disk.SUMS).unlink()
+            assert saving.last_good() == 2
+
+
+def writer(folder):
+    return CheckpointWriter(
+        folder.checkpoints, keep_every=0, attempt=1, held=folder.held, say=print
+    )
 
 
 def test_a_folder_that_vanished_is_noticed(tmp_path):

@@ -159,11 +159,9 @@ def test_one_so_slow_that_others_came_and_went_meanwhile_does_not_get_a_number_o
     last = slow._last
     slow._last = lambda: 0  # What it saw before it slept.
     for number, place in enumerate(fast):
-        holder = {"token": str(number)}
         place.read()
-        place.end(None)
-        assert place.create(holder)
-        place.end(holder)
+        assert place.take({"token": str(number)}, None)
+        place.give_back()
     slow_created = slow._is_created
 
     def create_and_wake(number, holder):
@@ -172,7 +170,7 @@ def test_one_so_slow_that_others_came_and_went_meanwhile_does_not_get_a_number_o
 
     slow._is_created = create_and_wake
     assert numbers(bucket) == ["000002.json"]
-    assert not slow.create({"token": "slow"})
+    assert not slow.take({"token": "slow"}, None)
     assert fast[1].read()["token"] == "1"
 
 
@@ -200,7 +198,7 @@ def test_whatever_stands_in_a_lock_it_ends_by_the_heartbeat(bucket, monkeypatch,
 def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(bucket):
     dead = FolderLock(bucket)
     dead._holder["process_created"] = 1.0  # For this process.
-    assert dead._place.create(dead._holder)
+    assert dead._place.take(dead._holder, None)
     results = []
 
     def come():

@@ -56,7 +56,11 @@ def test_what_a_crash_left_is_cleared_by_the_next_writer(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / ".status.json.17.new").write_text("{")
     with folder.claim(CONFIG, print):
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            ".lock",
+            "config.json",
+            "lock.json",
+        ]
 
 
 def test_of_several_processes_only_the_first_writes(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints in a bucket; those on a disk are in test_checkpoints.py."""
 
+import contextlib
 import random
 import tempfile
 from pathlib import Path
@@ -14,10 +15,8 @@ from resnet_flax.disk import SUMS
 from resnet_flax.errors import FaultError, UserError
 
 
-def writer(folder, attempt=1, check_writer=lambda: None, say=print):
-    return CheckpointWriter(
-        folder, keep_every=0, attempt=attempt, check_writer=check_writer, say=say
-    )
+def writer(folder, attempt=1, held=contextlib.nullcontext, say=print):
+    return CheckpointWriter(folder, keep_every=0, attempt=attempt, held=held, say=say)
 
 
 def save(folder, *steps, **kwargs):
@@ -126,15 +125,16 @@ def test_a_deletion_that_breaks_off_leaves_no_step(bucket, monkeypatch):
 
 
 def test_a_writer_that_loses_its_lock_in_an_upload_stops_there_and_the_step_is_none(bucket):
-    answers = iter([None] * 4)
+    answers = iter([None] * 5)
 
-    def check():
+    def held():
         if next(answers, 0) is not None:
             raise FaultError("taken over")
+        return contextlib.nullcontext()
 
     with pytest.raises(FaultError, match="taken over"):
-        save(bucket, 2, check_writer=check)
-    assert len(below(bucket, 2)) == 3  # One look was before Orbax began.
+        save(bucket, 2, held=held)
+    assert len(below(bucket, 2)) == 3  # Two looks were before Orbax began.
     assert not Checkpoints(bucket).steps()
 
 
