@@ -3,13 +3,14 @@
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -24,20 +25,21 @@ STALE_SECONDS = 30.0
 class FolderLock:
     """The lock of a folder, held by one process at a time.
 
-    A holder on this machine is alive while its process is. Of one elsewhere only the heartbeat is
-    seen, by the file's modification time or the object's content: who wants the lock watches it for
-    `STALE_SECONDS`, so that no clocks are compared. All that is written to the folder is written
-    inside `held`, where a holder that was frozen and has lost its lock finds out.
+    A holder on this machine is alive while its process is. Of one elsewhere, or hidden, only the
+    heartbeat is seen, by the file's modification time or the object's content: who wants the lock
+    watches it for `STALE_SECONDS`, so that no clocks are compared. All that is written to the
+    folder is written inside `held`, where a holder that has lost its lock, frozen, finds out.
     """
 
     def __init__(self, folder: Path | BucketPath):
         self._folder, self._place = folder, place_in(folder)
+        own = _seen(os.getpid())
         self._holder = {
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "process_created": psutil.Process().create_time(),
+            "process_created": own.created if own else None,
             "token": uuid.uuid4().hex,
         }
         self._released = threading.Event()
@@ -161,29 +163,55 @@ def _name(holder: Holder) -> str:
 
 
 def _process_is_alive(holder: Holder) -> bool | None:
-    """None if it cannot be seen from here."""
+    """None if it cannot be told from here, where a process may be hidden, or may be another's."""
     if holder.get("released"):
         return False
-    if holder.get("machine") != _machine():
+    pid, created = holder.get("pid"), holder.get("process_created")
+    if holder.get("machine") != _machine() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return None
     try:
-        process = psutil.Process(holder["pid"])
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        created = process.create_time() - holder["process_created"]
-        if abs(created) < 2:  # Seconds; the wall clock may be set while a process lives.
-            return True
-    except psutil.NoSuchProcess:
+        os.kill(pid, 0)
+    except ProcessLookupError:  # Unlike /proc, this hides nobody.
         return False
-    except (KeyError, TypeError, ValueError):
+    except OSError:
+        pass  # There, but another user's.
+    seen = _seen(pid)
+    if seen is None or not isinstance(created, int | float):
         return None
-    return False if holder["pid"] == os.getpid() else None
+    if abs(seen.created - created) >= 2:  # Seconds; the wall clock may be set meanwhile.
+        return False if pid == os.getpid() else None
+    return not seen.is_zombie
+
+
+class _Seen(NamedTuple):
+    """A process."""
+
+    created: float
+    """In seconds since 1970."""
+    is_zombie: bool
+
+
+def _seen(pid: int) -> _Seen | None:
+    """None if it cannot be seen from here."""
+    try:
+        # /proc may be that of other processes, whose numbers mean others.
+        if sys.platform == "linux" and str(Path("/proc/self").readlink()) != str(os.getpid()):
+            return None
+        process = psutil.Process(pid)
+        return _Seen(process.create_time(), process.status() == psutil.STATUS_ZOMBIE)
+    except (OSError, psutil.Error):
+        return None
 
 
 def _machine() -> str:
-    """What processes have in common that see each other: a boot, and a container's processes."""
+    """What processes have in common whose numbers mean the same: a boot, and a container.
+
+    Where that is not known, nothing: each is on a machine of its own.
+    """
+    if sys.platform != "linux":
+        return f"{socket.gethostname()} {uuid.getnode()}"
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # Not Linux.
-        return socket.gethostname()
+    except OSError:  # Without /proc.
+        return uuid.uuid4().hex

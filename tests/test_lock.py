@@ -11,6 +11,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from resnet_flax import disk, lock, lock_places
@@ -97,6 +98,37 @@ def test_a_dead_holder_whose_number_is_this_processs_is_succeeded_at_once(tmp_pa
     acquire(tmp_path)._released.set()
     edit(tmp_path, process_created=1.0)
     acquire(tmp_path).release()
+
+
+@pytest.mark.parametrize("kill", [None, PermissionError])
+def test_a_living_holder_that_is_hidden_is_not_taken_for_dead(tmp_path, held, monkeypatch, kill):
+    # As where /proc is mounted with hidepid=2, and its user is another.
+    process = psutil.Process
+
+    def hide(pid=None):
+        if pid not in (None, os.getpid()):
+            raise psutil.NoSuchProcess(pid)
+        return process(pid)
+
+    def forbid(pid, signal):
+        raise kill
+
+    class Watches(Exception):
+        pass
+
+    def say(line):
+        assert f"held by process {held.pid}" in line
+        raise Watches
+
+    monkeypatch.setattr(lock.psutil, "Process", hide)
+    if kill:
+        monkeypatch.setattr(lock.os, "kill", forbid)
+    with pytest.raises(Watches):
+        acquire(tmp_path, say)
+    if not kill:
+        held.kill()
+        held.wait()
+        acquire(tmp_path).release()
 
 
 def edit(folder, **change):
