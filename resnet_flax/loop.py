@@ -24,10 +24,8 @@ from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
-from resnet_flax.records import RunFolder, State, Status
+from resnet_flax.records import DONE, RunFolder, State, Status
 from resnet_flax.tensorboard import EventFile
-
-DONE: tuple[State, ...] = ("finished", "diverged")
 
 
 def train_and_evaluate(
@@ -46,8 +44,9 @@ def train_and_evaluate(
 
     Given again, it resumes from the last checkpoint, and ends in the same bits as a run that was
     never stopped. Returns the state that `status.json` then holds. Raises UserError before anything
-    is written if the config, the data or the folder cannot be used, TryAgainError if another
-    process is at work in the folder; any other error is recorded as `failed` and raised.
+    is written if the config, the data or the folder cannot be used, or if an ended run has lost its
+    records; TryAgainError if another process is at work in the folder. Any other error is recorded
+    as `failed` and raised.
 
     With several processes every one calls this; the first writes.
     """
@@ -60,13 +59,16 @@ def train_and_evaluate(
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
     ended = hosts.agree(ended)
     if ended < len(DONE):
+        changed = folder.changed(before) if before and folder.writes else None
+        if hosts.agree(changed is not None):
+            raise UserError(changed or f"{folder.path}: its records have changed.")
         if before:
             progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
         return DONE[ended]
     # What cannot be read is said before anything is written.
     folder.metrics()
     folder.environments()
-    run = _Run(experiment.build(config), folder, progress, before, from_scratch)
+    run = _Run(experiment.build(config), folder, progress, from_scratch)
     with _claimed(folder, resolved, progress):
         try:
             return run.run(stop)
@@ -111,14 +113,12 @@ class _Run:
         built: Experiment,
         folder: RunFolder,
         progress: RunProgress,
-        before: Status | None,
         from_scratch: bool,
     ):
         self.config, self.built, self.devices = built.config, built, built.devices
         self.folder, self.progress = folder, progress
-        self.attempt = hosts.agree(before.attempt + 1 if before else 1)
+        self.attempt, self.saved = 1, 0
         self.step = self.begun = 0  # The last step taken, and the last whose save was begun.
-        self.saved = before.step if before and not from_scratch else 0
         self.from_scratch = from_scratch
         train_steps = functools.partial(
             steps.train_steps,
@@ -137,6 +137,9 @@ class _Run:
         self.initial = None if begun else self._initial_state()
 
     def run(self, stop: StopRequest) -> State:
+        before = self.folder.status()  # Until now another process may have been at work.
+        self.attempt = hosts.agree(before.attempt + 1 if before else 1)
+        self.saved = before.step if before and not self.from_scratch else 0
         self.write_status("running")
         self.checkpoints = CheckpointWriter(
             self.folder.checkpoints,

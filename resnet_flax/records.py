@@ -2,7 +2,7 @@
 
 config.json       the resolved config
 environment.json  versions and devices, one object an attempt
-status.json       {"state", "step", "attempt", "error", "updated", "seconds"}
+status.json       {"state", "step", "attempt", "error", "updated", "seconds", "records", "sha256"}
 lock.json         who writes here; in a bucket below lock/; see lock_places.py
 metrics.jsonl     one object a line: train records and evaluation records
 checkpoints/      see checkpoints.py
@@ -11,6 +11,7 @@ tensorboard/      event files
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import time
@@ -28,6 +29,7 @@ from resnet_flax.lock import FolderLock
 P = ParamSpec("P")
 FILES = ("config.json", "environment.json", "status.json", "metrics.jsonl")
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
+DONE: tuple[State, ...] = ("finished", "diverged")
 
 
 class Status(NamedTuple):
@@ -38,8 +40,10 @@ class Status(NamedTuple):
     - `updated`: UTC, ISO 8601.
     - `seconds`: that all attempts took up to then, less what a kill cut off since the last of these
       files was written; None if an older version did not count.
+    - `records`, `sha256`: how many lines metrics.jsonl had when the run finished or diverged, and
+      their digest; None before, and if an older version wrote it.
 
-    The last two are set when it is written.
+    The last four are set when it is written.
     """
 
     state: State
@@ -48,6 +52,8 @@ class Status(NamedTuple):
     error: str | None = None
     updated: str = ""
     seconds: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
+    records: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
+    sha256: str | None = None
 
 
 class _Record(pydantic.BaseModel):
@@ -214,9 +220,27 @@ class RunFolder:
         seconds = None
         if self._earlier is not None:
             seconds = round(self._earlier + time.monotonic() - self._began, 1)
-        text = disk.pretty_json(status._replace(updated=now, seconds=seconds)._asdict())
+        records, sha256 = self._counted() if status.state in DONE else (None, None)
+        status = status._replace(updated=now, seconds=seconds, records=records, sha256=sha256)
+        text = disk.pretty_json(status._asdict())
         # What befell the run shall be known, also on a full disk.
         disk.write_text_anyway(self.status_file, text)
+
+    def _counted(self) -> tuple[int, str]:
+        """The number of records, and their digest."""
+        content = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        return content.count(b"\n"), hashlib.sha256(content).hexdigest()
+
+    def changed(self, status: Status) -> str | None:
+        """What to say of records that are not those that a run ended with; None if they are."""
+        count, sha256 = self._counted()
+        if status.sha256 in (None, sha256):
+            return None
+        now = "as many others" if count == status.records else f"{count}"
+        return (
+            f"{self.metrics_file} is not what it was when this run ended: {status.records} records"
+            f" then, {now} now. Put back a copy of it, or delete {self.path} to train it again."
+        )
 
     def wall_seconds(self, status: Status | None) -> float | None:
         """What a finished run of this status took; None where the records do not say."""

@@ -384,6 +384,14 @@ def test_a_run_that_another_process_took_over_stops_before_it_writes_again(
     assert json.loads((folder.path / "lock.json").read_text())["pid"] == 7
 
 
+def test_a_finished_run_that_lost_records_is_not_taken_for_done(tiny_config, whole_run, tmp_path):
+    shutil.copytree(whole_run(tiny_config), tmp_path / "run")
+    metrics = RunFolder(tmp_path / "run").metrics_file
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="9 records then, 8 now. Put back a copy"):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+
+
 def test_a_finished_run_says_so_and_is_left_alone(tiny_config, whole_run, capsys):
     path = whole_run(tiny_config)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}

@@ -153,6 +153,22 @@ def test_what_an_older_attempt_took_is_not_made_up(tmp_path):
     assert folder.status().seconds is None
 
 
+def test_a_run_that_ended_is_known_by_its_records_and_an_older_one_is_taken_as_it_is(folder):
+    for step in range(3):
+        folder.append_metrics({"step": step})
+    folder.write_status(Status("running", 3))
+    assert folder.status().sha256 is None
+    folder.write_status(Status("finished", 3))
+    assert folder.changed(folder.status()) is None
+    text = folder.metrics_file.read_text()
+    for left, now in ((text[:26], "2"), (text.replace("2", "3"), "as many others"), (None, "0")):
+        folder.metrics_file.unlink()
+        if left is not None:
+            folder.metrics_file.write_text(left)
+        assert f"3 records then, {now} now. Put back" in folder.changed(folder.status())
+    assert folder.changed(folder.status()._replace(records=None, sha256=None)) is None
+
+
 def test_no_file_is_ever_half_written(folder, monkeypatch):
     folder.write_status(Status("running", 1))
 
