@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from resnet_flax import cpu, disk
-from resnet_flax.errors import ExplainedError, UserError
+from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.records import State
 
 EXIT_STATUS: dict[State, int] = {"finished": 0, "preempted": 75}
@@ -66,7 +66,7 @@ def _exit_status(main: Callable[[flags.FlagValues], int | None]) -> int:
 
 
 def _complain(line: str, status: int) -> int:
-    print(f"{Path(sys.argv[0]).stem}: {line}", file=sys.stderr)
+    complain(f"{Path(sys.argv[0]).stem}: {line}")
     return status
 
 

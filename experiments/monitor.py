@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_flax import disk, records
 from resnet_flax.disk import AnyPath
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, printable
 from resnet_flax.lock import Heartbeat
 from resnet_flax.records import RunFolder, Status
 from resnet_flax.sweeps import GridPoint
@@ -90,10 +90,10 @@ class RunMonitor:
 
     def state_line(self) -> str:
         reason = self.status.error if self.status else None
-        return self._line(self.step, self.state + (f": {_printable(reason)}" if reason else ""))
+        return self._line(self.step, self.state + (f": {printable(reason)}" if reason else ""))
 
     def _evaluation_line(self, record: Mapping[str, Any]) -> str:
-        error, split = number(record, "error"), _printable(record["split"])
+        error, split = number(record, "error"), printable(record["split"])
         return self._line(
             record["step"], f"{split} error {'?' if error is None else f'{error:.2%}'}"
         )
@@ -134,8 +134,9 @@ class RunMonitor:
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         """Takes note of the new records; a line that is none is passed over."""
+        path = self._folder.metrics_file
         try:
-            whole, place = disk.read_on(self._folder.metrics_file, self._place)
+            whole, place = disk.read_on(path, self._place, records.LARGEST[path.name])
         except FileNotFoundError:
             self._forget_metrics()
             return []
@@ -205,8 +206,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return records.parse_record(line)
     except ValueError:
         return None
-
-
-def _printable(text: str) -> str:
-    """One line without control characters: a folder may be somebody else's."""
-    return "".join(c if c.isprintable() else " " for c in text)

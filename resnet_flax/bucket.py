@@ -81,6 +81,11 @@ class BucketPath(PurePosixPath):
         with _explained(self):
             return self._storage.ukey(self._key)
 
+    def size(self) -> int:
+        """In bytes."""
+        with _explained(self):
+            return self._storage.info(self._key)["size"]
+
     def read_bytes(self) -> bytes:
         with _explained(self):
             return self._storage.cat_file(self._key)

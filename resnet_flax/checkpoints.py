@@ -1,7 +1,6 @@
 """Saves, verifies and restores training states: the only importer of Orbax."""
 
 import contextlib
-import functools
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from resnet_flax import disk
 from resnet_flax.disk import AnyPath
-from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
+from resnet_flax.errors import GOES_ON, FaultError, UserError, complain, summary
 from resnet_flax.models import stacking
 from resnet_flax.step_folders import Held, step_folders
 
@@ -51,7 +50,7 @@ class Checkpoints:
         `say` hears of damage; by default it stands on stderr. Raises UserError if there is no such
         folder.
         """
-        self.folder, self._say = folder, say or functools.partial(print, file=sys.stderr)
+        self.folder, self._say = folder, say or complain
         self._folders = step_folders(folder)
         with self._readable():
             if not self._folders.exists():

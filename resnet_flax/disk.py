@@ -13,8 +13,11 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json
+
 from resnet_flax.bucket import NEEDS, BucketPath
 from resnet_flax.errors import UserError
+from resnet_flax.regular import open_regular, read_regular, too_large
 
 SUMS = "SHA256SUMS"
 AnyPath = Path | BucketPath
@@ -41,8 +44,8 @@ def check(folder: AnyPath) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """All files below a folder, sums and hidden files apart."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """All that is below a folder but folders, sums and hidden files."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return sorted(str(f) for f in files if str(f) != SUMS and not f.name.startswith("."))
 
 
@@ -61,7 +64,7 @@ def write_sums(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a folder that has sums, None if nothing is."""
     try:
-        *lines, rest = (folder / SUMS).read_text().split("\n")
+        *lines, rest = read_bytes(folder / SUMS, 2**24).decode().split("\n")
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
         if rest or not sums:
             return f"{SUMS} is not what was saved"
@@ -82,7 +85,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -93,6 +96,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exists(path: AnyPath) -> bool:
+    """Raises UserError if it cannot be told."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def read_bytes(path: AnyPath, largest: int) -> bytes:
+    """What stands in a file, whosoever's folder it is in: every file of a folder is read here.
+
+    Raises OSError, in words, if it is no regular file or has more than `largest` bytes.
+    """
+    if not isinstance(path, BucketPath):
+        return read_regular(path, largest)
+    if path.size() > largest:
+        raise too_large(path, largest)
+    return path.read_bytes()
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
@@ -189,23 +212,24 @@ class Place(NamedTuple):
     offset: int = 0
 
 
-def read_on(path: AnyPath, place: Place) -> tuple[bytes, Place]:
+def read_on(path: AnyPath, place: Place, largest: int) -> tuple[bytes, Place]:
     """The whole lines after a place, and the place after them; of another file, all from its start.
 
-    A file is another one than before, if its place has another `file`, or a lesser offset.
+    A file is another one than before, if its place has another `file`, or a lesser offset. At most
+    `largest` bytes are read at once.
     """
     if isinstance(path, BucketPath):
         # Every line makes another object: read again in full, but only then.
         version = path.version()
-        text = b"" if version == place.file else path.read_bytes()
+        text = b"" if version == place.file else read_bytes(path, largest)
         whole = text[: text.rfind(b"\n") + 1]
         return whole, place if version == place.file else Place(version, len(whole))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = os.fstat(file.fileno())
         if found.st_ino != place.file or found.st_size < place.offset:
             place = Place(found.st_ino)
         file.seek(place.offset)
-        text = file.read()
+        text = file.read(largest)
     whole = text[: text.rfind(b"\n") + 1]
     return whole, Place(place.file, place.offset + len(whole))
 
@@ -223,15 +247,16 @@ def write_json(path: AnyPath, value: Any) -> None:
     write_text(path, pretty_json(value))
 
 
-def read_json(path: AnyPath) -> Any:
-    """Raises UserError if the file is absent or is not JSON."""
+def read_json(path: AnyPath, largest: int) -> Any:
+    """Raises UserError if the file is absent, larger than that many bytes or not JSON."""
     try:
-        return json.loads(path.read_text())
+        # Not json.loads, which takes half characters, and lets numbers and nesting end it.
+        return from_json(read_bytes(path, largest))
     except FileNotFoundError as error:
         raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"Expected JSON in {path}, got: {error}.") from error
 
 

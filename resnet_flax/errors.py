@@ -1,5 +1,7 @@
 """The exceptions whose message is for the user: one line, printed without a traceback."""
 
+import sys
+
 GOES_ON = "What was saved before stands; the same command goes on from there."
 
 
@@ -7,6 +9,9 @@ class ExplainedError(Exception):
     """Its message is one line that says what came, what is accepted and the way out."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UserError(ExplainedError, ValueError):
@@ -29,5 +34,22 @@ class TryAgainError(ExplainedError, RuntimeError):
 
 def summary(error: BaseException) -> str:
     """The first line of an error, with its type unless it explains itself."""
-    text = str(error) if isinstance(error, ExplainedError) else f"{type(error).__name__}: {error}"
-    return text.splitlines()[0]
+    if isinstance(error, ExplainedError):
+        return str(error)
+    return printable(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal, which cannot move its cursor or reorder what it shows."""
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
+def complain(line: str) -> None:
+    """Prints a line on stderr."""
+    print(printable(line), file=sys.stderr)

@@ -17,6 +17,7 @@ from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 
 F = TypeVar("F", bound="Finding")
+LARGEST = 2**26  # Bytes of a file.
 LAYERS, LINE, PLANE, INITIAL = "layers", "line.json", "plane.json", "initial.json"
 
 
@@ -121,9 +122,11 @@ def save(path: AnyPath, finding: Finding) -> None:
 def load(path: AnyPath, kind: type[F]) -> F | None:
     """None if there is no such file. Raises UserError if it holds something else."""
     try:
-        return kind.model_validate_json(path.read_bytes()) if path.exists() else None
+        return kind.model_validate_json(disk.read_bytes(path, LARGEST))
+    except FileNotFoundError:
+        return None
     except (OSError, pydantic.ValidationError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        said = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
         raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error
 
 

@@ -31,7 +31,9 @@ from typing import Any, Protocol
 
 from resnet_flax.bucket import BucketPath
 from resnet_flax.errors import UserError
+from resnet_flax.regular import open_regular, read_regular
 
+LARGEST = 2**16  # Bytes.
 Holder = dict[str, Any]
 
 
@@ -88,7 +90,7 @@ class File:
 
     def read(self) -> Holder | None:
         try:
-            return _parsed(self._path.read_bytes())
+            return _parsed(read_regular(self._path, LARGEST))
         except FileNotFoundError:
             return None
 
@@ -120,7 +122,7 @@ class File:
     def sign(self) -> int | None:
         try:
             # Opened, because network file systems remember what `stat` said.
-            with self._path.open() as file:
+            with open_regular(self._path) as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None

@@ -6,6 +6,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resnet_flax.errors import printable
+
 
 class RunProgress:
     """Steps, loss, error, images/s and time left of one run after another.
@@ -69,4 +71,4 @@ class RunProgress:
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
-        self.console.print(line, markup=False)
+        self.console.print(printable(line), markup=False)

@@ -27,7 +27,14 @@ from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.lock import FolderLock
 
 P = ParamSpec("P")
-FILES = ("config.json", "environment.json", "status.json", "metrics.jsonl")
+# The most bytes that are read of each.
+LARGEST = {
+    "config.json": 2**20,
+    "environment.json": 2**24,
+    "status.json": 2**20,
+    "metrics.jsonl": 2**28,
+}
+FILES = tuple(LARGEST)
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
 DONE: tuple[State, ...] = ("finished", "diverged")
 
@@ -64,7 +71,10 @@ class _Record(pydantic.BaseModel):
     split: str = ""
     loss: float | None = None
     error: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-    __pydantic_extra__: dict[str, int | float | str | None]
+    # What is no such integer becomes a float.
+    __pydantic_extra__: dict[
+        str, Annotated[int, pydantic.Field(gt=-(2**53), lt=2**53)] | float | str | None
+    ]
 
 
 class _Environment(pydantic.BaseModel):
@@ -83,7 +93,7 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
 
 def _read_as(kind: Any, path: AnyPath) -> Any:
     """The JSON of a file as a type. Raises UserError if it is of another."""
-    value = disk.read_json(path)
+    value = disk.read_json(path, LARGEST[path.name])
     if kind is Status and isinstance(value, dict):
         value = [value.get(name) for name in Status._fields]
     try:
@@ -153,11 +163,8 @@ class RunFolder:
 
         `resolve` gives an older config the fields that came later.
         """
-        try:
-            if not self.config_file.exists():
-                return False
-        except OSError as error:
-            raise UserError(f"Cannot use workdir {self.path}: {error.strerror}.") from error
+        if not disk.exists(self.config_file):
+            return False
         try:
             old = resolve(self.config())
         except UserError as error:
@@ -212,7 +219,7 @@ class RunFolder:
 
     def status(self) -> Status | None:
         """None before the first attempt."""
-        return _read_as(Status, self.status_file) if self.status_file.exists() else None
+        return _read_as(Status, self.status_file) if disk.exists(self.status_file) else None
 
     @_write
     def write_status(self, status: Status) -> None:
@@ -228,7 +235,7 @@ class RunFolder:
 
     def _counted(self) -> tuple[int, str]:
         """The number of records, and their digest."""
-        content = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        content = self._metrics_content()
         return content.count(b"\n"), hashlib.sha256(content).hexdigest()
 
     def changed(self, status: Status) -> str | None:
@@ -258,10 +265,10 @@ class RunFolder:
     def environments(self) -> list[dict[str, Any]]:
         """One entry an attempt."""
         path = self.path / "environment.json"
-        if not path.exists():
+        if not disk.exists(path):
             return []
         _read_as(list[_Environment], path)
-        return disk.read_json(path)
+        return disk.read_json(path, LARGEST[path.name])
 
     @_write
     def add_environment(self, environment: dict[str, Any]) -> None:
@@ -280,15 +287,17 @@ class RunFolder:
         """
         return [record for _, record in self._metrics_lines()]
 
-    def _metrics_lines(self) -> list[tuple[str, dict[str, Any]]]:
+    def _metrics_content(self) -> bytes:
         try:
-            text = self.metrics_file.read_text(errors="replace")
+            return disk.read_bytes(self.metrics_file, LARGEST[self.metrics_file.name])
         except FileNotFoundError:
-            return []
+            return b""
         except OSError as error:
             raise UserError(f"Cannot read {self.metrics_file}: {error.strerror}.") from error
+
+    def _metrics_lines(self) -> list[tuple[str, dict[str, Any]]]:
         # After the last newline stands nothing, or a line that a crash cut off.
-        lines = text.split("\n")[:-1]
+        lines = self._metrics_content().decode(errors="replace").split("\n")[:-1]
         return [(line, self._record(number, line)) for number, line in enumerate(lines, 1)]
 
     def _record(self, number: int, line: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from resnet_flax.models.resnet import Norm, Shortcut
 from resnet_flax.parallel import Backend
 
 S = TypeVar("S", bound="Section")
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Of an image, in pixels."""
 
 
 class Section(pydantic.BaseModel):
@@ -98,9 +100,9 @@ class DataConfig(Section):
     crop: Literal["none", "scale", "inception"] = "none"
     """`none`: images of one size, held in memory. Otherwise images of any size are read as they are
     needed, and training crops cut at random: of the paper's sizes (Sec. 3.4), or Inception's."""
-    image_size: PositiveInt = 224
+    image_size: Side = 224
     """Side of a crop."""
-    shorter_side: tuple[PositiveInt, PositiveInt] = (256, 480)
+    shorter_side: tuple[Side, Side] = (256, 480)
     """Range to which `scale` resizes the shorter side; evaluation takes the first."""
     channel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels of crops, 0 to 255; ImageNet's."""

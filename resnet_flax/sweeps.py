@@ -1,12 +1,13 @@
 """A sweep's folder: the only file that knows sweep.json, and all records as one table. No JAX."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from resnet_flax import disk
 from resnet_flax.disk import AnyPath
@@ -14,8 +15,9 @@ from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
 # A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-RunName = Annotated[str, Field(pattern=r"^\w[\w.\-]*$")]
+KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)]
+LARGEST = 2**26  # Bytes of sweep.json.
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
 
@@ -60,9 +62,18 @@ class _Config(_Strict):
     data: _Data
 
 
+def _with_names(config: Any) -> Any:
+    """A config, or a section of one. Raises ValueError if a field's name is none."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if not re.fullmatch(r"\w{1,100}", name):
+            raise ValueError(f"expected the name of a field, got {name!r:.60}")
+        _with_names(value)
+    return config
+
+
 class _Entry(_Strict):
     kind: KindName
-    config: _Config
+    config: Annotated[_Config, BeforeValidator(_with_names)]
     multiply_adds: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     """Grids of an earlier time lack it."""
 
@@ -80,12 +91,9 @@ class SweepFolder:
         """Raises UserError if the folder is no sweep's."""
         self.path = disk.path(path)
         file = self.path / "sweep.json"
-        try:
-            if not file.exists():
-                raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
-        except OSError as error:
-            raise UserError(f"Cannot read {file}: {error.strerror}.") from error
-        self._content = disk.read_json(file)
+        if not disk.exists(file):
+            raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
+        self._content = disk.read_json(file, LARGEST)
         try:
             grid = _Grid.model_validate(self._content)
         except pydantic.ValidationError as error:

@@ -233,13 +233,22 @@ def test_a_number_that_is_not_finite_is_null(folder):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([10**309, "\ud800"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+@given(
+    st.binary(max_size=60)
+    | st.just(b"9" * 5000)
+    | json_values.map(lambda value: json.dumps(value).encode())
+)
 def test_whatever_stands_in_a_run_folder_is_read_or_refused(tmp_path_factory, content):
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     for name in ("config.json", "status.json", "environment.json", "metrics.jsonl"):

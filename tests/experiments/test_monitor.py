@@ -134,7 +134,7 @@ def test_whatever_stands_in_a_file_or_is_gone_ends_nothing(folder, name, content
 def test_a_reason_is_one_line_without_control_characters(folder):
     folder.write_status(Status("failed", 20, error="[red]no\x1b[2J\nspace"))
     (line,) = (line for line in RunMonitor(folder, POINT).refresh())
-    assert line == "plain-8-s0  step 20/100  failed: [red]no [2J space"
+    assert line == "plain-8-s0  step 20/100  failed: [red]no\\x1b[2J space"
 
 
 def test_the_time_left_counts_multiply_adds_and_is_measured_by_runs_that_have_finished(

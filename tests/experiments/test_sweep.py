@@ -165,6 +165,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
     assert pd.read_csv(written_sweep / "table.csv")["n"].tolist() == [1, 1, 2, 2]
     runs = grid.expand(tiny_sweep)
     states = sweep.run_sweep(runs, written_sweep)  # Nor does it end a sweep that comes upon it.
+    assert states.pop("plain-8-s0") == "failed"
     assert set(states.values()) == {"finished"}
 
 
@@ -200,35 +201,54 @@ def test_a_value_that_cannot_be_is_refused_before_it_is_drawn(written_sweep, fie
     assert "\n" not in str(error.value)
 
 
+odd = st.sampled_from([10**309, -(10**309), "\ud800", "\x1b[2J\u202e"])
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | odd,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
 FIELDS = ["step", "kind", "split", "loss", "error", "epoch", "state", "attempt", "parameters"]
 near_records = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6)
+near_configs = st.dictionaries(
+    st.sampled_from(["data.batch_size", "name", "\x1b"]), json_values, max_size=2
+)
+# Of a run's name, too, each of these is but seldom.
+names = st.sampled_from(["plain-8-s0"] * 8 + ["a" * 300])
+pipes = st.sampled_from([None] * 8 + ["sweep", "status", "environment", "metrics"])
 
 
 @settings(deadline=None, max_examples=60)
-@given(entry=json_values, record=near_records, status=near_records, environment=near_records)
+@given(
+    entry=json_values,
+    name=names,
+    config=near_configs,
+    record=near_records,
+    status=near_records,
+    environment=near_records,
+    pipe=pipes,
+)
 def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
-    tmp_path_factory, entry, record, status, environment
+    tmp_path_factory, entry, name, config, record, status, environment, pipe
 ):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "plain-8-s0").mkdir()
-    for grid_entry in (entry, ENTRY):
+    for grid_entry in (entry, ENTRY | {"config": ENTRY["config"] | config}):
         files = {
-            "sweep.json": {"runs": {"plain-8-s0": grid_entry}},
+            "sweep.json": {"runs": {name: grid_entry}},
             "plain-8-s0/status.json": {"state": "finished", "step": 1, "attempt": 1} | status,
             "plain-8-s0/environment.json": [environment],
             "plain-8-s0/metrics.jsonl": {"step": 1, "error": 0.5} | record,
         }
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content) + "\n")
+        for file, content in files.items():
+            (folder / file).unlink(missing_ok=True)
+            if pipe and pipe in file:
+                os.mkfifo(folder / file)
+            else:
+                (folder / file).write_text(json.dumps(content) + "\n")
         try:
             report.write(folder)
         except UserError as error:
-            assert "\n" not in str(error)
+            assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(
