@@ -3,6 +3,8 @@
 The one place that knows how to write to either. No JAX.
 """
 
+import errno
+import functools
 import hashlib
 import json
 import math
@@ -16,10 +18,12 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from resnet_flax.bucket import NEEDS, BucketPath
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, complain
 from resnet_flax.regular import open_regular, read_regular, too_large
 
 SUMS = "SHA256SUMS"
+# How file systems say that they do not sync folders: vboxsf, DrvFs, CIFS, some in user space.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 AnyPath = Path | BucketPath
 
 
@@ -90,12 +94,25 @@ def _sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file or a folder's list of names is on disk."""
+    """Returns when a file or a folder's list of names is on disk, as far as that can be had."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
+            raise
+        _complain_of_folders(error.strerror)
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _complain_of_folders(reason: str) -> None:
+    """Once a process."""
+    complain(
+        f"This file system cannot sync a folder ({reason}): after a power cut, what was written"
+        " last may be missing. All else goes on."
+    )
 
 
 def exists(path: AnyPath) -> bool:
