@@ -155,7 +155,7 @@ class _Run:
             if self.folder.writes:
                 events = EventFile(self.folder.tensorboard, self.attempt, self.step)
                 self.events = stack.enter_context(contextlib.closing(events))
-                self.events.add_config(self.step, self.config.model_dump(mode="json"))
+                self.events.add_config(self.step, self.folder.config())
             self.evaluated = self._recorded_evaluations()
             end = self._train(state, stop)
             self.checkpoints.close(self._test_errors())

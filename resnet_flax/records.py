@@ -1,6 +1,6 @@
 """A run's folder: the only file that knows its JSON files. No JAX, so that a report needs none.
 
-config.json       the resolved config
+config.json       the run's identity: its resolved config, but for the folder of its data
 environment.json  versions and devices, one object an attempt
 status.json       {"state", "step", "attempt", "error", "updated", "seconds", "records", "sha256"}
 lock.json         who writes here; in a bucket below lock/; see lock_places.py
@@ -104,6 +104,17 @@ def _read_as(kind: Any, path: AnyPath) -> Any:
         raise UserError(f"Cannot use {path}: {field}: {first['msg']}.") from error
 
 
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run is: its config, in JSON types, without the folder that its data lies in.
+
+    That folder differs between machines, and moves.
+    """
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return config
+    return {**config, "data": {name: data[name] for name in data if name != "data_dir"}}
+
+
 def differing_fields(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of the fields in which two JSON values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -159,7 +170,7 @@ class RunFolder:
     def check(
         self, config: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> bool:
-        """Whether there is a run of this config. Raises UserError if there is one of another.
+        """Whether there is a run of this identity. Raises UserError if there is one of another.
 
         `resolve` gives an older config the fields that came later.
         """
@@ -169,7 +180,7 @@ class RunFolder:
             old = resolve(self.config())
         except UserError as error:
             raise UserError(f"Cannot use {self.config_file}: {error}") from error
-        differences = "; ".join(differing_fields(old, config))
+        differences = "; ".join(differing_fields(identity(old), identity(config)))
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config: {differences}. Choose another"
@@ -204,7 +215,7 @@ class RunFolder:
             for left in self.path.glob(f".{name}.*.new"):  # By a crash.
                 left.unlink()
         if not self.config_file.exists():
-            disk.write_text(self.config_file, disk.pretty_json(config))
+            disk.write_text(self.config_file, disk.pretty_json(identity(config)))
         before = self.status()
         self._earlier, self._began = before.seconds if before else 0.0, time.monotonic()
 
@@ -214,8 +225,8 @@ class RunFolder:
         return self._lock.held()
 
     def config(self) -> dict[str, Any]:
-        """The resolved config. Raises UserError if this is not a run's folder."""
-        return _read_as(dict[str, Any], self.config_file)
+        """The run's identity. Raises UserError if this is not a run's folder."""
+        return identity(_read_as(dict[str, Any], self.config_file))
 
     def status(self) -> Status | None:
         """None before the first attempt."""

@@ -23,7 +23,7 @@ class Section(pydantic.BaseModel):
     """No field may be unknown, and a type is never guessed.
 
     Every field must be given, but for those with a default: they came later, and the default is
-    what older runs did.
+    what older runs did. `data_dir` has one because no folder records it.
     """
 
     model_config = pydantic.ConfigDict(
@@ -86,8 +86,8 @@ class DataConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(/[\w.\-]+)?(:[\w.]+)?$")]
     """`name`, `name/config` or `name/config:version`."""
-    data_dir: str
-    """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default."""
+    data_dir: str = ""
+    """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default. Not recorded."""
     train_split: str
     test_split: str
     batch_size: PositiveInt

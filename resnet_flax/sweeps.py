@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from resnet_flax import disk
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder
+from resnet_flax.records import RunFolder, identity
 
 # A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
@@ -115,8 +115,8 @@ class SweepFolder:
         return RunFolder(self.path / name)
 
     def config(self, name: str) -> dict[str, Any]:
-        """A run's config as the grid has it."""
-        return self._content["runs"][name]["config"]
+        """A run's identity as the grid has it."""
+        return identity(self._content["runs"][name]["config"])
 
     def frame(self) -> pd.DataFrame:
         """All records of all runs, one row a number, by run and in the order of the records.
@@ -139,11 +139,15 @@ class SweepFolder:
 def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
     """Writes `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
-    Runs of an earlier grid stay in it.
+    Runs of an earlier grid stay in it. Of each config, the identity is kept.
     """
     file = path / "sweep.json"
     earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
-    disk.write_json(file, {"runs": {**earlier, **runs}})
+    entries = {
+        name: {**entry, "config": identity(entry["config"])}
+        for name, entry in {**earlier, **runs}.items()
+    }
+    disk.write_json(file, {"runs": entries})
 
 
 def _points(entries: Mapping[str, _Entry]) -> dict[str, GridPoint]:

@@ -38,6 +38,20 @@ def test_a_field_that_came_later_has_its_default_in_an_older_folder(folder):
         folder.check(CONFIG | {"later": 1}, lambda config: {"later": 0} | config)
 
 
+def test_where_the_data_lies_is_no_part_of_a_run(tmp_path):
+    here, there = (CONFIG | {"data": {"name": "cifar10", "data_dir": d}} for d in ("/a", "/b"))
+    folder = RunFolder(tmp_path)
+    with folder.claim(here, print):
+        assert folder.check(there, dict)
+        assert "/a" not in folder.config_file.read_text()
+        # As an older version wrote it.
+        folder.config_file.write_text(json.dumps(here))
+        assert folder.check(there, dict)
+        assert folder.config() == CONFIG | {"data": {"name": "cifar10"}}
+        with pytest.raises(UserError, match=r"data\.name \('cifar10' there, 'digits' here\)"):
+            folder.check(CONFIG | {"data": {"name": "digits", "data_dir": "/a"}}, dict)
+
+
 def test_a_config_that_is_none_any_more_names_its_file(folder):
     folder.config_file.write_text("[]")
     with pytest.raises(UserError, match=r"Cannot use .*config\.json"):

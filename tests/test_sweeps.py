@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_flax import sweeps
+from resnet_flax import records, sweeps
 from resnet_flax.errors import UserError
 from resnet_flax.sweeps import SweepFolder
 
@@ -56,7 +56,10 @@ def test_what_is_not_known_of_an_earlier_run_is_kept_when_others_are_added(tmp_p
     before = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     added = {"plain-8-s9": before["plain-8-s0"]}
     sweeps.add_runs(tmp_path, added)
-    assert json.loads((tmp_path / "sweep.json").read_text())["runs"] == before | added
+    after = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert list(after) == list(before | added)
+    for name, entry in (before | added).items():
+        assert after[name] == entry | {"config": records.identity(entry["config"])}
 
 
 def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):
