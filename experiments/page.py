@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import charts, monitor, plots, published, results
 from experiments.charts import Chart
-from resnet_flax import disk, records
+from resnet_flax import disk, recipe, records
 from resnet_flax.disk import AnyPath
 
 _ENDED = (*monitor.ENDED, "incomplete")
@@ -36,7 +36,7 @@ def write(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) ->
 
 
 def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -> str:
-    runs, summary, measured, kinds = tables
+    runs, summary, measured, kinds, apart = tables
     styles = charts.kind_styles(kinds)
     configs = results.read_configs(workdir)
     headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
@@ -49,6 +49,7 @@ def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -
         name=workdir.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         going=not runs["state"].isin(_ENDED).all(),
+        apart=apart,
         states=Counter(runs["state"]).most_common(),
         readings=_readings(summary),
         colors={kind: style.color for kind, style in styles.items()},
@@ -127,7 +128,7 @@ def _environments(workdir: AnyPath, names: pd.Series) -> list[dict[str, Any]]:
             fields = {key: value for key, value in attempt.items() if key not in _OF_ATTEMPT}
             one = found.setdefault(
                 json.dumps(fields, sort_keys=True),
-                {"fields": results.flat(fields), "attempts": 0, "started": []},
+                {"fields": recipe.flat(fields), "attempts": 0, "started": []},
             )
             one["attempts"] += 1
             one["started"].append(str(attempt.get("started", "")))

@@ -47,9 +47,11 @@ def write(workdir: AnyPath) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     tables, diagnostics = read(workdir)
-    runs, summary, records, kinds = tables
+    runs, summary, records, kinds, apart = tables
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
+    for line in apart:
+        console.print(line, markup=False)
     shown = list(diagnostics)
     written = []
     if summary.empty:
@@ -91,6 +93,7 @@ def in_markdown(workdir: AnyPath, tables: results.Tables) -> str:
     notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
     if sources:
         notes.append(f"{', '.join(one.title for one in sources)}: test errors.")
+    notes += tables.apart
     return f"{markdown.table(rows)}\n{' '.join(notes)}\n"
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from resnet_flax import findings
 from resnet_flax.disk import AnyPath
 from resnet_flax.findings import Initial
+from resnet_flax.recipe import flat
 from resnet_flax.records import RunFolder
 from resnet_flax.sweeps import GridPoint, SweepFolder
 
@@ -21,12 +22,15 @@ class Tables(NamedTuple):
     summary: pd.DataFrame
     records: pd.DataFrame
     kinds: list[str]
+    apart: list[str]
+    """Lines on runs of other recipes than the first; the tables give them kinds of their own."""
 
 
 def read(workdir: AnyPath) -> Tables:
     """All tables. Raises UserError if the folder is no sweep's, or a file of it is damaged."""
     runs = read_runs(workdir)
-    return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir))
+    apart = SweepFolder(workdir).apart
+    return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir), apart)
 
 
 def read_kinds(workdir: AnyPath) -> list[str]:
@@ -99,15 +103,6 @@ def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
 def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Kind -> the `model.shortcut` of its runs."""
     return {row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()}
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, with dotted names."""
-    fields = {}
-    for key, value in config.items():
-        inner = isinstance(value, dict) and value
-        fields |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return fields
 
 
 def percent(mean: float | None, deviation: float | None = None) -> str:

@@ -16,7 +16,7 @@ from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.engine import Engine
 from experiments.grid import GridRun
 from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import disk, experiment, hosts, parallel, schema
+from resnet_flax import disk, experiment, hosts, parallel, schema, sweeps
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
@@ -64,11 +64,17 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
     return f"{run.point.name}: {', '.join(parts)}"
 
 
-def check(runs: Sequence[GridRun], workdir: AnyPath) -> None:
-    """Raises UserError if any run could not be begun or resumed; writes nothing."""
-    for run in runs:
-        config = run.config.model_dump(mode="json")
-        experiment.build(config)
+def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -> None:
+    """Raises UserError if the folder is of another recipe, or a run cannot be begun or resumed.
+
+    Writes nothing. `only`: the names of the runs that are to be begun; all by default.
+    """
+    configs = [run.config.model_dump(mode="json") for run in runs]
+    kinds = (run.kind for run in runs)
+    sweeps.check_recipe(workdir, zip(kinds, configs, strict=True), schema.resolve)
+    for run, config in zip(runs, configs, strict=True):
+        if not only or run.name in only:
+            experiment.build(config)
         RunFolder(workdir / run.name).check(config, schema.resolve)
 
 
@@ -128,7 +134,7 @@ def sweep(
     `only`: names of runs; the others are left, and the report to whoever ends the last of them.
     """
     whole, runs = runs, [run for run in runs if not only or run.name in only]
-    check(runs, workdir)
+    check(whole, workdir, only)
     if hosts.is_first():
         try:
             workdir.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from resnet_flax import disk
+from resnet_flax import disk, recipe
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder, identity
@@ -19,12 +20,15 @@ KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)]
 LARGEST = 2**26  # Bytes of sweep.json.
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+"""Gives an older config the fields that came later. Raises UserError for what is no config."""
 COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
 
 
 class GridPoint(NamedTuple):
     """A run's place in the grid, and how long it is.
 
+    - `kind`: runs of one kind and depth differ in the seed alone; see `SweepFolder`.
     - `batch_size`: in images, of all devices.
     - `multiply_adds`: of a forward pass of one image.
     """
@@ -85,7 +89,11 @@ class _Grid(_Strict):
 
 
 class SweepFolder:
-    """The records of a sweep; iterates over the names of its runs, begun or not."""
+    """The records of a sweep; iterates over the names of its runs, begun or not.
+
+    Folders of an earlier time may hold several recipes. The kinds of all but the first are other
+    kinds, such as "plain, recipe 2", and `apart` says in lines what each of these recipes is.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         """Raises UserError if the folder is no sweep's."""
@@ -100,7 +108,9 @@ class SweepFolder:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise UserError(f"Cannot use {file}: {field!r}: {first['msg']}.") from error
-        self.points = _points(grid.runs)
+        recipes, places = recipe.group(self.recipes())
+        self.points = _points(grid.runs, dict(zip(grid.runs, places, strict=True)))
+        self.apart = _apart(recipes, Counter(places))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)
@@ -117,6 +127,11 @@ class SweepFolder:
     def config(self, name: str) -> dict[str, Any]:
         """A run's identity as the grid has it."""
         return identity(self._content["runs"][name]["config"])
+
+    def recipes(self, resolve: Resolve = lambda config: config) -> list[recipe.Recipe]:
+        """What each run says of the recipe."""
+        entries = self._content["runs"].values()
+        return [_said(entry["kind"], resolve(entry["config"])) for entry in entries]
 
     def frame(self) -> pd.DataFrame:
         """All records of all runs, one row a number, by run and in the order of the records.
@@ -150,7 +165,40 @@ def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
     disk.write_json(file, {"runs": entries})
 
 
-def _points(entries: Mapping[str, _Entry]) -> dict[str, GridPoint]:
+def check_recipe(
+    path: AnyPath, runs: Iterable[tuple[str, dict[str, Any]]], resolve: Resolve
+) -> None:
+    """Raises UserError if the folder has a sweep, and not of the recipe of these runs.
+
+    `runs`: (kind, config) of each.
+    """
+    file = path / "sweep.json"
+    try:
+        if not file.exists():
+            return
+    except OSError as error:
+        raise UserError(f"Cannot use workdir {path}: {error.strerror}.") from error
+    sweep = SweepFolder(path)
+    try:
+        there, _ = recipe.group(sweep.recipes(resolve))
+    except UserError as error:
+        raise UserError(f"Cannot use {file}: {error}") from error
+    for kind, config in runs:
+        different = [recipe.differences(one, _said(kind, config)) for one in there]
+        if all(different):
+            fields = "; ".join(f"{f} ({old!r} there, {new!r} here)" for f, old, new in different[0])
+            raise UserError(
+                f"{path} holds a sweep of another recipe: {fields}. Choose another workdir, or give"
+                " the same config."
+            )
+
+
+def _said(kind: str, config: dict[str, Any]) -> recipe.Recipe:
+    return recipe.of_run(kind, identity(config))
+
+
+def _points(entries: Mapping[str, _Entry], places: Mapping[str, int]) -> dict[str, GridPoint]:
+    """`places`: the index of each run's recipe."""
     # Where one lacks its cost, depths stand for all, so that costs compare.
     known = all(entry.multiply_adds for entry in entries.values())
     points = {}
@@ -158,5 +206,18 @@ def _points(entries: Mapping[str, _Entry]) -> dict[str, GridPoint]:
         config = entry.config
         cost = entry.multiply_adds if known and entry.multiply_adds else config.model.depth
         sizes = config.model.depth, config.seed, config.steps, config.data.batch_size, cost
-        points[name] = GridPoint(name, entry.kind, *sizes)
+        kind = f"{entry.kind}, recipe {places[name] + 1}" if places[name] else entry.kind
+        points[name] = GridPoint(name, kind, *sizes)
     return points
+
+
+def _apart(recipes: list[recipe.Recipe], counts: Mapping[int, int]) -> list[str]:
+    """A line for each recipe but the first."""
+    lines = []
+    for i, one in enumerate(recipes[1:], 1):
+        # Names and values are whatever stands in the file: quoted, and cut off.
+        differences = recipe.differences(recipes[0], one)
+        fields = "; ".join(f"{f!r:.60} {new!r:.60}, not {old!r:.60}" for f, old, new in differences)
+        runs = f"{counts[i]} run{'s' if counts[i] > 1 else ''}"
+        lines.append(f"{runs} of another recipe, kept apart as recipe {i + 1}: {fields}.")
+    return lines

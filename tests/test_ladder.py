@@ -10,7 +10,7 @@ import pytest
 RUNGS = [
     {"errors", "cpu", "bucket", "regular"},
     {
-        "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
+        "recipe", "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
         "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "hosts", "parallel",
         "progress", "interrupt", "environment", "transfer",
     },

@@ -1,9 +1,12 @@
+import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import markupsafe
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from configs import degradation
 from experiments import grid, report, results, sweep
-from resnet_flax import loop
+from resnet_flax import loop, schema, sweeps
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder, Status
 
@@ -152,6 +155,69 @@ def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
     runs = results.read_runs(tmp_path)
     assert len(runs) == 8 + 2
     assert set(runs["state"]) == {"not begun"}
+
+
+def test_a_sweep_of_another_recipe_is_refused_and_nothing_is_written(tiny_sweep, tmp_path):
+    begin(tiny_sweep | {"seeds": (0,)}, tmp_path)
+    before = (tmp_path / "sweep.json").read_bytes()
+    tiny_sweep["run"]["optim"]["lr"] = 0.001
+    tiny_sweep["run"]["steps"] = 8
+    for seeds in ((1,), (0, 1)):  # With those that are there, too, though they are not begun again.
+        with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.001 here\); steps \(4 there"):
+            sweep.sweep(grid.expand(tiny_sweep | {"seeds": seeds}), tmp_path, only=["plain-8-s1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "field, value, refused",
+    [
+        ("depths", (14,), ""),
+        ("kinds", {"wide": "projection"}, ""),
+        ("run.data.data_dir", "/elsewhere", ""),
+        ("warmup_from_depth", 20, ""),
+        ("run.optim.warmup_steps", 3, r"optim.warmup_steps of depth 8 \(0 there, 3 here\)"),
+        ("kinds", {"plain": "pad"}, r"model.shortcut of plain \('none' there, 'pad' here\)"),
+        ("run.model.remat", True, r"model.remat \(False there, True here\)"),
+    ],
+)
+def test_a_folder_takes_what_a_grid_varies_and_nothing_else(
+    tiny_sweep, tmp_path, field, value, refused
+):
+    begin(tiny_sweep | {"depths": (8,), "seeds": (0,), "warmup_from_depth": 0}, tmp_path)
+    path = tmp_path / "sweep.json"
+    content = json.loads(path.read_text())
+    for entry in content["runs"].values():
+        del entry["config"]["model"]["remat"]  # A field of a later time.
+    path.write_text(json.dumps(content))
+    other = tiny_sweep | {"depths": (8,), "seeds": (1,), "warmup_from_depth": 0}
+    *sections, name = field.split(".")
+    functools.reduce(dict.get, sections, other)[name] = value
+    runs = grid.expand(other)
+    pairs = [(run.kind, run.config.model_dump(mode="json")) for run in runs]
+    with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
+        sweeps.check_recipe(tmp_path, pairs, schema.resolve)
+
+
+def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep, capsys):
+    path = written_sweep / "sweep.json"
+    content = json.loads(path.read_text())
+    for name, entry in content["runs"].items():
+        if name.endswith("s1"):
+            entry["config"]["steps"] = 48
+        else:
+            del entry["config"]["optim"]["nesterov"]  # Which does not make it another recipe.
+    path.write_text(json.dumps(content))
+    said = "4 runs of another recipe, kept apart as recipe 2: 'steps' 48, not 4."
+    report.write(written_sweep)
+    assert said in capsys.readouterr().out
+    assert said in (written_sweep / "table.md").read_text()
+    assert markupsafe.escape(said) in (written_sweep / "report.html").read_text()
+    table = pd.read_csv(written_sweep / "table.csv")
+    assert table["n"].tolist() == [1] * 8
+    assert table["kind"].unique().tolist() == [
+        f"{kind}{other}" for kind in ("plain", "residual") for other in ("", ", recipe 2")
+    ]
 
 
 def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
