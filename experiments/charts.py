@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import matplotlib
-import matplotlib.colors
 import numpy as np
 import pandas as pd
+
+from experiments.drawing import colormaps, to_hex
 
 
 class Style(NamedTuple):
@@ -131,8 +131,8 @@ def _style(i: int) -> Style:
 def depth_colors(depths: Iterable[int]) -> dict[int, str]:
     """By depth, from dark to light; none so dark or light that it is lost on a page."""
     ordered = sorted(set(depths))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.85, len(ordered)))
-    return dict(zip(ordered, map(matplotlib.colors.to_hex, shades), strict=True))
+    shades = colormaps["viridis"](np.linspace(0.25, 0.85, len(ordered)))
+    return dict(zip(ordered, map(to_hex, shades), strict=True))
 
 
 def strengths(depths: Iterable[int]) -> dict[int, float]:

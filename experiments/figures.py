@@ -3,30 +3,14 @@
 import io
 import itertools
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.charts import KIND_STYLES, Chart, Field, Panel, Series
+from experiments.drawing import Axes, Figure, Line2D, MaxNLocator, PercentFormatter, style
 from resnet_flax import disk
 from resnet_flax.disk import AnyPath
 
-STYLE = {
-    "font.size": 11,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": "medium",
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "resnet_flax",  # The same records give the same file.
-}
 COLUMNS = 3
 PANEL = (4.6, 3.6)  # Inches.
 
@@ -35,7 +19,7 @@ def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
     """Writes `chart.name`.png, at 200 dpi, and .svg into a folder; returns their paths."""
     columns = min(len(chart.panels), COLUMNS)
     rows = -(-len(chart.panels) // columns)
-    with matplotlib.rc_context(STYLE):
+    with style():
         size = (6.4, 4.2) if columns == 1 else (PANEL[0] * columns, PANEL[1] * rows)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, sharey=bool(chart.y), squeeze=False).flat
@@ -133,7 +117,7 @@ def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
         "temporary_mb": "memory beside the state, MiB",
     }
     costs = costs.assign(build_s=costs["trace_s"] + costs["compile_s"])
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(12, 3.8), layout="constrained")
         for axes, (column, label) in zip(
             figure.subplots(1, len(panels)), panels.items(), strict=True

@@ -404,14 +404,25 @@ def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
 
 
 @pytest.mark.parametrize("module, said", [("report", "degradation.svg"), ("watch", "finished")])
-def test_what_reads_records_needs_no_jax(written_sweep, module, said):
+def test_what_reads_records_needs_no_jax_and_none_of_the_users_settings(
+    written_sweep, tmp_path, module, said
+):
+    report.write(written_sweep)
+    figures = {path: path.read_bytes() for path in written_sweep.glob("*.[ps][nv]g")}
+    settings = tmp_path / "matplotlibrc"
+    settings.write_text("text.usetex: True\naxes.facecolor: black\n")
     code = (
         "import sys; sys.modules['jax'] = sys.modules['orbax'] = None\n"
         f"import runpy; runpy.run_module('experiments.{module}', run_name='__main__')"
     )
+    environment = {"MPLBACKEND": "module://of_a_notebook", "MATPLOTLIBRC": str(settings)}
     done = subprocess.run(
-        [sys.executable, "-c", code, f"--workdir={written_sweep}"], capture_output=True, text=True
+        [sys.executable, "-c", code, f"--workdir={written_sweep}"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
-    assert json.loads((written_sweep / "sweep.json").read_text())["runs"].keys()
+    assert len(figures) == 4
+    assert {path: path.read_bytes() for path in figures} == figures

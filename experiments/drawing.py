@@ -1,0 +1,56 @@
+"""matplotlib as if the user had no settings for it: the only file that imports it.
+
+A figure needs no backend and no rc file. Yet a notebook hands its backend on to every command that
+it starts, by MPLBACKEND, and where that backend is not installed the mere import fails.
+"""
+
+import contextlib
+import os
+import sys
+from contextlib import AbstractContextManager
+
+_is_first, _backend = "matplotlib" not in sys.modules, os.environ.pop("MPLBACKEND", "")
+try:
+    import matplotlib
+    import matplotlib.style
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+finally:
+    if _backend:
+        os.environ["MPLBACKEND"] = _backend
+if _is_first and _backend:  # The notebook's own plots go where they went.
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend
+
+__all__ = [
+    "Axes",
+    "Figure",
+    "Line2D",
+    "MaxNLocator",
+    "PercentFormatter",
+    "colormaps",
+    "style",
+    "to_hex",
+]
+
+STYLE = {
+    "font.size": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "resnet_flax",  # The same records give the same file.
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """In which figures are drawn: matplotlib's defaults and `STYLE`, and nothing of the user's."""
+    return matplotlib.style.context(STYLE, after_reset=True)
