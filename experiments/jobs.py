@@ -1,10 +1,12 @@
 """The job files of a sweep, for what schedules its runs elsewhere: their text, from templates/."""
 
+import hashlib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from resnet_flax.errors import UserError
 # With what is appended to it, a job's name has to be a host's, which has at most 63 characters.
 JOB_NAME = r"[a-z][a-z0-9-]{0,44}"
 COORDINATOR_PORT = 8476
+# Control characters, halves of surrogate pairs, and what else ends a line for YAML.
+UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 # What a TPU VM boots, by the beginning of its accelerator's type.
 RUNTIMES = {
     "v5litepod": "v2-alpha-tpuv5-lite",
@@ -65,7 +69,16 @@ class Resources(NamedTuple):
 def slurm(
     sweep: Sweep, resources: Resources, *, python: str, at_once: int | None, option: Sequence[str]
 ) -> Files:
-    """One batch script, an array element a run."""
+    """One batch script, an array element a run.
+
+    Raises UserError for a backslash in a path, which sbatch does not open, and for no option.
+    """
+    for path in map(str, (sweep.here, sweep.output)):
+        if "\\" in path:
+            raise UserError(f"Expected paths without a backslash for sbatch, got {path}.")
+    for each in option:
+        if not each.startswith("-"):
+            raise UserError(f"Expected --option=--NAME=VALUE, in sbatch's words, got {each}.")
     more = {"command": shlex.join(sweep.command(python)), "at_once": at_once, "options": option}
     return {"sweep.sbatch": _render("slurm.sbatch", sweep, resources, **more)}
 
@@ -140,8 +153,10 @@ def _peers(first: str, nodes: int, rank: str) -> list[str]:
 
 
 def _job_name(name: str) -> str:
-    """The name as one of a host. Raises UserError if that has none."""
+    """The name as one of a host, and no other's. Raises UserError if that has none."""
     job_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if job_name != name:  # As another name's may be.
+        job_name += f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     if not re.fullmatch(JOB_NAME, job_name):
         raise UserError(
             "Expected a job's name that begins with a letter, of at most 45 characters, got"
@@ -150,7 +165,18 @@ def _job_name(name: str) -> str:
     return job_name
 
 
+def _check_writable(values: Iterable[Any]) -> None:
+    """Raises UserError for text that would not stay on its line of a job file."""
+    for value in values:
+        if isinstance(value, str | Path):
+            if any(unicodedata.category(char) in UNWRITABLE for char in str(value)):
+                raise UserError(f"Expected text of one line for job files, got {str(value)!r}.")
+        elif isinstance(value, Iterable):
+            _check_writable(value)
+
+
 def _render(template: str, sweep: Sweep, resources: Resources, **more: Any) -> str:
+    _check_writable((sweep, resources, more.values()))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -158,7 +184,12 @@ def _render(template: str, sweep: Sweep, resources: Resources, **more: Any) -> s
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"quote": lambda value: shlex.quote(str(value)), "json": json.dumps}
+    environment.filters |= {
+        "quote": lambda value: shlex.quote(str(value)),
+        "json": json.dumps,
+        # Slurm puts in a path's %j and the like, and reads %% as %.
+        "literal": lambda path: str(path).replace("%", "%%"),
+    }
     return environment.get_template(f"{template}.j2").render(
         sweep=sweep, resources=resources, **more
     )

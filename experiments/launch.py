@@ -60,6 +60,7 @@ TARGETS = {
         takes=["devices_per_run", "nodes_per_run", "spot"],
     ),
 }
+SLURM_ARRAY = 1001  # By default.
 OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
 
 
@@ -77,13 +78,26 @@ def main(args: flags.FlagValues) -> int:
     options = {*target.needs, *target.takes} - {*OF_RESOURCES}
     files = target.files(sweep, resources, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
-    if args.target != "slurm" and "://" not in args.workdir:
-        note = f"{args.workdir} ends with the machines unless they mount it; s3://, gs:// do not."
+    for note in notes(args.target, args.workdir, len(sweep.runs)):
         print(note, file=sys.stderr)
     if args.submit:
         return _submit(target, paths)
     print(f"--submit gives each to: {' '.join(target.submit)}")
     return 0
+
+
+def notes(target: str, workdir: str, count: int) -> list[str]:
+    """What may not go as expected with so many runs, in lines."""
+    if target != "slurm":
+        here = "://" not in workdir
+        mount = f"{workdir} ends with the machines unless they mount it; s3://, gs:// do not."
+        return [mount] if here else []
+    if count > SLURM_ARRAY:
+        return [
+            f"Slurm refuses arrays of more than {SLURM_ARRAY} runs, unless its MaxArraySize is"
+            f" larger; this has {count}. Fewer config.seeds at a time make smaller ones."
+        ]
+    return []
 
 
 def config_as_given(flag: flags.Flag) -> list[str]:

@@ -77,7 +77,7 @@ def finish(cluster, array):
 
 
 def test_a_killed_node_costs_a_sweep_no_bit(cluster, tmp_path):
-    whole, workdir = tmp_path / "whole", tmp_path / "my sweep"
+    whole, workdir = tmp_path / "whole", tmp_path / "the user's 100%j sweep"
     array = submit(cluster, workdir, *SHORT, FOUR_RUNS, "--at_once=2")
     lost = folder(workdir, "residual")
     wait_for(lambda: steps_saved(lost))
@@ -86,6 +86,7 @@ def test_a_killed_node_costs_a_sweep_no_bit(cluster, tmp_path):
     assert [(element.state, element.node) for element in elements] == [("COMPLETED", NODES[0])] * 4
     assert [element.restarts for element in elements] == [0, 1, 0, 0]
     assert (workdir / "report.html").exists()
+    assert len([*(workdir / "launch" / "slurm").glob("*-s0.log")]) == 4
     cluster.start_node(NODES[1])
     (process,) = start(whole, FOUR_RUNS, command=("sweep", *SHORT))
     process.communicate(timeout=600)

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import jobs
+from experiments import launch as launcher
 from resnet_flax.errors import UserError
 
 GIVEN = [
@@ -23,6 +24,7 @@ GIVEN = [
     "--config.run.optim.lr=5e-2",
     """--config.run.data.data_dir=it's "here" $(HOME) `id` $$ \\ *""",
 ]  # fmt: skip
+WORKDIR = """my %j sweep's $(id) "#;& {{ 1 }}"""
 RUNS = [
     f"{kind}-{depth}-s{s}" for s in (0, 1) for depth in (8, 20) for kind in ("plain", "residual")
 ]
@@ -60,7 +62,7 @@ def files(tmp_path_factory):
     """Target -> the files of a sweep, by name."""
     written = {}
     for target, more in TARGETS.items():
-        done = launch(target, tmp_path_factory.mktemp(target) / "my sweep", *more)
+        done = launch(target, tmp_path_factory.mktemp(target) / WORKDIR, *more)
         assert done.returncode == 0, done.stderr
         paths = map(Path, done.stdout.splitlines()[:-1])
         written[target] = {path.name: path for path in paths}
@@ -129,9 +131,19 @@ def test_the_jobs_together_are_the_grid_with_its_overrides_as_they_were_given(
         arguments = command[command.index("experiments.sweep") + 1 :]
         assert config_of(arguments) == config_of(GIVEN)
         (workdir,) = (word for word in arguments if word.startswith("--workdir="))
-        assert workdir.endswith("/my sweep")
+        assert workdir.endswith(f"/{WORKDIR}")
         runs += [word.removeprefix("--only=") for word in arguments if word.startswith("--only=")]
     assert runs == ([] if target == "tpu-vm" else RUNS)  # A slice takes the whole sweep.
+
+
+def test_slurm_is_told_where_logs_go_by_names_that_it_does_not_expand(files, tmp_path):
+    script = files["slurm"]["sweep.sbatch"]
+    folder = str(script.parent).replace("%j", "%%j")
+    assert "%%j" in folder
+    (output,) = re.findall("^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)
+    assert shlex.split(output) == [f"{folder}/slurm-%a.log"]
+    _, (srun,) = run_with(script, tmp_path, SLURM_ARRAY_TASK_ID="0")
+    assert f"--output={folder}/plain-8-s0.log" in srun
 
 
 @pytest.mark.parametrize(
@@ -224,6 +236,61 @@ def test_a_jobset_that_no_cluster_would_take_is_refused(workdir, accelerator, to
     resources = jobs.Resources(accelerator, devices=8, nodes=2, spot=False)
     with pytest.raises(UserError, match=message):
         jobs.gke(sweep_in(workdir), resources, image="i", topology=topology, queue=None)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\udcff"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_text_that_would_not_stay_on_its_line_is_refused(target, end):
+    make = launcher.TARGETS[target].files
+    text = dict.fromkeys(["zone", "runtime_version", "image", "topology", "queue"], "")
+    given = {"accelerator": "a100", "workdir": "/w", "flag": "--config=c", "here": "/h"}
+    given |= dict.fromkeys(text, "x") | {"topology": None, "option": "--x"}
+
+    def write(given):
+        sweep = jobs.Sweep(
+            [given.pop("flag")], RUNS[:1], given.pop("workdir"), Path(given.pop("here")), Path("/o")
+        )
+        resources = jobs.Resources(given.pop("accelerator"), devices=1, nodes=1, spot=False)
+        more = given | {"option": [given["option"]], "at_once": None}
+        names = {*launcher.TARGETS[target].needs, *launcher.TARGETS[target].takes}
+        names -= {*launcher.OF_RESOURCES}
+        return make(sweep, resources, **{name: more[name] for name in names})
+
+    assert write(dict(given))
+    taken = {"accelerator", "workdir", "flag", "here", *launcher.TARGETS[target].needs}
+    taken |= {name for name in launcher.TARGETS[target].takes if isinstance(given.get(name), str)}
+    for name in taken:
+        with pytest.raises(UserError, match="Expected text of one line"):
+            write(given | {name: f"{given[name]}{end}touch /x"})
+
+
+@pytest.mark.parametrize(
+    "path, option, message",
+    [("/a\\b", "--time=60", "without a backslash"), ("/a", "touch /x", "Expected --option=--NAME")],
+)
+def test_what_sbatch_would_take_otherwise_is_refused(path, option, message):
+    resources = jobs.Resources("", devices=1, nodes=1, spot=False)
+    sweep = sweep_in("/sweep")._replace(output=Path(path))
+    with pytest.raises(UserError, match=message):
+        jobs.slurm(sweep, resources, python="python", at_once=None, option=[option])
+
+
+def test_no_two_runs_have_one_job_name():
+    resources = jobs.Resources("nvidia-h100-80gb", devices=1, nodes=1, spot=False)
+    runs = ["plain-8-s0", "Plain-8-s0", "PLAIN-8-s0", "wide_1-8-s0", "wide__1-8-s0"]
+    names = set()
+    for workdir in ("/digits", "/Digits"):
+        sweep = sweep_in(workdir)._replace(runs=runs)
+        files = jobs.gke(sweep, resources, image="i", topology=None, queue=None)
+        names |= {yaml.safe_load(text)["metadata"]["name"] for text in files.values()}
+    assert "digits-plain-8-s0" in names
+    assert len(names) == 2 * len(runs)
+
+
+def test_an_array_that_slurm_may_refuse_is_announced():
+    assert launcher.notes("slurm", "/sweep", 1001) == []
+    (note,) = launcher.notes("slurm", "/sweep", 1002)
+    assert "more than 1001 runs, unless its MaxArraySize is larger; this has 1002." in note
 
 
 def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
