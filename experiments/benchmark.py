@@ -255,4 +255,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("rounds", 11, "Alternating runs.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 0, "Of the accelerator suite; 0: 128 and 256.")
-    cli.run(main, config=False, workdir="Where tables and JSON are written.")
+    cli.run(main, config="none", workdir="Where tables and JSON are written.")

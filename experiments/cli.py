@@ -1,9 +1,11 @@
 """What every entry point does around its one call: flags, exit status, how JAX is set up."""
 
 import functools
+import io
 import itertools
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any, Literal
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from resnet_flax import cpu, disk
+from resnet_flax.disk import AnyPath
 from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.records import State
 
@@ -21,23 +25,39 @@ FAILURE = 1
 USAGE = UserError.exit_status
 
 
+class _Tuple(flags.ArgumentParser):
+    """A tuple of which the last on the command line counts, as of any other field.
+
+    ml_collections would join all that are given; that depends on the class of its own parser.
+    """
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        return tuple_parser.TupleParser().parse(argument)
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuple())
+
+
 def run(
     main: Callable[[flags.FlagValues], int | None],
     *,
-    config: bool | Literal["optional"],
+    config: Literal["run", "sweep", "either", "none"],
     workdir: str = "",
     processes: bool = False,
 ) -> None:
     """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
 
-    - `config`: whether there is --config=FILE.py:ARGUMENT, and --config.FIELD=VALUE for its fields,
-      or may be.
+    - `config`: whose --config=FILE.py:ARGUMENT there is, and --config.FIELD=VALUE for its fields;
+      `either` need not be given.
     - `workdir`: what --workdir means, if there is one.
     - `processes`: whether several may do it together, with --coordinator and so on.
 
     A flag, config or folder that cannot be used is one line on stderr and exit status 2.
     """
-    if config:
+    if config != "none":
         config_flags.DEFINE_config_file("config", help_string="FILE.py:ARGUMENT, see configs/.")
     if workdir:
         flags.DEFINE_string("workdir", None, workdir, required=True)
@@ -48,11 +68,14 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Where there is no ±, a command still goes on.
+            stream.reconfigure(errors="replace")
     set_up()
     try:
         app.run(
             lambda _: _exit_status(main),
-            flags_parser=functools.partial(_parse_flags, needs_config=config is True),
+            flags_parser=functools.partial(_parse_flags, config=config),
         )
     except KeyboardInterrupt:
         sys.exit(_complain("Interrupted.", 130))
@@ -70,13 +93,65 @@ def _complain(line: str, status: int) -> int:
     return status
 
 
-def _parse_flags(argv: list[str], needs_config: bool) -> list[str]:
+def run_folder(args: flags.FlagValues) -> AnyPath:
+    """--workdir, a run's or a new one. Raises UserError if it is a sweep's."""
+    folder = disk.path(args.workdir)
+    if not disk.exists(folder / "sweep.json") or disk.exists(folder / "config.json"):
+        return folder
+    from resnet_flax.sweeps import SweepFolder  # With pandas, for which training need not wait.
+
+    run = next(iter(SweepFolder(folder)))
+    raise UserError(
+        f"Expected a run's folder, got a sweep's, {folder}. Choose another; to score one of its"
+        f" runs: {_command('evaluate', [f'--workdir={folder / run}'])}"
+    )
+
+
+def sweep_folder(args: flags.FlagValues) -> AnyPath:
+    """--workdir, a sweep's or a new one. Raises UserError if it is a run's."""
+    folder = disk.path(args.workdir)
+    if not disk.exists(folder / "config.json") or disk.exists(folder / "sweep.json"):
+        return folder
+    if disk.exists(folder.parent / "sweep.json"):
+        instead = f"for its sweep: {_command('report', [f'--workdir={folder.parent}'])}"
+    else:
+        instead = f"to score the run: {_command('evaluate', [f'--workdir={folder}'])}"
+    raise UserError(f"Expected a sweep's folder, got a run's, {folder}. Choose another; {instead}")
+
+
+def config_as_given(flag: flags.Flag) -> list[str]:
+    """--config and its overrides, as arguments of another command."""
+    overrides = config_flags.get_override_values(flag)
+    given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())
+    return [f"--{flag.name}={config_flags.get_config_filename(flag)}", *given]
+
+
+def _check_config(config: str) -> None:
+    """Raises an error, with the command that takes it, if --config is not what is expected."""
+    given = dict(flags.FLAGS.config or {})
+    if not given:
+        raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
+    found, taker = ("sweep", "sweep") if "kinds" in given else ("run", "train")
+    if found != config:
+        rest = config_as_given(flags.FLAGS["config"])
+        rest += [f"--workdir={flags.FLAGS.workdir if 'workdir' in flags.FLAGS else 'FOLDER'}"]
+        raise flags.IllegalFlagValueError(
+            f"Expected a {config}'s --config, got a {found}'s, which this takes:"
+            f" {_command(taker, rest)}"
+        )
+
+
+def _command(module: str, arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", f"experiments.{module}", *arguments])
+
+
+def _parse_flags(argv: list[str], config: str) -> list[str]:
     """absl's, but what is wrong is said in one line, also where the config's file raises it."""
     argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
-        if needs_config and not dict(flags.FLAGS.config or {}):
-            raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
+        if config in ("run", "sweep"):
+            _check_config(config)
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")

@@ -153,4 +153,4 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=True)
+    cli.run(main, config="run")

@@ -216,4 +216,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "resolution", None, f"Points a side of the plane; by default {RESOLUTION}.", lower_bound=2
     )
-    cli.run(main, config="optional", workdir="A run's folder, or a sweep's.")
+    cli.run(main, config="either", workdir="A run's folder, or a sweep's.")

@@ -65,14 +65,15 @@ def _sides(given: Sequence[str]) -> list[int]:
 def main(args: flags.FlagValues) -> None:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
+    folder = cli.run_folder(args)
     cpu.use_cores(None)
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
-        score(load_run(args.workdir, args.step), *how)
+        score(load_run(folder, args.step), *how)
         return
-    for step in saved_steps(args.workdir):
+    for step in saved_steps(folder):
         try:
-            run = load_run(args.workdir, step)
+            run = load_run(folder, step)
         except UserError as error:  # One that is damaged, or that a running run has deleted.
             print(error)
         else:
@@ -89,4 +90,4 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "sides", [224, 256, 384, 480, 640], f"Lengths of the shorter side for {MULTI_SCALE}."
     )
-    cli.run(main, config=False, workdir="The run's folder.")
+    cli.run(main, config="none", workdir="The run's folder.")

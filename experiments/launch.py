@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import cli, grid, jobs
 from resnet_flax import disk, experiment, parallel
@@ -68,7 +67,7 @@ def main(args: flags.FlagValues) -> int:
     target = TARGETS[args.target]
     _check(args, target)
     sweep = jobs.Sweep(
-        flags=config_as_given(args["config"]),
+        flags=cli.config_as_given(args["config"]),
         runs=[run.name for run in _expand(args)],
         workdir=args.workdir,
         here=Path.cwd(),
@@ -98,13 +97,6 @@ def notes(target: str, workdir: str, count: int) -> list[str]:
             f" larger; this has {count}. Fewer config.seeds at a time make smaller ones."
         ]
     return []
-
-
-def config_as_given(flag: flags.Flag) -> list[str]:
-    """--config and its overrides, as arguments of another command."""
-    overrides = config_flags.get_override_values(flag)
-    given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())
-    return [f"--{flag.name}={config_flags.get_config_filename(flag)}", *given]
 
 
 def _check(args: flags.FlagValues, target: Target) -> None:
@@ -193,4 +185,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("image", None, "GKE: this checkout with what it needs, as `python`.")
     flags.DEFINE_string("topology", None, "GKE: of a TPU slice, as 4x4.")
     flags.DEFINE_string("queue", None, "GKE: Kueue's local queue.")
-    cli.run(main, config=True, workdir="The sweep's folder, as its runs see it.")
+    cli.run(main, config="sweep", workdir="The sweep's folder, as its runs see it.")

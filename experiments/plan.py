@@ -271,4 +271,4 @@ def main(args: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("machine", help_string="FILE.py:NAME, see configs/machines.py.")
-    cli.run(main, config=True)
+    cli.run(main, config="sweep")

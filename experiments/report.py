@@ -132,8 +132,8 @@ def _printed(summary: pd.DataFrame) -> Table:
 
 
 def main(args: flags.FlagValues) -> None:
-    write(disk.path(args.workdir))
+    write(cli.sweep_folder(args))
 
 
 if __name__ == "__main__":
-    cli.run(main, config=False, workdir="The sweep's folder; what is made goes into it.")
+    cli.run(main, config="none", workdir="The sweep's folder; what is made goes into it.")

@@ -170,4 +170,4 @@ def main(args: flags.FlagValues) -> int:
 if __name__ == "__main__":
     flags.DEFINE_integer("kills", 5, "Of each run, in turn at each moment.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the moments.")
-    cli.run(main, config=False, workdir="Where the runs are made; it is emptied first.")
+    cli.run(main, config="none", workdir="Where the runs are made; it is emptied first.")

@@ -16,7 +16,7 @@ from experiments import cli, devices, engine, grid, report, sweep_table
 from experiments.engine import Engine
 from experiments.grid import GridRun
 from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import disk, experiment, hosts, parallel, schema, sweeps
+from resnet_flax import experiment, hosts, parallel, schema, sweeps
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.interrupt import StopRequest
@@ -79,7 +79,7 @@ def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -
 
 
 def main(args: flags.FlagValues) -> int:
-    runs, workdir = grid.expand(args.config.to_dict()), disk.path(args.workdir)
+    runs, workdir = grid.expand(args.config.to_dict()), cli.sweep_folder(args)
     _check_names(args.only, runs)
     if args.engine == "local":
         _refuse(args, OF_RAY, "--engine=ray")
@@ -177,7 +177,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("max_failures", 2, "How many of its own a run is forgiven.", lower_bound=0)
     cli.run(
         main,
-        config=True,
+        config="sweep",
         workdir="The sweep's folder; the same command again does what is missing.",
         processes=True,
     )

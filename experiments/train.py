@@ -10,9 +10,9 @@ from resnet_flax import loop, schema
 
 
 def main(args: flags.FlagValues) -> int:
-    config = args.config.to_dict()
+    config, workdir = args.config.to_dict(), cli.run_folder(args)
     with devices.together(args, schema.parse(config, schema.RunConfig)):
-        state = loop.train_and_evaluate(config, args.workdir, from_scratch=args.from_scratch)
+        state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("from_scratch", False, "Begin again if no saved step is left whole.")
     cli.run(
         main,
-        config=True,
+        config="run",
         workdir="The run's folder; the same command again resumes the run.",
         processes=True,
     )

@@ -11,7 +11,6 @@ from absl import flags
 
 from experiments import cli, sweep_table
 from experiments.monitor import SweepMonitor
-from resnet_flax import disk
 from resnet_flax.disk import AnyPath
 from resnet_flax.progress import RunProgress
 from resnet_flax.sweeps import SweepFolder
@@ -37,8 +36,8 @@ def watch(workdir: AnyPath) -> None:
 
 def main(args: flags.FlagValues) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        watch(disk.path(args.workdir))
+        watch(cli.sweep_folder(args))
 
 
 if __name__ == "__main__":
-    cli.run(main, config=False, workdir="The sweep's folder, in which nothing is changed.")
+    cli.run(main, config="none", workdir="The sweep's folder, in which nothing is changed.")

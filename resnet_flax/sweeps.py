@@ -173,11 +173,8 @@ def check_recipe(
     `runs`: (kind, config) of each.
     """
     file = path / "sweep.json"
-    try:
-        if not file.exists():
-            return
-    except OSError as error:
-        raise UserError(f"Cannot use workdir {path}: {error.strerror}.") from error
+    if not disk.exists(file):
+        return
     sweep = SweepFolder(path)
     try:
         there, _ = recipe.group(sweep.recipes(resolve))

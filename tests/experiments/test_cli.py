@@ -2,13 +2,21 @@
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from experiments import cli
+from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
 TINY = [
@@ -133,3 +141,59 @@ def test_kill_9_in_the_middle_of_a_sweep_loses_nothing(tmp_path):
         for record in both[0] + both[1]:
             record.pop("images_per_second", None)
         assert both[0] == both[1]
+
+
+def parsed(monkeypatch, *argv):
+    """As `cli.run` has the flags of a command, before it looks at them."""
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
+    flags.DEFINE_string("workdir", "/new run", "", flag_values=values)
+    values(["", *argv])
+    return values
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.
+def test_of_a_tuple_that_is_given_twice_the_last_counts(monkeypatch):
+    given = "--config=configs/degradation.py:digits", "--config.seeds", "(0, 1)"
+    config = parsed(
+        monkeypatch, *given, "--config.run.model.widths=(4, 4, 4)", "--config.seeds=(7,)",
+        "--config.run.model.widths=()",
+    ).config  # fmt: skip
+    assert (config.seeds, config.run.model.widths) == ((7,), ())
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize(
+    "wants, taker, given",
+    [
+        ("run", "sweep", ["--config=configs/degradation.py:digits", "--config.run.steps=12"]),
+        ("sweep", "train", ["--config=configs/digits.py:plain8", "--config.optim.boundaries=(6,)"]),
+    ],
+)
+def test_a_config_of_another_command_is_refused_with_that_command(monkeypatch, wants, taker, given):
+    parsed(monkeypatch, *given)
+    with pytest.raises(flags.Error, match=f"Expected a {wants}'s --config") as error:
+        cli._check_config(wants)
+    words = shlex.split(str(error.value).partition("takes: ")[2])
+    assert words == ["python", "-m", f"experiments.{taker}", *given, "--workdir=/new run"]
+
+
+def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
+    sweep = Path("experiments/results/digits_no_bn").absolute()
+    run, alone = sweep / "plain-8-s0", tmp_path / "alone"
+    shutil.copytree(run, alone)
+    for accepts, folder, instead in [
+        (cli.run_folder, sweep, f"evaluate --workdir={run}"),
+        (cli.sweep_folder, run, f"report --workdir={sweep}"),
+        (cli.sweep_folder, alone, f"evaluate --workdir={alone}"),
+    ]:
+        with pytest.raises(UserError, match=f"python -m experiments.{instead}$"):
+            accepts(SimpleNamespace(workdir=folder))
+    for accepts, folder in [
+        (cli.run_folder, run),
+        (cli.run_folder, tmp_path / "new"),
+        (cli.sweep_folder, sweep),
+        (cli.sweep_folder, tmp_path / "new"),
+    ]:
+        assert accepts(SimpleNamespace(workdir=folder)) == folder

@@ -416,6 +416,7 @@ def test_what_reads_records_needs_no_jax_and_none_of_the_users_settings(
         f"import runpy; runpy.run_module('experiments.{module}', run_name='__main__')"
     )
     environment = {"MPLBACKEND": "module://of_a_notebook", "MATPLOTLIBRC": str(settings)}
+    environment |= {"PYTHONIOENCODING": "ascii"}  # Which has no ± for the table.
     done = subprocess.run(
         [sys.executable, "-c", code, f"--workdir={written_sweep}"],
         env=os.environ | environment,
