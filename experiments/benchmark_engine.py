@@ -29,17 +29,15 @@ def measure() -> Iterator[Row]:
     from experiments import cluster
 
     runs = _runs()
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # Each has the cache of its sweep.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        cluster.ray_engine("", 1, "", 0, Path(folder)) as (run_all, _),
-    ):
-        seconds = _timed(runs, Path(folder), run_all)
-        tasks = [
-            (event["tid"], event["ts"] / 1e6, event["dur"] / 1e6)
-            for event in ray.timeline()
-            if event["name"] == "task:execute" and event["dur"]
-        ]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "xla"))  # Of Ray's tasks.
+        with cluster.ray_engine("", 1, 1, "", 0) as (run_all, _):
+            seconds = _timed(runs, Path(folder), run_all)
+            tasks = [
+                (event["tid"], event["ts"] / 1e6, event["dur"] / 1e6)
+                for event in ray.timeline()
+                if event["name"] == "task:execute" and event["dur"]
+            ]
     yield {"engine": "ray", "runs": RUNS, "s": seconds, **_utilisation(tasks, cpu.cores())}
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "xla"))

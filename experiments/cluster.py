@@ -17,7 +17,6 @@ from ray._private.authentication import authentication_token_setup as authentica
 from experiments import engine_ray, gang
 from experiments.engine import Engine
 from resnet_flax import cpu, disk, environment
-from resnet_flax.disk import AnyPath
 from resnet_flax.errors import FaultError, UserError, summary
 
 REACH_SECONDS = 5.0
@@ -33,7 +32,6 @@ def ray_engine(
     runs_per_device: int,
     slice_kind: str,
     max_failures: int,
-    workdir: AnyPath,
 ) -> Iterator[tuple[Engine, int]]:
     """An engine, and how many devices each run has, for the time of the context.
 
@@ -47,7 +45,7 @@ def ray_engine(
     # The accelerators are the runs', not this process's.
     jax.config.update("jax_platforms", "cpu")
     with _connected(address):
-        variables = _task_variables(workdir)
+        variables = _task_variables()
         if slice_kind:
             kind = gang.parse(slice_kind, print)
             places: engine_ray.Places = gang.Slices(kind, variables)
@@ -122,14 +120,9 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _task_variables(workdir: AnyPath) -> dict[str, str]:
-    """Environment variables of every process of a sweep: this one's, and what they share."""
+def _task_variables() -> dict[str, str]:
+    """Environment variables of every process of a sweep: this one's, and the commit."""
     given = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
     if "TFDS_DATA_DIR" in given:
         given["TFDS_DATA_DIR"] = str(disk.path(given["TFDS_DATA_DIR"]))
-    shared = {
-        # Each program is compiled once for all of them.
-        "JAX_COMPILATION_CACHE_DIR": str(workdir / "xla"),
-        environment.COMMIT_VARIABLE: environment.git_commit() or "",
-    }
-    return shared | given
+    return {environment.COMMIT_VARIABLE: environment.git_commit() or ""} | given

@@ -102,7 +102,6 @@ def main(args: flags.FlagValues) -> int:
         args.runs_per_device,
         args.slice,
         args.max_failures,
-        workdir,
     ) as (run_all, devices_per_run):
         for run in runs:
             parallel.check_divisible("data.batch_size", run.config.data.batch_size, devices_per_run)
