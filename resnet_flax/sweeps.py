@@ -107,7 +107,8 @@ class SweepFolder:
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise UserError(f"Cannot use {file}: {field!r}: {first['msg']}.") from error
+            said = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"Cannot use {file}: {field!r}: {said}.") from error
         recipes, places = recipe.group(self.recipes())
         self.points = _points(grid.runs, dict(zip(grid.runs, places, strict=True)))
         self.apart = _apart(recipes, Counter(places))
