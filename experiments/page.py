@@ -20,6 +20,7 @@ from experiments import charts, monitor, plots, published, results
 from experiments.charts import Chart
 from resnet_flax import disk, recipe, records
 from resnet_flax.disk import AnyPath
+from resnet_flax.sweeps import SweepFolder
 
 _ENDED = (*monitor.ENDED, "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
@@ -30,7 +31,7 @@ def write(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) ->
     """Replaces report.html at once; returns its path."""
     path = workdir / "report.html"
     text = render(workdir, tables, diagnostics)
-    # JSON can hold half of a surrogate pair, UTF-8 cannot.
+    # A folder's name can hold half of a surrogate pair, UTF-8 cannot.
     disk.write_text(path, text.encode(errors="replace").decode())
     return path
 
@@ -41,7 +42,7 @@ def render(workdir: AnyPath, tables: results.Tables, diagnostics: list[Chart]) -
     configs = results.read_configs(workdir)
     headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
     curves = [] if measured.empty else [charts.run_curves(measured)]
-    sizes = {run: config["data.batch_size"] for run, config in configs.items()}
+    sizes = {name: point.batch_size for name, point in SweepFolder(workdir).points.items()}
     taken = results.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
     shown = charts.drawable([*headline, *curves, *diagnostics, *costs])

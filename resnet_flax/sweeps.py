@@ -213,9 +213,9 @@ def _apart(recipes: list[recipe.Recipe], counts: Mapping[int, int]) -> list[str]
     """A line for each recipe but the first."""
     lines = []
     for i, one in enumerate(recipes[1:], 1):
-        # Names and values are whatever stands in the file: quoted, and cut off.
+        # Values are whatever stands in the file: quoted, and cut off.
         differences = recipe.differences(recipes[0], one)
-        fields = "; ".join(f"{f!r:.60} {new!r:.60}, not {old!r:.60}" for f, old, new in differences)
+        fields = "; ".join(f"{f} {new!r:.60}, not {old!r:.60}" for f, old, new in differences)
         runs = f"{counts[i]} run{'s' if counts[i] > 1 else ''}"
         lines.append(f"{runs} of another recipe, kept apart as recipe {i + 1}: {fields}.")
     return lines

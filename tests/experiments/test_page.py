@@ -57,8 +57,8 @@ def write_sweep(workdir, seeds=(0, 1)):
         config = {
             "seed": seed,
             "steps": 9,
-            "model": {"depth": depth, HOSTILE: HOSTILE},
-            "data": {"batch_size": 10, "half": "\ud83d"},
+            "model": {"depth": depth, "more": HOSTILE},
+            "data": {"batch_size": 10, "more": HOSTILE},
         }
         name = f"{kind}-{depth}-s{seed}"
         runs[name] = {"kind": LONG if kind == "residual" else kind, "config": config}

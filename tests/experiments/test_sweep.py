@@ -21,7 +21,13 @@ from resnet_flax.records import RunFolder, Status
 
 ENTRY = {
     "kind": "plain",
-    "config": {"seed": 0, "steps": 1, "model": {"depth": 8}, "data": {"batch_size": 1}},
+    "config": {
+        "seed": 0,
+        "steps": 1,
+        "model": {"depth": 8},
+        "data": {"batch_size": 1},
+        "optim": {},
+    },
 }
 
 
@@ -208,7 +214,7 @@ def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep
         else:
             del entry["config"]["optim"]["nesterov"]  # Which does not make it another recipe.
     path.write_text(json.dumps(content))
-    said = "4 runs of another recipe, kept apart as recipe 2: 'steps' 48, not 4."
+    said = "4 runs of another recipe, kept apart as recipe 2: steps 48, not 4."
     report.write(written_sweep)
     assert said in capsys.readouterr().out
     assert said in (written_sweep / "table.md").read_text()
@@ -276,7 +282,7 @@ json_values = st.recursive(
 FIELDS = ["step", "kind", "split", "loss", "error", "epoch", "state", "attempt", "parameters"]
 near_records = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6)
 near_configs = st.dictionaries(
-    st.sampled_from(["data.batch_size", "name", "\x1b"]), json_values, max_size=2
+    st.sampled_from(["data.batch_size", "name", "optim", "\x1b"]), json_values, max_size=2
 )
 # Of a run's name, too, each of these is but seldom.
 names = st.sampled_from(["plain-8-s0"] * 8 + ["a" * 300])
@@ -298,9 +304,10 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
 ):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "plain-8-s0").mkdir()
+    # With a config of its own it is of another recipe than its neighbour.
     for grid_entry in (entry, ENTRY | {"config": ENTRY["config"] | config}):
         files = {
-            "sweep.json": {"runs": {name: grid_entry}},
+            "sweep.json": {"runs": {"plain-8-s1": ENTRY, name: grid_entry}},
             "plain-8-s0/status.json": {"state": "finished", "step": 1, "attempt": 1} | status,
             "plain-8-s0/environment.json": [environment],
             "plain-8-s0/metrics.jsonl": {"step": 1, "error": 0.5} | record,
