@@ -51,14 +51,16 @@ tensorboard: $(TENSORBOARD)/installed
 torch: $(TORCH)/installed
 
 # TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
+# A set that is there as TFRecord is converted. TFDS_DATA_DIR=FOLDER says where.
 prepare: $(PREPARE)/installed
 	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
 	$(PREPARE)/bin/python experiments/prepare.py $(DATASET)
 
 # The paper's experiment from nothing; CONFIG=configs/degradation.py:cifar10_short for an eighth of it.
 cifar10: CONFIG = configs/degradation.py:cifar10
-cifar10:
-	@test -d "$${TFDS_DATA_DIR:-$$HOME/tensorflow_datasets}/cifar10" || $(MAKE) prepare DATASET=cifar10
+cifar10: .venv/installed
+	@$(BIN)/python -c 'from resnet_flax.data.sources import open_split; [open_split("cifar10", split) for split in ("train", "test")]' \
+	  2>/dev/null || $(MAKE) prepare DATASET=cifar10
 	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
 
 # Pins everything for every supported Python; commit the result.

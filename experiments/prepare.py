@@ -1,28 +1,129 @@
-"""Downloads and prepares a TFDS data set with TFDS's own builder, once.
+"""Makes a TFDS data set readable by place, once: converts the files that are there, or downloads.
 
 make prepare DATASET=cifar10
 
 Runs in an environment of its own, with TensorFlow, and imports nothing of this project.
 """
 
+import json
 import logging
+import os
 import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before the import: of TensorFlow, errors only.
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.core.utils.py_utils import incomplete_file
+from tqdm import tqdm
+
+FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 
 
 def main(name: str) -> str | None:
     """Prepares the set in TFDS_DATA_DIR or TFDS's default folder; returns what went wrong."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # Of ten attempts to connect, the last.
     try:
-        builder = tfds.builder(name, file_format="array_record")
-        builder.download_and_prepare()
+        folder = prepare(name)
     except Exception as error:
         # All of it: where archives have to be fetched by hand, the end says which.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return f"prepare: cannot prepare {name!r} ({reason})."
-    print(f"{name} is prepared in {builder.data_path}.")
+    print(f"{name} is prepared in {folder}.")
     return None
+
+
+def prepare(name: str) -> Path:
+    """Returns the folder of the set. Raises OSError where it cannot be written or is damaged."""
+    builder = tfds.builder(name)
+    folder = Path(builder.data_dir)
+    if not builder.info.splits:
+        _download(name, folder)
+    elif FORMAT.value not in _formats(builder) or _lacking(builder):
+        _convert(builder)
+    return folder
+
+
+def _download(name: str, folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()  # Else TFDS takes it for the set.
+    if folder.exists():
+        raise FileExistsError(f"{folder} has no dataset_info.json: delete it and run this again")
+    _check_writable(folder, "name another folder in TFDS_DATA_DIR")
+    tfds.builder(name, file_format=FORMAT).download_and_prepare()
+
+
+def _convert(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes array_record files beside the set's own.
+
+    `dataset_info.json` names the new format when all its files are there. Until then the set
+    stays what it was, and the same command goes on from the files that are whole.
+    """
+    folder, info = Path(builder.data_dir), builder.info
+    source = file_adapters.ADAPTER_FOR_FORMAT[info.file_format]
+    if not source.SUPPORTS_TF_DATA:
+        lacking = ", ".join(_lacking(builder)[:2])
+        raise FileNotFoundError(f"{folder} lacks {lacking}: delete it and run this again")
+    root = folder.parents[len(Path(info.full_name).parts) - 1]
+    its_own = root / builder.name
+    _check_writable(
+        folder,
+        f"copy {its_own} into a folder of yours, such as /data/tfds, and add"
+        " TFDS_DATA_DIR=/data/tfds to the command",
+    )
+    for old, new, length in tqdm(_shards(builder), desc="to array_record", unit=" files"):
+        if not new.exists() or _length(new) != length:
+            with incomplete_file(new) as partial:
+                examples = source.make_tf_data(old).as_numpy_iterator()
+                file_adapters.ArrayRecordFileAdapter.write_examples(partial, enumerate(examples))
+                if (written := _length(partial)) != length:
+                    raise ValueError(f"{old} has {written} examples instead of {length}")
+    _name_format(folder / "dataset_info.json")
+    for left in folder.glob("incomplete.*"):  # By an interrupted conversion.
+        left.unlink()
+
+
+def _shards(builder: tfds.core.DatasetBuilder) -> list[tuple[Path, Path, int]]:
+    """Of each file of the set: its path, its path as array_record, and its number of examples."""
+    shards = []
+    for split in builder.info.splits.values():
+        template = split.filename_template.replace(filetype_suffix=FORMAT.file_suffix)
+        converted = split.replace(filename_template=template)
+        shards += zip(split.filepaths, converted.filepaths, split.shard_lengths, strict=True)
+    return shards
+
+
+def _formats(builder: tfds.core.DatasetBuilder) -> set[str]:
+    info = builder.info.as_proto
+    return {info.file_format, *info.alternative_file_formats}
+
+
+def _lacking(builder: tfds.core.DatasetBuilder) -> list[str]:
+    return [new.name for _, new, _ in _shards(builder) if not new.exists()]
+
+
+def _length(path: Path) -> int:
+    return file_adapters.ArrayRecordFileAdapter.num_examples(path)
+
+
+def _name_format(path: Path) -> None:
+    info = json.loads(path.read_text())
+    formats = info.get("alternativeFileFormats", [])
+    info["alternativeFileFormats"] = sorted({*formats, FORMAT.value})
+    with incomplete_file(path) as partial:
+        partial.write_text(json.dumps(info, indent=2, sort_keys=True))
+
+
+def _check_writable(folder: Path, way_out: str) -> None:
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write into {nearest}, {error.strerror}: {way_out}"
+        ) from error
 
 
 if __name__ == "__main__":

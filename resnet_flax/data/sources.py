@@ -7,12 +7,14 @@ import contextlib
 import functools
 import io
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils.version import list_all_versions
 
 from resnet_flax.data.digits import Digits
 from resnet_flax.errors import UserError, summary
@@ -95,6 +97,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Opened:
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
     if not size:
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
+    _check_files(builder, name, split, data_dir)
     return Opened(builder, *_keys(builder), shape, num_classes, size)
 
 
@@ -122,12 +125,12 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     data_dir = _folder(data_dir)
     try:
-        return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
+        return tfds.builder(_with_version(name, data_dir), data_dir=data_dir, try_gcs=False)
     except Exception as error:  # From a wrong version to a library that one set alone needs.
         reason = "" if isinstance(error, tfds.core.DatasetNotFoundError) else f" ({summary(error)})"
         raise UserError(
             f"Unknown data set data.name={name!r}{reason}: it is neither digits, nor registered in"
-            f" TFDS, nor prepared in {data_dir}."
+            f" TFDS, nor prepared in {data_dir}.{_other_version(name, data_dir)}"
         ) from error
 
 
@@ -136,15 +139,77 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     # Never let TFDS fetch it here: offline, that is minutes of retries.
     if not builder.info.splits:
         raise UserError(
-            f"Data set {name!r} is not prepared in {data_dir}: run `make prepare DATASET={name}`,"
-            " or point TFDS_DATA_DIR or data.data_dir to the folder that has it."
+            f"Data set {name!r} is not prepared in {data_dir}: run"
+            f" {_prepare_command(name, data_dir)}, or point TFDS_DATA_DIR or data.data_dir to the"
+            f" folder that has it.{_other_version(name, data_dir)}"
         )
-    if builder.info.file_format.value != FILE_FORMAT:
+    info = builder.info.as_proto  # What lies in the files; TFDS's list skips it for its own sets.
+    formats = {info.file_format, *info.alternative_file_formats}
+    if FILE_FORMAT not in formats:
         raise UserError(
-            f"Data set {name!r} in {data_dir} has {builder.info.file_format.value} files; only"
-            f" {FILE_FORMAT} can be read at random: run `make prepare DATASET={name}`."
+            f"Data set {name!r} is in {data_dir} as {' and '.join(sorted(formats))}, and only"
+            f" {FILE_FORMAT} can be read at random: {_prepare_command(name, data_dir)} converts"
+            " it, without a download."
         )
+    builder.info.set_file_format(FILE_FORMAT, override=True, override_if_initialized=True)
     return builder
+
+
+def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_dir: str) -> None:
+    lacking = _lacking(builder.info, split)
+    if lacking:
+        raise UserError(
+            f"Split {split!r} of {name} lacks {lacking[0]} ({len(lacking)} files in all): copy it"
+            f" there, or delete {builder.data_path} and run"
+            f" {_prepare_command(name, _folder(data_dir))}."
+        )
+
+
+def _lacking(info: tfds.core.DatasetInfo, split: str) -> list[str]:
+    """The paths of the files that a prepared split should have and has not."""
+    files = [Path(part.filename) for part in info.splits[split].file_instructions]
+    return [str(file) for file in files if not file.exists()]
+
+
+def _prepare_command(name: str, data_dir: str) -> str:
+    full_name = _with_version(name, data_dir)
+    return f"`make prepare DATASET={full_name} TFDS_DATA_DIR={shlex.quote(data_dir)}`"
+
+
+def _with_version(name: str, data_dir: str) -> str:
+    """`name` with its newest whole version, if it has none and TFDS has no code to name one.
+
+    TFDS itself would take the newest folder, even an empty one.
+    """
+    if ":" in name:
+        return name
+    with contextlib.suppress(tfds.core.DatasetNotFoundError):
+        tfds.builder_cls(name.partition("/")[0])
+        return name
+    versions = _whole_versions(Path(data_dir, name))
+    return f"{name}:{versions[-1]}" if versions else name
+
+
+def _other_version(name: str, data_dir: str) -> str:
+    base = name.partition(":")[0]
+    versions = _whole_versions(Path(data_dir, base))
+    if not versions:
+        return ""
+    return f" Version {versions[-1]} is there: data.name={base}:{versions[-1]} reads it."
+
+
+def _whole_versions(folder: Path) -> list[str]:
+    """The versions of a set of which every file is there, oldest first."""
+    versions = [str(version) for version in list_all_versions(folder)]
+    return [version for version in versions if _is_whole(folder / version)]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except Exception:  # As many kinds as there are kinds of half-made sets.
+        return False
+    return bool(info.splits) and not any(_lacking(info, split) for split in info.splits)
 
 
 def _folder(data_dir: str) -> str:
