@@ -27,6 +27,11 @@ def main(name: str) -> str | None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # Of ten attempts to connect, the last.
     try:
         folder = prepare(name)
+    except tfds.core.DatasetNotFoundError:  # Its message lists a thousand sets.
+        return (
+            f"prepare: TFDS has no set {name!r}, nor is the newest version of one whole in"
+            f" {tfds.core.constants.DATA_DIR}; an older one has to be named: my_set:1.0.0."
+        )
     except Exception as error:
         # All of it: where archives have to be fetched by hand, the end says which.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -59,27 +64,27 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
     """Writes array_record files beside the set's own.
 
     `dataset_info.json` names the new format when all its files are there. Until then the set
-    stays what it was, and the same command goes on from the files that are whole.
+    stays what it was, and the same command starts over. TFDS's converter needs Apache Beam.
     """
     folder, info = Path(builder.data_dir), builder.info
-    source = file_adapters.ADAPTER_FOR_FORMAT[info.file_format]
-    if not source.SUPPORTS_TF_DATA:
-        lacking = ", ".join(_lacking(builder)[:2])
-        raise FileNotFoundError(f"{folder} lacks {lacking}: delete it and run this again")
-    root = folder.parents[len(Path(info.full_name).parts) - 1]
-    its_own = root / builder.name
+    source, target = (file_adapters.ADAPTER_FOR_FORMAT[form] for form in (info.file_format, FORMAT))
+    if absent := [old.name for old, _, _ in _shards(builder) if not old.exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {absent[0]}, {len(absent)} files in all: copy it there, or delete"
+            " that folder and run this again"
+        )
+    whole_set = folder.parents[len(Path(info.full_name).parts) - 2]  # Above config and version.
     _check_writable(
         folder,
-        f"copy {its_own} into a folder of yours, such as /data/tfds, and add"
+        f"copy {whole_set} into a folder of yours, such as /data/tfds, and add"
         " TFDS_DATA_DIR=/data/tfds to the command",
     )
     for old, new, length in tqdm(_shards(builder), desc="to array_record", unit=" files"):
-        if not new.exists() or _length(new) != length:
-            with incomplete_file(new) as partial:
-                examples = source.make_tf_data(old).as_numpy_iterator()
-                file_adapters.ArrayRecordFileAdapter.write_examples(partial, enumerate(examples))
-                if (written := _length(partial)) != length:
-                    raise ValueError(f"{old} has {written} examples instead of {length}")
+        with incomplete_file(new) as partial:
+            examples = source.make_tf_data(old).as_numpy_iterator()
+            target.write_examples(partial, enumerate(examples))
+            if (written := target.num_examples(partial)) != length:
+                raise ValueError(f"{old} has {written} examples instead of {length}")
     _name_format(folder / "dataset_info.json")
     for left in folder.glob("incomplete.*"):  # By an interrupted conversion.
         left.unlink()
@@ -102,10 +107,6 @@ def _formats(builder: tfds.core.DatasetBuilder) -> set[str]:
 
 def _lacking(builder: tfds.core.DatasetBuilder) -> list[str]:
     return [new.name for _, new, _ in _shards(builder) if not new.exists()]
-
-
-def _length(path: Path) -> int:
-    return file_adapters.ArrayRecordFileAdapter.num_examples(path)
 
 
 def _name_format(path: Path) -> None:

@@ -143,16 +143,25 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f" {_prepare_command(name, data_dir)}, or point TFDS_DATA_DIR or data.data_dir to the"
             f" folder that has it.{_other_version(name, data_dir)}"
         )
-    info = builder.info.as_proto  # What lies in the files; TFDS's list skips it for its own sets.
-    formats = {info.file_format, *info.alternative_file_formats}
+    formats = _choose_format(builder.info)
     if FILE_FORMAT not in formats:
         raise UserError(
             f"Data set {name!r} is in {data_dir} as {' and '.join(sorted(formats))}, and only"
             f" {FILE_FORMAT} can be read at random: {_prepare_command(name, data_dir)} converts"
             " it, without a download."
         )
-    builder.info.set_file_format(FILE_FORMAT, override=True, override_if_initialized=True)
     return builder
+
+
+def _choose_format(info: tfds.core.DatasetInfo) -> set[str]:
+    """The formats that a set's files are there in, of which FILE_FORMAT is the one to read."""
+    proto = (
+        info.as_proto
+    )  # `available_file_formats` leaves some out for sets that TFDS has code for.
+    formats = {proto.file_format, *proto.alternative_file_formats}
+    if FILE_FORMAT in formats:
+        info.set_file_format(FILE_FORMAT, override=True, override_if_initialized=True)
+    return formats
 
 
 def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_dir: str) -> None:
@@ -160,8 +169,7 @@ def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_
     if lacking:
         raise UserError(
             f"Split {split!r} of {name} lacks {lacking[0]} ({len(lacking)} files in all): copy it"
-            f" there, or delete {builder.data_path} and run"
-            f" {_prepare_command(name, _folder(data_dir))}."
+            f" there, or run {_prepare_command(name, _folder(data_dir))}."
         )
 
 
@@ -209,6 +217,7 @@ def _is_whole(folder: Path) -> bool:
         info = tfds.builder_from_directory(folder).info
     except Exception:  # As many kinds as there are kinds of half-made sets.
         return False
+    _choose_format(info)
     return bool(info.splits) and not any(_lacking(info, split) for split in info.splits)
 
 

@@ -1,3 +1,7 @@
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -92,7 +96,11 @@ def test_the_mean_is_of_each_pixel():
 @pytest.mark.parametrize(
     "name, split, message",
     [
-        ("cifar100", "train", "not prepared in .* run `make prepare DATASET=cifar100`"),
+        (
+            "cifar100",
+            "train",
+            "not prepared in .* run `make prepare DATASET=cifar100 TFDS_DATA_DIR=",
+        ),
         ("no_such_set", "train", "Unknown data set data.name='no_such_set'"),
         ("wide", "validation", "Unknown split 'validation'. Should be one of"),
         ("wide", "train[:0]", "Expected images in split"),
@@ -103,6 +111,70 @@ def test_what_cannot_be_read_is_said_at_once_in_one_line(wide_folder, name, spli
     with pytest.raises(UserError, match=message) as error:
         sources.load_split(name, split, wide_folder)
     assert "\n" not in str(error.value)
+
+
+def prepared(wide_folder, data_dir, name, version="1.0.0", **info):
+    """A copy of `wide` under a name and a version of its own; `info` goes to dataset_info.json."""
+    folder = Path(data_dir, name, version)
+    shutil.copytree(Path(wide_folder, "wide", "1.0.0"), folder)
+    for file in folder.glob("wide-*"):
+        file.rename(file.with_name(file.name.replace("wide", name, 1)))
+    path = folder / "dataset_info.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "name": name, "version": version, **info})
+    )
+    return folder
+
+
+# TFDS has code for `wide`, registered by the class above, and none for `own`.
+either = pytest.mark.parametrize("name, full_name", [("wide", "wide"), ("own", "own:1.0.0")])
+
+
+@either
+def test_tfrecord_is_said_with_the_command_that_converts_it(wide_folder, tmp_path, name, full_name):
+    # With array_record files that it does not name, as an interrupted conversion leaves them.
+    folder = prepared(wide_folder, tmp_path, name, fileFormat="tfrecord")
+    for split in ("train", "test"):
+        (folder / f"{name}-{split}.tfrecord-00000-of-00001").write_bytes(b"examples")
+    command = f"`make prepare DATASET={full_name} TFDS_DATA_DIR={tmp_path}` converts it"
+    with pytest.raises(UserError, match=f"as tfrecord, and only array_record .*{command}"):
+        sources.load_split(name, "test", str(tmp_path))
+
+
+@either
+def test_array_record_files_are_read_where_tfrecord_is_the_sets_first_format(
+    wide_folder, tmp_path, name, full_name
+):
+    formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    prepared(wide_folder, tmp_path, name, **formats)
+    split = sources.load_split(name, "test", str(tmp_path))
+    whole = sources.load_split("wide", "test", wide_folder)
+    np.testing.assert_array_equal(split.images, whole.images)
+
+
+def test_the_newest_whole_version_is_read(wide_folder, tmp_path):
+    for version in ("0.9.0", "1.0.0", "1.0.1", "1.0.2"):
+        prepared(wide_folder, tmp_path, "own", version)
+    next((tmp_path / "own/1.0.1").glob("own-train*")).unlink()
+    (tmp_path / "own/1.0.2/dataset_info.json").unlink()
+    (tmp_path / "own/1.1.0").mkdir()
+    opened = sources.open_split("own", "train", str(tmp_path))
+    assert str(opened.builder.version) == "1.0.0"
+
+
+def test_a_version_that_is_not_asked_for_is_named_and_can_be_asked_for(wide_folder, tmp_path):
+    prepared(wide_folder, tmp_path, "wide", "0.9.0")
+    for name in ("wide", "wide:2.0.0"):
+        with pytest.raises(UserError, match="Version 0.9.0 is there: data.name=wide:0.9.0"):
+            sources.load_split(name, "test", str(tmp_path))
+    assert sources.load_split("wide:0.9.0", "test", str(tmp_path)).size == 7
+
+
+def test_a_split_that_lacks_a_file_is_named_with_it_and_the_others_are_read(wide_folder, tmp_path):
+    next(prepared(wide_folder, tmp_path, "wide").glob("wide-train*")).unlink()
+    with pytest.raises(UserError, match="lacks .*wide-train.array_record-00000-of-"):
+        sources.load_split("wide", "train", str(tmp_path))
+    assert sources.load_split("wide", "test", str(tmp_path)).size == 7
 
 
 def test_sizes_and_classes_are_known_of_a_set_that_is_not_prepared(tmp_path):
