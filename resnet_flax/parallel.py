@@ -89,7 +89,7 @@ class Devices:
         return jax.make_array_from_process_local_data(sharding, shares)
 
     def map(self, step: Callable, sharded: Sequence[bool], donate: int | None = None) -> Callable:
-        """Compiles `step` for all devices.
+        """Compiles `step`, whose arguments are trees of arrays, for all devices.
 
         - `sharded`: for each argument, whether it comes from `shard` or from `replicate`.
         - `donate`: the argument whose memory the result may take.
@@ -107,7 +107,11 @@ class Devices:
             )
 
         def on_device(*args: Any) -> Any:
-            return step(*(a[0] if s else a for a, s in zip(args, sharded, strict=True)))
+            shares = (
+                jax.tree.map(lambda x: x[0], a) if s else a
+                for a, s in zip(args, sharded, strict=True)
+            )
+            return step(*shares)
 
         # check_vma would turn a pmean of gradients into their sum, without an error.
         mapped = jax.shard_map(

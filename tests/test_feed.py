@@ -1,9 +1,17 @@
+import contextlib
+import functools
+
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from resnet_flax import feed as feeds
+from resnet_flax import steps
 from resnet_flax.data import sources, stream
 from resnet_flax.data.stream import Crops
+from resnet_flax.evaluation import Evaluator
 from resnet_flax.feed import ResidentFeed, StreamFeed
 from resnet_flax.parallel import Devices
 from tests import varied
@@ -60,3 +68,38 @@ def test_an_evaluation_is_fed_every_image_once(splits, kind, device_count, batch
         np.testing.assert_array_equal(found, np.arange(varied.TRAIN))
     else:  # Labels, each of one image.
         assert sorted(found) == list(range(varied.TRAIN))
+
+
+class Linear(nn.Module):
+    """A network of one layer, on the mean colour."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(varied.TRAIN)(x.mean((1, 2)))
+
+
+def trained_and_scored(split, backend):
+    """The parameters after two steps, and their loss over the split."""
+    feed = feed_of(split, 2, backend)
+    devices, optimizer = feed.devices, optax.sgd(0.01)
+    state = steps.init_state(Linear(), optimizer, 0, split.image_mean(), split.image_shape)
+    augmentation = {"pad": 0, "flip": True, "color": False, "log_every": 2}
+    step = functools.partial(steps.train_steps, model=Linear(), optimizer=optimizer, **augmentation)
+    train_steps = devices.map(step, sharded=(False, False, True), donate=0)
+    state = devices.replicate(state)
+    with feed.training(0, 8, range(2), 2) as dispatches:
+        for fed in dispatches:
+            state = train_steps(state, feed.resident, fed)
+    scores = Evaluator(Linear(), devices, 16)(state.variables, state.image_mean, feed)
+    return jax.device_get(state.params), scores["loss"]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_both_backends_train_and_evaluate_alike_from_either_feed(splits, kind, monkeypatch):
+    def in_this_process(load, then, say):
+        return contextlib.nullcontext(then(load(number)) for number in range(len(load)))
+
+    monkeypatch.setattr(feeds, "in_background", in_this_process)
+    found = [trained_and_scored(splits[kind], backend) for backend in ("pmap", "shard_map")]
+    # 1e-5: float32 sums in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)
