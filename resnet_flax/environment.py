@@ -1,6 +1,7 @@
 """What a run ran on: the facts a sceptic asks for, and no path, name or address of a machine."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import subprocess
@@ -13,11 +14,18 @@ import jax
 
 from resnet_flax import cpu
 
+_CODE = Path(__file__).parent
 COMMIT_VARIABLE = "RESNET_FLAX_GIT_COMMIT"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array_record",
     "ml-collections", "numpy",
 )  # fmt: skip
+# Those that change what jax computes.
+_SETTINGS = (
+    "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+)  # fmt: skip
+_VARIABLES = ("JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def describe() -> dict[str, Any]:
@@ -26,7 +34,7 @@ def describe() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cpu_cores": cpu.cores(),
@@ -35,6 +43,35 @@ def describe() -> dict[str, Any]:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def program() -> dict[str, Any]:
+    """What is computed: versions, code, settings, in JSON types; no device is used.
+
+    The same in all processes of a run. Python may be of several versions: it computes nothing.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return {
+        "git_commit": git_commit(),
+        "code": _code_digest(),
+        "packages": _versions(),
+        **{name: getattr(jax.config, name) for name in _SETTINGS},
+        **{name: os.environ.get(name, "") for name in _VARIABLES},
+        # Where XLA writes what it compiles is each process's own business.
+        "XLA_FLAGS": " ".join(flag for flag in flags if not flag.startswith("--xla_dump")),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _code_digest() -> str:
+    """Of this library's source, which may differ where the commit does not."""
+    sha = hashlib.sha256()
+    for path in sorted(_CODE.rglob("*.py")):
+        sha.update(f"{path.relative_to(_CODE)}\0".encode() + path.read_bytes())
+    return sha.hexdigest()[:12]
 
 
 def _processor() -> str:
@@ -56,9 +93,7 @@ def git_commit() -> str | None:
         return given
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -4,28 +4,21 @@ import contextlib
 import functools
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
 from resnet_flax.checkpoints import CheckpointWriter, host_tree
-from resnet_flax.errors import (
-    GOES_ON,
-    ExplainedError,
-    FaultError,
-    TryAgainError,
-    UserError,
-    summary,
-)
+from resnet_flax.data.fingerprint import fingerprint
+from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
-from resnet_flax.records import DONE, RunFolder, State, Status
-from resnet_flax.tensorboard import EventFile
+from resnet_flax.recorder import Recorder, Timer
+from resnet_flax.records import DONE, RunFolder, State, Status, identity
 
 
 def train_and_evaluate(
@@ -48,14 +41,20 @@ def train_and_evaluate(
     records; TryAgainError if another process is at work in the folder. Any other error is recorded
     as `failed` and raised.
 
-    With several processes every one calls this; the first writes.
+    With several processes every one calls this, and the first writes. Raises UserError in all of
+    them, before the first step, unless they were given the same config and data.
     """
     if progress is None or stop is None:
         with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
             return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
     folder = RunFolder(workdir, writes=hosts.is_first())
-    resolved = schema.resolve(config)
-    before = folder.status() if folder.check(resolved, schema.resolve) else None
+    with hosts.alike() as facts:
+        resolved = schema.resolve(config)
+        # Where a run to begin with lies is each process's own business; what is in it is not.
+        begins = {"init_from": bool(resolved["init_from"])}
+        facts |= {"run": folder.name, "from_scratch": from_scratch}
+        facts["config"] = identity(resolved) | begins
+        before = folder.status() if folder.check(resolved, schema.resolve) else None
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
     ended = hosts.agree(ended)
     if ended < len(DONE):
@@ -65,34 +64,25 @@ def train_and_evaluate(
         if before:
             progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
         return DONE[ended]
-    # What cannot be read is said before anything is written.
-    folder.metrics()
-    folder.environments()
-    run = _Run(experiment.build(config), folder, progress, from_scratch)
-    with _claimed(folder, resolved, progress):
+    with hosts.alike() as facts:
+        # What cannot be read is said before anything is written.
+        folder.metrics()
+        folder.environments()
+        built = experiment.build(config)
+        facts |= {"train": fingerprint(built.train), "test": fingerprint(built.test)}
+    run = _Run(built, folder, progress, from_scratch)
+    with contextlib.ExitStack() as stack:
+        with hosts.alike():
+            stack.enter_context(folder.claim(resolved, progress.say))
         try:
             return run.run(stop)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             end: State = "preempted" if hosts.lost_peer(error) else "failed"
             with contextlib.suppress(FaultError):  # Where nothing can be written any more.
                 run.write_status(end, summary(error))
             if isinstance(error, OSError):
                 raise FaultError(f"{folder.name}: {error}. {GOES_ON}") from error
             raise
-
-
-@contextlib.contextmanager
-def _claimed(folder: RunFolder, config: dict[str, Any], progress: RunProgress) -> Iterator[None]:
-    """The folder claimed by the first process, or refused by all."""
-    with contextlib.ExitStack() as stack:
-        refusal: ExplainedError | None = None
-        try:
-            stack.enter_context(folder.claim(config, progress.say))
-        except ExplainedError as error:
-            refusal = error
-        if hosts.agree(refusal is not None):
-            raise refusal or TryAgainError(f"{folder.path}: the first process may not write there.")
-        yield
 
 
 class _Stopped(Exception):
@@ -151,14 +141,10 @@ class _Run:
         with self.checkpoints, contextlib.ExitStack() as stack:
             state = self._first_state()
             self._record_environment(state)
-            self.folder.drop_metrics_after(self.step)
-            if self.folder.writes:
-                events = EventFile(self.folder.tensorboard, self.attempt, self.step)
-                self.events = stack.enter_context(contextlib.closing(events))
-                self.events.add_config(self.step, self.folder.config())
-            self.evaluated = self._recorded_evaluations()
+            recorder = Recorder(self.folder, self.built, self.attempt, self.step)
+            self.recorder = stack.enter_context(contextlib.closing(recorder))
             end = self._train(state, stop)
-            self.checkpoints.close(self._test_errors())
+            self.checkpoints.close(self.recorder.test_errors)
         self.saved = self.step
         self.write_status(end)
         return end
@@ -172,24 +158,10 @@ class _Run:
             {"attempt": self.attempt, "parameters": parameters, **environment.describe()}
         )
 
-    def _recorded_evaluations(self) -> dict[tuple[int, str], float | None]:
-        """(step, split) -> test or training error, up to this step."""
-        recorded = {
-            (record["step"], record["split"]): record.get("error")
-            for record in self.folder.metrics()
-            if "split" in record and record["step"] <= self.step
-        }
-        # A file system may show other processes an older file; all have to evaluate the same.
-        for key in [(self.step, split) for split in ("test", "train")]:
-            if hosts.agree(key in recorded):
-                recorded.setdefault(key, None)
-            else:
-                recorded.pop(key, None)
-        return recorded
-
     def _first_state(self) -> steps.TrainState:
         """The last whole checkpoint's state, or else the initial one, on all devices."""
-        step = self._step_to_resume() if hosts.is_first() else -1
+        with hosts.alike():
+            step = self._step_to_resume() if hosts.is_first() else -1
         step = hosts.agree(step)
         if step < 0:
             state, self.initial = self.initial or self._initial_state(), None
@@ -226,7 +198,7 @@ class _Run:
             for name, split in (("train", self.built.train), ("test", self.built.test))
         }
         self.progress.start(self.folder.name, self.step, config.steps)
-        self.timer = _Timer(self.step)
+        self.timer = Timer(self.step)
         train, left = self.feeds["train"], range(self.step, config.steps)
         try:
             self._evaluate(state, stop)
@@ -268,15 +240,10 @@ class _Run:
 
     def _save(self, state: steps.TrainState) -> None:
         tree = host_tree(state)
-        if self.folder.writes:
-            self.events.add_weights(self.step, tree["params"])
-        self.checkpoints.save(self.step, tree, self._test_errors())
+        self.recorder.add_weights(self.step, tree["params"])
+        self.checkpoints.save(self.step, tree, self.recorder.test_errors)
         self.timer.restart(self.step)
         self.begun = self.step
-
-    def _test_errors(self) -> dict[int, float]:
-        errors = self.evaluated.items()
-        return {step: e for (step, split), e in errors if split == "test" and e is not None}
 
     def _note_saved(self) -> None:
         """Keeps the status true to the checkpoints; raises what befell the last save."""
@@ -290,7 +257,9 @@ class _Run:
         means = metrics.means(state.totals)
         rate = self.timer.restart(self.step) * self.config.data.batch_size
         learning_rate = float(self.built.schedule(self.step - 1))
-        self._record({"kind": "train", **means, "lr": learning_rate, "images_per_second": rate})
+        self.recorder.add_training(
+            self.step, {**means, "lr": learning_rate, "images_per_second": rate}
+        )
         self.progress.update(self.step, means["loss"], means["error"], rate)
         return means["loss"]
 
@@ -305,31 +274,8 @@ class _Run:
         due = ["test"] if last or self.step % self.config.eval_every == 0 < self.step else []
         due += ["train"] if last else []
         for split in due:
-            if (self.step, split) not in self.evaluated:
+            if (self.step, split) not in self.recorder.evaluated:
                 feed = self.feeds[split]
                 scores = self.evaluate(state.variables, state.image_mean, feed, before_batch)
-                self._record({"kind": "eval", "split": split, **scores})
-                self.evaluated[self.step, split] = scores["error"]
+                self.recorder.add_evaluation(self.step, split, scores)
                 self.timer.restart(self.step)
-
-    def _record(self, values: dict[str, Any]) -> None:
-        epoch = self.step * self.config.data.batch_size / self.built.train.size
-        self.folder.append_metrics({"step": self.step, "epoch": epoch, **values})
-        if self.folder.writes:
-            name = values.get("split", "running")
-            tags = ("loss", "error", "lr", "images_per_second")
-            shown = {f"{tag}/{name}": values[tag] for tag in tags if tag in values}
-            self.events.add_scalars(self.step, shown)
-
-
-class _Timer:
-    """Steps per second since the last restart, to be made only where no step is still under way."""
-
-    def __init__(self, step: int):
-        self.step, self.time = step, time.monotonic()
-
-    def restart(self, step: int) -> float:
-        now = time.monotonic()
-        rate = (step - self.step) / (now - self.time)
-        self.step, self.time = step, now
-        return rate

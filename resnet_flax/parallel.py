@@ -1,5 +1,6 @@
 """Maps a step over the devices of all processes: the only file that says pmap and shard_map."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -9,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, summary
 
 # The mapped axis: steps take their means over it.
 DATA_AXIS = "data"
@@ -27,6 +28,23 @@ def means_and_sums(means: M, sums: S) -> tuple[M, S]:
     means, sums = unravel(jax.lax.psum(flat, DATA_AXIS))
     count = jax.lax.axis_size(DATA_AXIS)
     return jax.tree.map(lambda total: total / count, means), sums
+
+
+def open_devices() -> dict[str, Any]:
+    """The kind and number of this process's devices; the same in all processes of a run.
+
+    Raises UserError if there are none of the platform that was asked for.
+    """
+    try:
+        devices = jax.local_devices()
+    except Exception as error:  # An AssertionError where a platform is left out without a word.
+        reason = f" ({summary(error)})" if str(error) else ""
+        raise UserError(
+            f"Found no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}{reason}."
+            " Give JAX_PLATFORMS=cpu, or unset it to take what there is."
+        ) from error
+    kind = {"platform": devices[0].platform, "device_kind": devices[0].device_kind}
+    return {**kind, "local_devices": len(devices)}
 
 
 def check_divisible(field: str, batch_size: int, count: int) -> None:

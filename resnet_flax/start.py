@@ -1,6 +1,7 @@
 """The state that a run begins with."""
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +67,19 @@ def _transferred(
     step = saved.last_good()
     step = hosts.agree(-1 if step is None else step)  # That run may still be on.
     try:
-        source = saved.restore(None if step < 0 else step)
-        merged, left = transfer(variables, source, partial=built.config.init_partial)
+        with hosts.alike() as facts:
+            source = saved.restore(None if step < 0 else step)
+            merged, left = transfer(variables, source, partial=built.config.init_partial)
+            facts["init_from"] = _digest(source)
     except UserError as error:
         raise UserError(f"config.init_from={built.config.init_from}: {error}") from error
     line = f"initialised from step {step} of {folder.path}"
     say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
     return merged
+
+
+def _digest(tree: Any) -> str:
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        sha.update(leaf.tobytes())
+    return sha.hexdigest()[:12]

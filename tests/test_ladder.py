@@ -11,17 +11,17 @@ RUNGS = [
     {"errors", "cpu", "bucket", "regular"},
     {
         "recipe", "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
-        "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "hosts", "parallel",
-        "progress", "interrupt", "environment", "transfer",
+        "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "joining",
+        "parallel", "progress", "interrupt", "environment", "transfer",
     },
     {
         "models.resnet", "models.vgg", "data.sources", "steps", "lock", "step_folders",
-        "tensorboard",
+        "tensorboard", "hosts",
     },
     {"records", "checkpoints", "schema", "data.stream", "torch_names", "findings"},
-    {"sweeps", "feed", "diagnostics", "landscape", "convert"},
+    {"sweeps", "feed", "diagnostics", "landscape", "convert", "data.fingerprint"},
     {"experiment", "evaluation", "views"},
-    {"start", "runs"},
+    {"start", "runs", "recorder"},
     {"loop"},
 ]  # fmt: skip
 FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem != "__init__")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, experiment, loop
+from resnet_flax import checkpoints, experiment, loop, recorder
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
@@ -99,7 +99,9 @@ def test_images_per_second_are_those_of_all_steps_since_the_last_record_or_save(
 ):
     # A second passes whenever somebody looks: a look between them, where a step may still be under
     # way, would halve the rate.
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr(
+        recorder, "time", types.SimpleNamespace(monotonic=itertools.count().__next__)
+    )
     tiny_config |= {"steps": 24, "steps_per_dispatch": 2, "log_every": 8, "eval_every": 24}
     tiny_config["checkpoint_every"] = 12
     loop.train_and_evaluate(tiny_config, tmp_path / "run")
