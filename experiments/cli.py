@@ -1,7 +1,6 @@
 """What every entry point does around its one call: flags, exit status, how JAX is set up."""
 
 import functools
-import io
 import itertools
 import os
 import runpy
@@ -15,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
+from experiments import output
 from resnet_flax import cpu, disk
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import ExplainedError, UserError, complain
@@ -68,9 +68,7 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Where there is no ±, a command still goes on.
-            stream.reconfigure(errors="replace")
+    output.keep_going()
     set_up()
     try:
         app.run(

@@ -1,4 +1,4 @@
-"""The devices and the peers that an entry point trains with."""
+"""The peers and the devices that an entry point trains with."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ from resnet_flax.schema import RunConfig
 
 
 @contextlib.contextmanager
-def together(args: flags.FlagValues, config: RunConfig) -> Iterator[None]:
-    """Shares out this machine's cores and meets the other processes, before a device is used.
-
-    Raises UserError if the processes cannot meet.
-    """
-    cpu.use_cores(config.data.batch_size // (args.num_processes or 1))
+def together(args: flags.FlagValues) -> Iterator[None]:
+    """Meets the other processes that the flags name, for the time of the context."""
     peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
     with hosts.together(*peers):
         yield
+
+
+def begin(config: RunConfig) -> None:
+    """Shares out this machine's cores, if it has no accelerator, and begins to use the devices."""
+    cpu.use_cores(config.data.batch_size // hosts.count())
+    hosts.open_devices()

@@ -168,6 +168,7 @@ def _train(job: dict[str, Any]) -> tuple[State, str]:
     rank, count = context.get_world_rank(), context.get_world_size()
     with hosts.together(coordinator, count, rank, HEARTBEAT_SECONDS):
         try:
+            hosts.open_devices()
             return attempt(job["run"], job["workdir"])
         except UserError as error:
             refused = error

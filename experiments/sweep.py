@@ -79,12 +79,15 @@ def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -
 
 
 def main(args: flags.FlagValues) -> int:
-    runs, workdir = grid.expand(args.config.to_dict()), cli.sweep_folder(args)
-    _check_names(args.only, runs)
+    workdir = cli.sweep_folder(args)
     if args.engine == "local":
         _refuse(args, OF_RAY, "--engine=ray")
-        with devices.together(args, runs[0].config):
+        with devices.together(args):
+            with hosts.alike():
+                runs = _runs(args)
+            devices.begin(runs[0].config)
             return sweep(runs, workdir, only=args.only)
+    runs = _runs(args)
     _refuse(args, OF_PEERS, "--engine=local")
     for name in ("devices_per_run", "runs_per_device"):
         if args.slice and args[name].present:
@@ -115,11 +118,14 @@ def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> N
             raise UserError(f"Expected {engine_flag} with --{name}, got --engine={args.engine}.")
 
 
-def _check_names(only: Sequence[str], runs: Sequence[GridRun]) -> None:
+def _runs(args: flags.FlagValues) -> list[GridRun]:
+    """The grid. Raises UserError if that is none, or lacks a run of --only."""
+    runs = grid.expand(args.config.to_dict())
     names = [run.name for run in runs]
-    for name in only:
+    for name in args.only:
         if name not in names:
             raise UserError(f"Expected --only of {', '.join(names)}; got {name}.")
+    return runs
 
 
 def sweep(
@@ -133,13 +139,15 @@ def sweep(
     `only`: names of runs; the others are left, and the report to whoever ends the last of them.
     """
     whole, runs = runs, [run for run in runs if not only or run.name in only]
-    check(whole, workdir, only)
-    if hosts.is_first():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            grid.save(whole, workdir)
-        except OSError as error:
-            raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
+    with hosts.alike() as facts:
+        facts["runs"] = {run.name: "begun" for run in runs}  # Each run's config it compares itself.
+        check(whole, workdir, only)
+        if hosts.is_first():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                grid.save(whole, workdir)
+            except OSError as error:
+                raise UserError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
     states = run_sweep(runs, workdir, run_all)
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)

@@ -6,12 +6,15 @@ python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/pl
 from absl import flags
 
 from experiments import cli, devices
-from resnet_flax import loop, schema
+from resnet_flax import hosts, loop, schema
 
 
 def main(args: flags.FlagValues) -> int:
     config, workdir = args.config.to_dict(), cli.run_folder(args)
-    with devices.together(args, schema.parse(config, schema.RunConfig)):
+    with devices.together(args):
+        with hosts.alike():
+            parsed = schema.parse(config, schema.RunConfig)
+        devices.begin(parsed)
         state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 

@@ -9,7 +9,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, sweep_table
+from experiments import cli, output, sweep_table
 from experiments.monitor import SweepMonitor
 from resnet_flax.disk import AnyPath
 from resnet_flax.progress import RunProgress
@@ -19,7 +19,7 @@ REFRESH_SECONDS = 2.0
 
 
 def watch(workdir: AnyPath) -> None:
-    """Until every run is finished, diverged or failed."""
+    """Until every run is finished, diverged or failed, or nobody reads what is printed."""
     monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
     monitor.refresh()
     lines = [run.state_line() for run in monitor.runs if run.state != "not begun"]
@@ -28,7 +28,7 @@ def watch(workdir: AnyPath) -> None:
             if not progress.console.is_terminal:
                 for line in lines:
                     progress.say(line)
-            if monitor.is_over:
+            if monitor.is_over or output.has_no_reader():
                 return
             time.sleep(REFRESH_SECONDS)
             lines = monitor.refresh()

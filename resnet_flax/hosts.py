@@ -23,6 +23,7 @@ from resnet_flax import environment, joining, parallel
 from resnet_flax.errors import ExplainedError, FaultError, TryAgainError, UserError, summary
 
 _DAY = 24 * 3600 * 1000  # Milliseconds: a peer that is lost ends the wait.
+_HEAD_START = 1.0  # Seconds.
 _MOST_NAMED = 3
 _comparisons = itertools.count()
 # What a process says, and its exit status, when the runtime ends it.
@@ -37,7 +38,7 @@ def together(
     process_id: int | None,
     heartbeat_seconds: int,
 ) -> Iterator[None]:
-    """Meets the other processes for the time of the context; before the first use of a device.
+    """Meets the other processes for the time of the context; uses no device yet.
 
     - `coordinator`: host:port of process 0. Without any of the three, jax finds the peers where it
       can (Cloud TPU, Slurm, Open MPI 4); elsewhere this process stays alone.
@@ -45,19 +46,17 @@ def together(
     - `heartbeat_seconds`: a peer not heard of for that long is lost.
 
     With several processes, an error ends this one at once, without waiting for its peers, and a
-    lost peer ends it with exit status 75. Raises UserError if they cannot meet, if they are not of
-    the same program, or if there are no devices.
+    lost peer ends it with exit status 75. Raises UserError if they cannot meet, or if they are not
+    of the same program.
     """
     try:
         with _abort_handler():
             joining.join(coordinator, num_processes, process_id, heartbeat_seconds)
         with alike() as facts:
             facts |= environment.program()
-        with alike() as facts:
-            facts |= parallel.open_devices()
         yield
     except (Exception, SystemExit) as error:
-        if _count() == 1:
+        if count() == 1:
             raise
         _part(error, heartbeat_seconds)
 
@@ -76,7 +75,7 @@ def _abort_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        if _count() == 1:
+        if count() == 1:
             set_signal(signal.SIGABRT, before)
 
 
@@ -91,9 +90,14 @@ def _part(error: BaseException, heartbeat_seconds: int) -> NoReturn:
     _leave(traceback.format_exc().rstrip(), 1)
 
 
+def count() -> int:
+    """How many processes there are; unlike jax.process_count(), it uses no device."""
+    return distributed.global_state.num_processes or 1
+
+
 def lost_peer(error: BaseException | None) -> bool:
     """Whether an error can be how a lost peer shows: some collective's."""
-    while error is not None and _count() > 1:
+    while error is not None and count() > 1:
         text = str(error)
         if "gloo" in text.lower() or isinstance(error, TimeoutError):
             return True
@@ -103,6 +107,12 @@ def lost_peer(error: BaseException | None) -> bool:
     return False
 
 
+def open_devices() -> None:
+    """Begins to use this process's devices. Raises UserError unless those of all are alike."""
+    with alike() as facts:
+        facts |= parallel.open_devices()
+
+
 def is_first() -> bool:
     """Whether this is the process that writes the records."""
     return jax.process_index() == 0
@@ -110,7 +120,7 @@ def is_first() -> bool:
 
 def agree(value: int) -> int:
     """The first process's value, in all of them; every process has to call it."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
@@ -125,7 +135,7 @@ def alike() -> Iterator[dict[str, Any]]:
     says which process it was. Raises UserError in all of them if what they put in differs.
     """
     facts: dict[str, Any] = {}
-    if _count() == 1:
+    if count() == 1:
         yield facts
         return
     own: Exception | None = None
@@ -148,18 +158,20 @@ def _compared(facts: dict[str, Any], own: Exception | None) -> tuple[str, int]:
     answer = {"facts": facts, "error": summary(own) if own else "", "status": _status(own)}
     client.key_value_set(f"{name}/{rank}", json.dumps(answer))
     if rank == 0:
-        keys = [f"{name}/{each}" for each in range(_count())]
+        keys = [f"{name}/{each}" for each in range(count())]
         answers = [json.loads(client.blocking_key_value_get(key, _DAY)) for key in keys]
         client.key_value_set(f"{name}/verdict", json.dumps(_verdict(answers)))
         for key in keys:
             client.key_value_delete(key)
     line, status = json.loads(client.blocking_key_value_get(f"{name}/verdict", _DAY))
     if status:
-        # The first one has the store, and the runtime aborts the others when it leaves.
+        # The first has the store. Once it leaves, the runtime aborts the others, in many lines.
         if status != TryAgainError.exit_status:
             global _last_words
             _last_words = (str(own) if own else line, _status(own) or status)
         client.wait_at_barrier(name, _DAY)
+        if rank == 0:
+            time.sleep(_HEAD_START)
     return line, status
 
 
@@ -185,11 +197,6 @@ def _verdict(answers: Sequence[dict[str, Any]]) -> tuple[str, int]:
     more = len(differences) - _MOST_NAMED
     named = "; ".join(differences[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
     return f"Expected the same in all processes, got different {named}.", UserError.exit_status
-
-
-def _count() -> int:
-    """How many processes there are; unlike jax.process_count(), it begins to use no device."""
-    return distributed.global_state.num_processes or 1
 
 
 def _leave(line: str, status: int = TryAgainError.exit_status) -> NoReturn:

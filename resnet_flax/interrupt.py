@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into a question, so that a run stops where it can resume."""
+"""Turns SIGINT, SIGTERM and SIGHUP into a question, so that a run stops where it can resume."""
 
 import os
 import signal
@@ -8,12 +8,14 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
     """A context in which the first signal asks to stop, and a second one ends the process at once.
+
+    Not a second SIGHUP; none is heard where SIGHUP is ignored.
 
     With several processes, a signal to any one of them stops all at the same step. In a thread that
     is not the main one, only the SIGTERM to one of several processes is heard.
@@ -45,7 +47,9 @@ class StopRequest:
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in SIGNALS:
                 # jax.distributed handles SIGTERM, and no longer would with a handler of ours.
-                if number == signal.SIGINT or jax.process_count() == 1:
+                if number == signal.SIGTERM and jax.process_count() > 1:
+                    continue
+                if not (number == signal.SIGHUP and _is_ignored(number)):  # As under nohup.
                     self._previous[number] = signal.signal(number, self._note)
             threading.Thread(target=self._listen, daemon=True, name="signals").start()
         return self
@@ -56,6 +60,8 @@ class StopRequest:
     def _listen(self) -> None:
         heard = 0
         while number := int.from_bytes(os.read(self._pipe[0], 1)):
+            if heard and number == signal.SIGHUP:  # A terminal that closes may send several.
+                continue
             heard += number in self._previous
             if heard == 2:
                 os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
@@ -71,3 +77,7 @@ class StopRequest:
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._pipe[1])  # Ends the thread.
             self._previous = {}
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

@@ -52,7 +52,7 @@ def train_and_evaluate(
         resolved = schema.resolve(config)
         # Where a run to begin with lies is each process's own business; what is in it is not.
         begins = {"init_from": bool(resolved["init_from"])}
-        facts |= {"run": folder.name, "from_scratch": from_scratch}
+        facts |= {"workdir": str(folder.path), "from_scratch": from_scratch}
         facts["config"] = identity(resolved) | begins
         before = folder.status() if folder.check(resolved, schema.resolve) else None
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)

@@ -241,7 +241,9 @@ def _damage(name: str, positions: list[int]) -> str:
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
     """For threads and processes begun within, for good: a signal to the group is the parent's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
     try:
         yield
     finally:
