@@ -18,6 +18,15 @@ FLAGS = (
     "--config.data.test_split=test[:37]", "--config.optim.boundaries=(60,)",
 )  # fmt: skip
 
+# Of images that are read as they are needed.
+STREAM = (
+    "--config=configs/imagenet.py:resnet18", "--config.steps=40", "--config.log_every=5",
+    "--config.eval_every=20", "--config.checkpoint_every=10", "--config.model.widths=(4,4,8,8)",
+    "--config.model.bn_scope=global", "--config.optim.lr=0.02", "--config.optim.boundaries=(20,)",
+    "--config.data.name=varied", "--config.data.batch_size=8", "--config.data.eval_batch_size=16",
+    "--config.data.image_size=32", "--config.data.shorter_side=(36,60)",
+)  # fmt: skip
+
 SWEEP = (
     "sweep", "--config=configs/degradation.py:digits", "--config.depths=(8,)",
     "--config.seeds=(0,)", *(flag.replace("--config.", "--config.run.") for flag in FLAGS[1:]),
@@ -31,9 +40,19 @@ def free_port():
 
 
 def start(
-    workdir, *flags, command=("train", *FLAGS), processes=1, devices=1, heartbeat=6, **environment
+    workdir,
+    *flags,
+    command=("train", *FLAGS),
+    processes=1,
+    devices=1,
+    heartbeat=6,
+    last=(),
+    **environment,
 ):
-    """The processes of one run, with so many virtual devices each."""
+    """The processes of one run, with so many virtual devices each.
+
+    `last`: more flags, of the last process alone.
+    """
     module, *fixed = command
     command = [sys.executable, "-m", f"experiments.{module}", *fixed, *flags]
     command.append(f"--workdir={workdir}")
@@ -44,7 +63,12 @@ def start(
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | environment
     return [
         subprocess.Popen(
-            [*command, *peers, *([f"--process_id={rank}"] if peers else [])],
+            [
+                *command,
+                *peers,
+                *([f"--process_id={rank}"] if peers else []),
+                *(last if rank == processes - 1 else ()),
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,7 +11,9 @@ import pytest
 
 from resnet_flax.checkpoints import Checkpoints
 from resnet_flax.records import RunFolder
+from tests import varied
 from tests.end_to_end.processes import (
+    STREAM,
     SWEEP,
     assert_same_bits,
     end,
@@ -133,6 +135,88 @@ def test_two_processes_sweep_together_and_leave_a_run_that_is_held_to_its_holder
     assert sweep()[0] == [0, 0]
     assert held.status().state == "finished"
     assert (tmp_path / "degradation.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "last, difference",
+    [
+        (
+            ["--config.seed=1", "--config.eval_every=20"],
+            "config.eval_every (40 in process 0, 20 in process 1); config.seed (0 in process 0, 1",
+        ),
+        pytest.param(["--from_scratch"], "from_scratch (False in p", marks=pytest.mark.slow),
+        pytest.param(["--config.log_every=7"], "to be a multiple of", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_that_were_given_different_things_are_told_and_write_nothing(
+    tmp_path, last, difference
+):
+    statuses, lines = end(start(tmp_path / "run", processes=2, last=last))
+    assert statuses == [2, 2], lines
+    assert all(difference in line and line.startswith("train: ") for line in lines), lines
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_data_of_one_name_are_told(tmp_path):
+    folders = [str(tmp_path / name) for name in ("one", "other")]
+    varied.prepare(folders[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(varied, "pixels", lambda number, pixels=varied.pixels: 255 - pixels(number))
+        varied.prepare(folders[1])
+    options = {"command": ("train", *STREAM), "processes": 2}
+    data = [f"--config.data.data_dir={folder}" for folder in folders]
+    statuses, lines = end(start(tmp_path / "run", data[0], last=data[1:], **options))
+    assert statuses == [2, 2], lines
+    assert all("different test.records ('" in line for line in lines), lines
+
+
+@pytest.mark.slow
+def test_two_processes_of_different_runs_of_a_sweep_are_told(tmp_path):
+    only = ["--only=plain-8-s0"]
+    statuses, lines = end(start(tmp_path, command=SWEEP, processes=2, last=only))
+    assert statuses == [2, 2], lines
+    assert "runs.residual-8-s0 ('begun' in process 0, 'absent' in process 1)" in lines[0]
+
+
+_ALIKE = """
+import sys
+from resnet_flax import errors, hosts
+
+rank = int(sys.argv[2])
+with hosts.together(sys.argv[1], 2, rank, 30):
+    with hosts.alike() as facts:
+        facts |= {"name": "run", "config": {"lr": 0.1}}
+    try:
+        with hosts.alike():
+            if rank == 1:
+                raise errors.TryAgainError("The folder is in use.")
+    except errors.TryAgainError as error:
+        print(error)
+    with hosts.alike() as facts:
+        facts |= {"config": {"lr": [0.1, 0.2][rank]}, "data": {"images": 60000}}
+"""
+
+
+def test_a_block_ends_alike_in_both_processes_with_an_error_of_one_or_a_difference():
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ALIKE, coordinator, str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out for out, _ in said] == [
+        "Process 1: The folder is in use.\n",
+        "The folder is in use.\n",
+    ], said
+    assert [process.returncode for process in processes] == [2, 2]
+    expected = "got different config.lr (0.1 in process 0, 0.2 in process 1)."
+    assert all(errors.splitlines()[-1].endswith(expected) for _, errors in said), said
 
 
 # As a scheduler's library may call what trains: not on the main thread.

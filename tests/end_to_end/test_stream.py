@@ -13,21 +13,20 @@ import pytest
 from resnet_flax.records import RunFolder
 from resnet_flax.runs import load_run
 from tests import varied
-from tests.end_to_end.processes import assert_same_bits, end, finish, start, until_it_trains
+from tests.end_to_end.processes import (
+    STREAM,
+    assert_same_bits,
+    end,
+    finish,
+    start,
+    until_it_trains,
+)
 from tests.end_to_end.test_processes import assert_close
-
-FLAGS = (
-    "--config=configs/imagenet.py:resnet18", "--config.steps=40", "--config.log_every=5",
-    "--config.eval_every=20", "--config.checkpoint_every=10", "--config.model.widths=(4,4,8,8)",
-    "--config.model.bn_scope=global", "--config.optim.lr=0.02", "--config.optim.boundaries=(20,)",
-    "--config.data.name=varied", "--config.data.batch_size=8", "--config.data.eval_batch_size=16",
-    "--config.data.image_size=32", "--config.data.shorter_side=(36,60)",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def options(varied_folder):
-    return {"command": ("train", *FLAGS, f"--config.data.data_dir={varied_folder}"), "devices": 2}
+    return {"command": ("train", *STREAM, f"--config.data.data_dir={varied_folder}"), "devices": 2}
 
 
 @pytest.fixture(scope="module")
