@@ -147,7 +147,7 @@ def skypilot(sweep: Sweep, resources: Resources) -> Files:
 def _peers(first: str, nodes: int, rank: str) -> list[str]:
     """The flags with which a run's processes meet, one a node."""
     if nodes == 1:
-        return []
+        return ["--num_processes=1"]  # Whatever jax would find there.
     coordinator = f"--coordinator={first}:{COORDINATOR_PORT}"
     return [coordinator, f"--num_processes={nodes}", f"--process_id={rank}"]
 

@@ -78,7 +78,7 @@ def _initialize(
             coordinator,
             num_processes,
             process_id,
-            cluster_detection_method=_detection(),
+            cluster_detection_method=_detection(told=coordinator is not None),
             initialization_timeout=MEET_SECONDS,
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
@@ -93,15 +93,16 @@ def _initialize(
     return True
 
 
-def _detection() -> str | None:
-    """Where jax looks for peers; None: everywhere that it knows.
+def _detection(*, told: bool) -> str | None:
+    """Where jax looks for peers, and for its own devices; None: everywhere that it knows.
 
-    It tries Kubernetes last, by asking its server, which a pod that is alone may not do: that is
-    left out of all pods but those of an indexed Job.
+    It tries Kubernetes last, by asking its server, which not every pod may do. Only a pod of an
+    indexed Job can have peers there; if it was told of them, it need not ask.
     """
     others = ("TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NODELIST")
-    is_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
-    return "deactivate" if is_pod and not any(name in os.environ for name in others) else None
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or any(name in os.environ for name in others):
+        return None
+    return None if "JOB_COMPLETION_INDEX" in os.environ and not told else "deactivate"
 
 
 def _check_nobody_else() -> None:
