@@ -1,5 +1,6 @@
 """What every entry point does around its one call: flags, exit status, how JAX is set up."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -210,6 +211,10 @@ def set_up() -> None:
     if jax is None:  # A report needs none.
         return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "resnet_flax" / "xla"))
+        # A user without a home, or who may not write there, keeps none.
+        with contextlib.suppress(RuntimeError, OSError):
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            folder = cache / "resnet_flax" / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

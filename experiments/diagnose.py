@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments import cli, grid
-from resnet_flax import diagnostics, disk, experiment, findings, landscape, schema
+from resnet_flax import diagnostics, disk, experiment, findings, landscape, parallel, schema
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
 from resnet_flax.findings import Layers, Network
@@ -203,6 +203,7 @@ def _check(args: flags.FlagValues) -> None:
 
 def main(args: flags.FlagValues) -> int | None:
     _check(args)
+    parallel.open_devices()
     disk.check(disk.path(args.workdir))
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
     return (_diagnose_config if args.config else _diagnose_runs)(args, console)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from resnet_flax import cpu, experiment
+from resnet_flax import cpu, experiment, parallel
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
@@ -67,6 +67,7 @@ def main(args: flags.FlagValues) -> None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
     folder = cli.run_folder(args)
     cpu.use_cores(None)
+    parallel.open_devices()
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
         score(load_run(folder, args.step), *how)

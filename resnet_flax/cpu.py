@@ -6,8 +6,12 @@ they change nothing.
 
 import os
 
+from resnet_flax.errors import UserError
+
 # Sec. 4.2 trains batches of 128 on two GPUs: batch normalisation sees no fewer images by default.
 SMALLEST_SHARE = 64
+DEVICES = "JAX_NUM_CPU_DEVICES"
+_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 # XLA otherwise drops the barriers of `models/conv.py`.
 _BARRIERS = "--xla_disable_hlo_passes"
 
@@ -19,6 +23,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def check_count() -> None:
+    """Raises UserError unless JAX_NUM_CPU_DEVICES is a number of devices, if it is set."""
+    given = os.environ.get(DEVICES, "1")
+    if not given.isdecimal() or not int(given):
+        raise UserError(f"Expected {DEVICES} to be 1 or more, or not set, got {given!r}.")
+
+
 def use_cores(batch_size: int | None) -> None:
     """Makes a virtual device of each core.
 
@@ -27,7 +38,7 @@ def use_cores(batch_size: int | None) -> None:
     """
     import jax  # Not above: a report's entry point has none.
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if DEVICES not in os.environ and _DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
         count = cores()
         if batch_size is not None:
             most = max(min(count, batch_size // SMALLEST_SHARE), 1)

@@ -6,10 +6,12 @@ import jax
 import pytest
 
 from resnet_flax import cpu
+from resnet_flax.errors import UserError
 
 SCRIPT = """
 import jax
 from resnet_flax import cpu
+from resnet_flax.errors import UserError
 cpu.cores = lambda: 6
 for batch_size in {batch_sizes}:
     cpu.use_cores(batch_size)
@@ -18,7 +20,8 @@ for batch_size in {batch_sizes}:
 
 
 def device_counts(batch_sizes, **environment):
-    clean = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    set_here = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    clean = {k: v for k, v in os.environ.items() if k not in set_here}
     command = [sys.executable, "-c", SCRIPT.format(batch_sizes=batch_sizes)]
     done = subprocess.run(command, env=clean | environment, capture_output=True, text=True)
     return [int(line) for line in done.stdout.split()]
@@ -31,6 +34,20 @@ def test_six_cores_share_a_batch_equally_with_64_images_each_or_more():
 
 def test_a_device_count_of_the_users_stands():
     assert device_counts([128], JAX_NUM_CPU_DEVICES="3") == [3]
+
+
+def test_a_device_count_among_xlas_flags_stands(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_force_host_platform_device_count=4")
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("overruled"))
+    cpu.use_cores(128)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "x", "", "2.0"])
+def test_a_device_count_that_is_none_is_refused(monkeypatch, given):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", given)
+    with pytest.raises(UserError, match=f"JAX_NUM_CPU_DEVICES to be 1 or more.*got '{given}'"):
+        cpu.check_count()
 
 
 @pytest.mark.parametrize(

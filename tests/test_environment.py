@@ -14,3 +14,10 @@ CPUINFO = Path("/proc/cpuinfo")
 def test_the_processor_has_the_name_that_linux_gives_it():
     names = {line.split(": ")[-1] for line in CPUINFO.read_text().splitlines() if "model n" in line}
     assert environment.describe()["processor"] in names
+
+
+def test_a_commit_is_known_also_of_a_checkout_that_is_another_users(monkeypatch):
+    known = environment.git_commit()
+    # How git tests itself: nobody is then the owner of any checkout.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert environment.git_commit() == known

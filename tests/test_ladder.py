@@ -8,7 +8,8 @@ import pytest
 
 # A file imports only from lower rungs.
 RUNGS = [
-    {"errors", "cpu", "bucket", "regular"},
+    {"errors", "regular"},
+    {"cpu", "bucket"},
     {
         "recipe", "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
         "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "joining",

@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import signal
+import sys
+import time
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, experiment, loop, recorder
+from resnet_flax import checkpoints, experiment, interrupt, loop, recorder
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
@@ -155,7 +157,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_never_stopped(
     assert RunFolder(tmp_path / "run").status().attempt == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
 def test_a_signal_stops_the_run_where_it_can_resume(
     tiny_config, whole_run, tmp_path, monkeypatch, number
 ):
@@ -163,11 +165,16 @@ def test_a_signal_stops_the_run_where_it_can_resume(
 
     def signalled(self, state):
         if self.step == 4:
-            os.kill(os.getpid(), number)
+            # A terminal that closes may send several.
+            for _ in range(2 if number == signal.SIGHUP else 1):
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
         return original(self, state)
 
     undisturbed = whole_run(tiny_config)
     monkeypatch.setattr(loop._Run, "_record_training", signalled)
+    if number == signal.SIGHUP:  # These tests may themselves be run under nohup.
+        signal.signal(number, signal.SIG_DFL)
     handler = signal.getsignal(number)
     assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
     folder = RunFolder(tmp_path / "run")
@@ -181,6 +188,24 @@ def test_a_signal_stops_the_run_where_it_can_resume(
         last_state(folder.path)[1],
         last_state(undisturbed)[1],
     )
+
+
+def test_a_signal_that_nohup_ignores_stops_nothing(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.reached()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_exit_from_within_is_recorded(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit):
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").status()[::3] == ("failed", "SystemExit: 3")
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.errors import UserError
-from resnet_flax.parallel import DATA_AXIS, Devices
+from resnet_flax.parallel import DATA_AXIS, Devices, open_devices
 
 BACKENDS = ["pmap", "shard_map"]
 
@@ -83,3 +83,20 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch_
 def test_another_backend_is_refused_in_words():
     with pytest.raises(UserError, match="pmap.*shard_map.*got 'pjit'"):
         Devices("pjit")
+
+
+@pytest.mark.parametrize(
+    "raised, reason",
+    [
+        (AssertionError(), "JAX_PLATFORMS='cuda'. Give JAX_PLATFORMS=cpu"),
+        (RuntimeError("Unable.\nAt length"), r"'cuda' \(RuntimeError: Unable.\). Give"),
+    ],
+)
+def test_where_there_is_no_device_of_a_platform_one_line_says_so(monkeypatch, raised, reason):
+    def none():
+        raise raised
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=reason):
+        open_devices()

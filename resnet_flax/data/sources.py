@@ -223,7 +223,12 @@ def _is_whole(folder: Path) -> bool:
 
 def _folder(data_dir: str) -> str:
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
-    return str(Path(data_dir).expanduser().absolute())
+    try:
+        return str(Path(data_dir).expanduser().absolute())
+    except RuntimeError as error:  # A user without a home.
+        raise UserError(
+            f"Cannot find {data_dir}: {error} Give data.data_dir or TFDS_DATA_DIR."
+        ) from error
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:

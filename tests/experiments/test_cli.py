@@ -19,6 +19,7 @@ from experiments import cli
 from resnet_flax.errors import UserError
 from resnet_flax.records import RunFolder
 
+FULL = Path("/dev/full")
 TINY = [
     "--config.steps=24",
     "--config.eval_every=24",
@@ -69,6 +70,36 @@ def test_a_wrong_flag_is_one_line_and_status_2_and_nothing_is_written(tmp_path, 
     assert line.startswith("train: ")
     assert re.search(message, line), line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"JAX_NUM_CPU_DEVICES": "x"}, "Expected JAX_NUM_CPU_DEVICES to be 1 or more"),
+        ({"JAX_PLATFORMS": "cuda"}, "train: Found no device with JAX_PLATFORMS='cuda'"),
+    ],
+)
+def test_devices_that_there_are_not_are_one_line_and_status_2(tmp_path, environment, message):
+    train = ["train", "--config=configs/digits.py", f"--workdir={tmp_path}/run"]
+    done = run(*train, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no disk that is always full")
+def test_a_run_that_nobody_listens_to_ends_as_any_other(tmp_path):
+    argv, environment = command(
+        "train", "--config=configs/digits.py:resnet8", f"--workdir={tmp_path}/run", *TINY
+    )
+    unheard = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    unheard.wait()
+    with FULL.open("w") as full:
+        done = subprocess.run(argv, env=environment, stdout=unheard.stdin, stderr=full)
+    unheard.stdin.close()
+    assert done.returncode == 0
+    assert RunFolder(tmp_path / "run").status().state == "finished"
 
 
 def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):

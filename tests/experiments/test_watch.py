@@ -103,3 +103,12 @@ def test_ctrl_c_leaves_the_table_on_the_terminal_and_nothing_in_the_folder(unfin
     assert b"Traceback" not in shown
     assert shown.rstrip().endswith(b"\x1b[?25h")  # The cursor is back.
     assert sorted(unfinished_sweep.rglob("*")) == before
+
+
+def test_it_ends_once_nobody_reads_what_it_prints(unfinished_sweep):
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    command = [sys.executable, "-m", "experiments.watch", f"--workdir={unfinished_sweep}"]
+    done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, timeout=60)
+    reader.stdin.close()
+    assert (done.returncode, done.stderr) == (0, b"")
