@@ -1,38 +1,27 @@
-"""Saves, verifies and restores training states: the only importer of Orbax."""
+"""Saves, verifies and restores training states."""
 
 import contextlib
-import os
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from flax import serialization
-from orbax.checkpoint import v1 as ocp
 
-from resnet_flax import disk
+from resnet_flax import trees
 from resnet_flax.disk import AnyPath
 from resnet_flax.errors import GOES_ON, FaultError, UserError, complain, summary
 from resnet_flax.models import stacking
-from resnet_flax.step_folders import Held, step_folders
+from resnet_flax.step_folders import Held, config_of, damage_of, kept_steps, label, step_folders
 
-KEPT = 2
-STEP = "STEP"
-COMMITTED = "commit_success.txt"  # In it Orbax names the folder, which is nobody else's business.
 T = TypeVar("T")
-
-
-def host_tree(state: Any) -> dict[str, Any]:
-    """A state as it is saved: nested dictionaries of host arrays, block by block."""
-    return stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
 
 
 class Checkpoints:
     """The checkpoints of one run, `folder/<step>/`, each with the SHA-256 sums of its files.
+
+    `RunFolder.config_digest` of the run that saved it is in each, unless an older version did.
 
     States are stored as nested dicts of host arrays, so they restore on any number of devices and
     without the code that made them. A step appears at once and whole, sums included; `sha256sum
@@ -43,14 +32,17 @@ class Checkpoints:
         self,
         folder: AnyPath,
         *,
+        config: str | None = None,
         say: Callable[[str], None] | None = None,
     ):
         """Opens a folder to restore from it; nothing in it is ever changed.
 
-        `say` hears of damage; by default it stands on stderr. Raises UserError if there is no such
-        folder.
+        - `config`: the digest of the run's config, for steps of another one to be refused.
+        - `say`: hears of damage; by default it stands on stderr.
+
+        Raises UserError if there is no such folder.
         """
-        self.folder, self._say = folder, say or complain
+        self.folder, self._config, self._say = folder, config, say or complain
         self._folders = step_folders(folder)
         with self._readable():
             if not self._folders.exists():
@@ -61,14 +53,17 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            raise UserError(f"Cannot read {self.folder}: {_reason(error)}.") from error
+            raise UserError(f"Cannot read {self.folder}: {trees.reason(error)}.") from error
 
     def steps(self) -> list[int]:
         """The steps there are, ascending."""
         return self._folders.steps()
 
     def last_good(self) -> int | None:
-        """The newest step whose files are what was saved, None if there is none."""
+        """The newest step whose files are what was saved, None if there is none.
+
+        Raises UserError if another run saved it.
+        """
         with self._newest_whole() as (step, _):
             return step
 
@@ -79,7 +74,7 @@ class Checkpoints:
         with contextlib.ExitStack() as stack:
             for step in reversed(self.steps()):
                 files = stack.enter_context(self._folders.files(step))
-                damage = _damage(files)
+                damage = damage_of(files)
                 if damage is None:
                     break
                 stack.close()
@@ -88,10 +83,23 @@ class Checkpoints:
                 )
             else:
                 step, files = None, Path()
-            for line in damaged:
-                used = "no other is whole." if step is None else f"step {step} is used."
-                self._say(f"{line}; {used}")
+            if damaged:
+                others = f", and so are {len(damaged) - 1} before it" if damaged[1:] else ""
+                used = "no other is whole" if step is None else f"step {step} is used"
+                self._say(f"{damaged[0]}{others}; {used}.")
+            if step is not None:
+                self._check_config(files)
             yield step, files
+
+    def _check_config(self, files: Path) -> None:
+        """Raises UserError if a step was saved under another config than this run's."""
+        found = config_of(files)
+        if found and self._config and found != self._config:
+            raise UserError(
+                f"{self.folder / files.name} was saved by a run of another config (SHA-256"
+                f" {found[:12]}...; this run's is {self._config[:12]}...). Move that folder out of"
+                " here, or put back the config.json that belongs to it."
+            )
 
     def _set_aside(self, step: int) -> str:
         """What was done with a damaged step: nothing, by one who only reads."""
@@ -100,12 +108,12 @@ class Checkpoints:
     def restore(self, step: int | None = None) -> dict[str, Any]:
         """The state dict saved at `step`, by default the newest whole one, as host arrays.
 
-        Raises UserError if there is none, naming the steps there are, or if it is damaged.
+        Raises UserError if there is none, naming the steps there are, or if it is damaged or
+        another run's.
         """
         with self._readable(), self._whole(step) as (step, files):
             try:
-                abstract: Any = ocp.metadata(files).metadata
-                return ocp.load(files, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
+                return trees.load(files)
             except Exception as error:  # Orbax lets through what its many parts raise.
                 path = self.folder / str(step)
                 raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
@@ -124,11 +132,12 @@ class Checkpoints:
                 f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
             )
         with self._folders.files(step) as files:
-            if damage := _damage(files):
+            if damage := damage_of(files):
                 raise UserError(
                     f"{self.folder / str(step)} is damaged ({damage}); steps there are:"
                     f" {self.steps()}."
                 )
+            self._check_config(files)
             yield step, files
 
     def restore_into(self, state: T, step: int | None = None) -> T:
@@ -151,7 +160,7 @@ class Checkpoints:
 
     def check_same(self, expected: Any, found: Any) -> None:
         """Raises UserError unless two state dicts have leaves of the same names and shapes."""
-        expected, found = _leaves(expected), _leaves(found)
+        expected, found = trees.shapes(expected), trees.shapes(found)
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise UserError(
@@ -163,8 +172,8 @@ class Checkpoints:
 class CheckpointWriter(Checkpoints):
     """Saves too, in the background: with several processes all call, and the first one writes.
 
-    Kept are the last `KEPT` steps, the one of the least test error, and every `keep_every`-th.
-    Use as a context manager, which waits for the last save.
+    A step is there only after it was read back. Use as a context manager, which waits for the last
+    save.
     """
 
     def __init__(
@@ -175,14 +184,15 @@ class CheckpointWriter(Checkpoints):
         attempt: int,
         held: Held,
         say: Callable[[str], None],
+        config: str | None = None,
     ):
         """Makes the folder if need be, and clears away what a crash left half-written.
 
-        - `keep_every`: 0 keeps none besides.
+        - `keep_every`: as in `kept_steps`.
         - `attempt`: sets what it has half-written apart from what an earlier writer has.
         - `held`: a context to write in, which raises if the run has become another process's.
         """
-        self.folder, self._say = folder, say
+        self.folder, self._say, self._config = folder, say, config
         self._folders = step_folders(folder)
         self._first = jax.process_index() == 0
         if self._first:
@@ -195,13 +205,9 @@ class CheckpointWriter(Checkpoints):
         """The last step saved, whole and on disk."""
 
     def __enter__(self) -> "CheckpointWriter":
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        self._quiet = trees.quiet()
+        self._quiet.__enter__()
         return self
-
-    def _unraisable(self, unraisable: Any) -> None:
-        # When one array cannot be written, Orbax leaves those of the others to no one.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._hook(unraisable)
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         """Waits for the last save; its error is raised, unless another is on its way."""
@@ -212,26 +218,24 @@ class CheckpointWriter(Checkpoints):
             self._thread.shutdown()
             if self._first:
                 self._folders.close()
-            sys.unraisablehook = self._hook
+            self._quiet.__exit__(None, None, None)
 
     def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
-        """Begins to save; the state may be donated or changed as soon as this returns.
+        """Begins to save; the state may be donated as soon as this returns.
 
-        `state`: or its `host_tree`. `test_errors`: of the steps evaluated so far, to know the best
-        one. Raises FaultError if the save before this one failed.
+        - `state`: or its `trees.host_tree`.
+        - `test_errors`: of the steps evaluated so far, to know the best one.
+
+        Raises FaultError if the save before this one failed.
         """
         self.wait()
-        tree = host_tree(state)
+        tree = trees.host_tree(state)
         part = self._folders.part(step, self._attempt)
-        # Folders made in the background would leave threads waiting forever where none can be.
-        context = ocp.Context()
-        context.asynchronous.create_directories_asynchronously = False
         with self._faults(step, part), contextlib.ExitStack() as stack:
             if self._first:
                 stack.enter_context(self._held())  # Orbax would make a vanished folder anew.
-            stack.enter_context(context)
-            response = ocp.save_async(part, tree)
-        self._save = self._thread.submit(self._finish, step, part, response, dict(test_errors))
+            write = trees.save(part, tree)
+        self._save = self._thread.submit(self._finish, step, part, write, dict(test_errors))
 
     def wait(self) -> None:
         """Until the last save is whole and on disk. Raises FaultError if it failed."""
@@ -251,15 +255,12 @@ class CheckpointWriter(Checkpoints):
             self.wait()
 
     def _finish(
-        self, step: int, part: Path, response: Any, test_errors: Mapping[int, float]
+        self, step: int, part: Path, write: trees.Write, test_errors: Mapping[int, float]
     ) -> None:
         with self._faults(step, part):
-            response.result()
+            write()
             if self._first:
-                (part / STEP).write_text(f"{step}\n")
-                if (part / COMMITTED).exists():
-                    (part / COMMITTED).write_text("Checkpoint commit was successful\n")
-                disk.write_sums(part)
+                label(part, step, self._config)
                 self._folders.publish(part, step, self._held)
                 self._delete_old(test_errors)
             self.saved = step
@@ -275,20 +276,17 @@ class CheckpointWriter(Checkpoints):
             if isinstance(error, FaultError):
                 raise
             raise FaultError(
-                f"Cannot save step {step} in {self.folder}: {_reason(error)}. {GOES_ON}"
+                f"Cannot save step {step} in {self.folder}: {trees.reason(error)}. {GOES_ON}"
             ) from error
 
     def _delete_old(self, test_errors: Mapping[int, float]) -> None:
         steps = self.steps()
-        kept = set(steps[-KEPT:])
-        kept |= {step for step in steps if self._keep_every and step % self._keep_every == 0}
-        kept |= set(sorted(test_errors.keys() & set(steps), key=test_errors.__getitem__)[:1])
         try:
-            for step in set(steps) - kept:
+            for step in set(steps) - kept_steps(steps, self._keep_every, test_errors):
                 with self._held():  # Another's steps are not this one's to judge.
                     self._folders.delete(step)
         except OSError as error:  # No reason to stop: what is to be kept is there.
-            self._say(f"Cannot delete an old checkpoint in {self.folder}: {_reason(error)}.")
+            self._say(f"Cannot delete an old checkpoint in {self.folder}: {trees.reason(error)}.")
 
     def _set_aside(self, step: int) -> str:
         with self._held():
@@ -297,29 +295,3 @@ class CheckpointWriter(Checkpoints):
     def has_damaged(self) -> bool:
         """Whether a step was ever set aside."""
         return any(self.folder.glob("*.damaged*"))
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """Dotted name -> type and shape of each array of a state dict."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if nothing is."""
-    damage = disk.damage(folder)
-    if damage is None and (step := (folder / STEP).read_text().strip()) != folder.name:
-        return f"it was saved as step {step}"
-    return damage
-
-
-def _reason(error: Exception) -> str:
-    """The operating system's word for it where there is one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return os.strerror(int(code[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return summary(error)

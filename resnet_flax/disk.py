@@ -24,18 +24,40 @@ from resnet_flax.regular import open_regular, read_regular, too_large
 SUMS = "SHA256SUMS"
 # How file systems say that they do not sync folders: vboxsf, DrvFs, CIFS, some in user space.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
 AnyPath = Path | BucketPath
 
 
 def path(name: str | os.PathLike[str]) -> AnyPath:
-    """A local path, made absolute, or a name in a bucket. Raises UserError for another URL."""
+    """A local path, made absolute, or a name in a bucket.
+
+    Raises UserError for another URL, and for a name that no line of text can hold.
+    """
     text = os.fspath(name)
-    if not re.match(r"\w[\w+.\-]*:/", text):
-        return Path(text).expanduser().absolute()
+    is_local = not re.match(r"\w[\w+.\-]*:/", text)
+    if is_local:
+        text = str(Path(text).expanduser().absolute())
+    if unprintable := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
+        raise UserError(
+            f"Expected a folder named by letters, digits, marks and spaces, got {text!r}: rename"
+            f" it without {unprintable[0]!r}."
+        )
+    if is_local:
+        return Path(text)
     if not re.match(rf"({'|'.join(NEEDS)})://[^/]", text):
         accepted = ", ".join(f"{scheme}://BUCKET/NAME" for scheme in NEEDS)
         raise UserError(f"Expected a folder, or one of {accepted}, got {text}.")
     return BucketPath(text)
+
+
+def refuse_links(folder: AnyPath, *names: str) -> None:
+    """Raises UserError if one of these is a symbolic link; the folder itself may be one."""
+    for path in (folder / name for name in names):
+        if isinstance(path, Path) and path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link to {path.readlink()}. Put there what it leads to; to"
+                f" keep the files on another disk, make {folder} the link."
+            )
 
 
 def check(folder: AnyPath) -> None:
@@ -48,9 +70,16 @@ def check(folder: AnyPath) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """All that is below a folder but folders, sums and hidden files."""
+    """All that is below a folder but folders, sums and what systems leave in any: all that is
+    hidden (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER), and Windows' own."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return sorted(str(f) for f in files if str(f) != SUMS and not f.name.startswith("."))
+    return sorted(
+        str(file)
+        for file in files
+        if str(file) != SUMS
+        and not file.name.startswith(".")
+        and file.name.lower() not in LEFT_BY_WINDOWS
+    )
 
 
 def write_sums(folder: Path) -> None:

@@ -112,6 +112,8 @@ class Initial(Finding):
 
 def save(path: AnyPath, finding: Finding) -> None:
     """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
+    if path.name != INITIAL:  # A sweep's folder may be a link, that of a run's findings not.
+        disk.refuse_links(path.parent.parent, path.parent.name)
     try:
         path.parent.mkdir(exist_ok=True)
         disk.write_json(path, finding.model_dump(mode="json"))

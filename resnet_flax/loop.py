@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
-from resnet_flax.checkpoints import CheckpointWriter, host_tree
+from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.evaluation import Evaluator
@@ -19,6 +19,7 @@ from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.recorder import Recorder, Timer
 from resnet_flax.records import DONE, RunFolder, State, Status, identity
+from resnet_flax.trees import host_tree
 
 
 def train_and_evaluate(
@@ -137,6 +138,8 @@ class _Run:
             attempt=self.attempt,
             held=self.folder.held,
             say=self.progress.say,
+            # Others need not see yet what the first has written.
+            config=self.folder.config_digest() if self.folder.writes else None,
         )
         with self.checkpoints, contextlib.ExitStack() as stack:
             state = self._first_state()

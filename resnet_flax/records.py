@@ -35,6 +35,8 @@ LARGEST = {
     "metrics.jsonl": 2**28,
 }
 FILES = tuple(LARGEST)
+# All that a run writes to its folder.
+OWN = (*FILES, "lock.json", ".lock", "checkpoints", "tensorboard", "diagnostics")
 State = Literal["running", "finished", "diverged", "preempted", "failed"]
 DONE: tuple[State, ...] = ("finished", "diverged")
 
@@ -197,6 +199,7 @@ class RunFolder:
         if not self.writes:
             yield
             return
+        disk.refuse_links(self.path, *OWN)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
@@ -227,6 +230,11 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The run's identity. Raises UserError if this is not a run's folder."""
         return identity(_read_as(dict[str, Any], self.config_file))
+
+    def config_digest(self) -> str:
+        """SHA-256 of the run's identity, as the file has it: without what later versions add."""
+        text = json.dumps(self.config(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def status(self) -> Status | None:
         """None before the first attempt."""

@@ -17,7 +17,7 @@ from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import augment
 from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.models import stacking
-from resnet_flax.records import FILES, RunFolder
+from resnet_flax.records import DONE, FILES, LARGEST, OWN, RunFolder, Status
 from resnet_flax.sweeps import SweepFolder
 
 
@@ -69,11 +69,11 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
     """Restores a checkpoint, by default the newest whole one, knowing only the run's folder.
 
     The data set is not needed. Raises UserError if the folder is no run's, or lacks that step
-    (naming those it has), or if that step is damaged.
+    (naming those it has), or if that step is damaged or another run's.
     """
     records = RunFolder(folder)
     config = schema.parse(records.config(), schema.RunConfig)
-    checkpoints = Checkpoints(records.checkpoints)
+    checkpoints = Checkpoints(records.checkpoints, config=records.config_digest())
     state = checkpoints.restore(step)
     try:
         variables = {name: state[name] for name in ("params", "batch_stats")}
@@ -96,41 +96,74 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
 
 
 def export_run(
-    folder: str | os.PathLike[str], to: str | os.PathLike[str], step: int | None = None
+    folder: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    resumable: bool = False,
 ) -> None:
     """Copies what is worth sharing of a run, from one folder on a disk to a new one.
 
     That is its records, what diagnostics found, and one checkpoint, as in `load_run`, without the
     optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
-    `init_from` need; the run itself cannot go on there. Raises UserError if there is no such run or
-    step, or if `to` exists, is within the run or cannot be written to.
+    `init_from` need. The run itself can go on there only with `resumable`: then the checkpoint is
+    whole, records end at its step, and the command that trained the run goes on from it. On the
+    same kind of machine it ends in the same bits; `environment.json` says which kind that was.
+
+    Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
+    be written to.
     """
     source, target = disk.path(folder), disk.path(to)
     if not (isinstance(source, Path) and isinstance(target, Path)):
         raise UserError(f"Expected folders on a disk, to export from and to, got {folder}, {to}.")
     if target.exists() or target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"Expected a new folder, outside the run's, to export to, got {target}.")
-    run = load_run(source, step)
+    found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
+    disk.refuse_links(source, *OWN, *found)
+    step = load_run(source, step).step
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        found = findings.folder(source)
-        for file in (*(source / name for name in FILES), *found.glob("*.json")):
-            if file.is_file() and not file.is_symlink():
-                copy = part / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                copy.write_bytes(file.read_bytes())
-        with CheckpointWriter(
-            part / "checkpoints", keep_every=0, attempt=1, held=contextlib.nullcontext, say=print
-        ) as writer:
-            state = {**run.variables, "step": np.int32(run.step), "image_mean": run.image_mean}
-            writer.save(run.step, state, {})
+        for name in (*FILES, *found):
+            if (source / name).is_file():
+                (part / name).parent.mkdir(exist_ok=True)
+                text = disk.read_bytes(source / name, LARGEST.get(name, findings.LARGEST))
+                (part / name).write_bytes(text)
+        _export_step(RunFolder(source), RunFolder(part), step, resumable)
         part.rename(target)
     except (OSError, FaultError) as error:
         raise UserError(f"Cannot export to {target}: {summary(error)}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool) -> None:
+    """Saves a checkpoint of one run in another folder, which has its records."""
+    config = source.config_digest()
+    state = Checkpoints(source.checkpoints, config=config).restore(step)
+    if resumable:
+        with copy.claim(source.config(), print):
+            copy.drop_metrics_after(step)
+            copy.write_status(_stopped_at(step, copy.status()))
+    else:
+        state = {name: state[name] for name in ("params", "batch_stats", "step", "image_mean")}
+    with CheckpointWriter(
+        copy.checkpoints,
+        keep_every=0,
+        attempt=1,
+        held=contextlib.nullcontext,
+        say=print,
+        config=config,
+    ) as writer:
+        writer.save(step, state, {})
+
+
+def _stopped_at(step: int, status: Status | None) -> Status:
+    """The status of a run that was stopped there, unless that is where it ended."""
+    if status and status.state in DONE and status.step == step:
+        return status
+    return (status or Status("preempted"))._replace(state="preempted", step=step, error=None)
 
 
 class Sweep(SweepFolder):

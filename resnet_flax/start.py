@@ -63,10 +63,11 @@ def _transferred(
 ) -> dict[str, Any]:
     """These variables with the arrays of `init_from`."""
     folder = RunFolder(built.config.init_from)
-    saved = Checkpoints(folder.checkpoints, say=say)
-    step = saved.last_good()
-    step = hosts.agree(-1 if step is None else step)  # That run may still be on.
     try:
+        with hosts.alike():
+            saved = Checkpoints(folder.checkpoints, config=folder.config_digest(), say=say)
+            step = saved.last_good()
+        step = hosts.agree(-1 if step is None else step)  # That run may still be on.
         with hosts.alike() as facts:
             source = saved.restore(None if step < 0 else step)
             merged, left = transfer(variables, source, partial=built.config.init_partial)

@@ -10,7 +10,8 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,44 @@ from resnet_flax.disk import SUMS, AnyPath
 
 Held = Callable[[], contextlib.AbstractContextManager[None]]
 """A context to write in; it raises if that is no more this process's to do."""
+KEPT = 2
+STEP, CONFIG = "STEP", "CONFIG_SHA256"
 STEP_NAME = "0|[1-9][0-9]{0,17}"
+# What a save, a failed one or an unfinished deletion may leave; also of earlier versions.
+_LEFT = re.compile(rf"\.({STEP_NAME})\.(\w+\.)?(part|old)(\..*)?")
+
+
+def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, float]) -> set[int]:
+    """Of these steps, ascending, those that are not to be deleted.
+
+    They are the last `KEPT`, the first of those with the least test error, and every
+    `keep_every`-th, unless that is 0.
+    """
+    kept = set(steps[-KEPT:])
+    kept |= {step for step in steps if keep_every and step % keep_every == 0}
+    evaluated = [step for step in steps if step in test_errors]
+    return kept | set(sorted(evaluated, key=test_errors.__getitem__)[:1])
+
+
+def label(part: Path, step: int, config: str | None) -> None:
+    """Adds to the files of a step which one it is, the digest of its run's config, and the sums."""
+    (part / STEP).write_text(f"{step}\n")
+    if config is not None:
+        (part / CONFIG).write_text(f"{config}\n")
+    disk.write_sums(part)
+
+
+def damage_of(files: Path) -> str | None:
+    """What is wrong with the files of a step, None if nothing is."""
+    damage = "it is a symbolic link" if files.is_symlink() else disk.damage(files)
+    if damage is None and (step := (files / STEP).read_text().strip()) != files.name:
+        return f"it was saved as step {step}"
+    return damage
+
+
+def config_of(files: Path) -> str | None:
+    """The digest of the config of the run that saved a step; None if an older version did."""
+    return (files / CONFIG).read_text().strip() if (files / CONFIG).exists() else None
 
 
 class StepFolders(Protocol):
@@ -30,7 +68,7 @@ class StepFolders(Protocol):
         """Whether there is the folder."""
 
     def steps(self) -> list[int]:
-        """Those there are, ascending."""
+        """Those there are, ascending; also what is damaged."""
 
     def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
         """A local folder of the step's name, with its files, as long as the context lasts."""
@@ -69,15 +107,18 @@ class _OnDisk:
         return self._folder.is_dir()
 
     def steps(self) -> list[int]:
-        names = [p.name for p in self._folder.iterdir() if p.is_dir() and not p.is_symlink()]
-        return sorted(int(name) for name in names if re.fullmatch(STEP_NAME, name))
+        named = [path for path in self._folder.iterdir() if re.fullmatch(STEP_NAME, path.name)]
+        return sorted(int(path.name) for path in named if path.is_symlink() or path.is_dir())
 
     def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
         return contextlib.nullcontext(self._folder / str(step))
 
     def prepare(self) -> None:
         self._folder.mkdir(exist_ok=True)
-        _delete_all(self._folder, ".*.*")
+        for path in self._folder.iterdir():
+            if _LEFT.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # Perhaps the next time.
+                    _delete(path)
 
     def close(self) -> None:
         pass
@@ -95,7 +136,9 @@ class _OnDisk:
         _delete_all(self._folder, f"{part.name}*")
 
     def delete(self, step: int) -> None:
-        shutil.rmtree((self._folder / str(step)).rename(self._folder / f".{step}.old"))
+        # What could not be deleted earlier has another name.
+        old = self._folder / f".{step}.{uuid.uuid4().hex}.old"
+        _delete((self._folder / str(step)).rename(old))
 
     def set_aside(self, step: int) -> str:
         name = _free_name(self._folder, step)
@@ -106,7 +149,7 @@ class _OnDisk:
 class _InBucket:
     def __init__(self, folder: BucketPath):
         self._folder = folder
-        # Of several processes each gives Orbax the same name, but only the first one writes there.
+        # Always the same name: the next writer clears away what a crash left there.
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
 
@@ -170,6 +213,14 @@ class _InBucket:
 def _delete_all(folder: Path, pattern: str) -> None:
     for path in folder.glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a folder or a file; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _free_name(folder: AnyPath, step: int) -> str:

@@ -57,6 +57,13 @@ def test_another_url_is_refused_naming_those_that_are_accepted(name):
         disk.path(name)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\0", "~/\x85", "not UTF-8: \udcff", "s3://a/b\r"])
+def test_a_name_that_no_line_can_hold_is_refused_in_one(name):
+    with pytest.raises(UserError, match="Expected a folder named by .*without") as error:
+        disk.path(name)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_what_is_put_is_there_and_what_others_put_is_seen_at_once(bucket):
     file = bucket / "folder" / "file"
     assert not file.exists() and not bucket.exists() and not bucket.is_dir()

@@ -3,15 +3,17 @@ import errno
 import os
 import random
 import shutil
+import string
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import disk, optim, step_folders, steps
+from resnet_flax import disk, optim, step_folders, steps, trees
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.disk import SUMS
 from resnet_flax.errors import FaultError, UserError
@@ -19,8 +21,10 @@ from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import Devices
 
 
-def writer(folder, keep_every=0, attempt=1, held=contextlib.nullcontext, say=print):
-    return CheckpointWriter(folder, keep_every=keep_every, attempt=attempt, held=held, say=say)
+def writer(folder, keep_every=0, attempt=1, held=contextlib.nullcontext, say=print, config="ours"):
+    return CheckpointWriter(
+        folder, keep_every=keep_every, attempt=attempt, held=held, say=say, config=config
+    )
 
 
 def save(folder, *steps, test_errors=None, **kwargs):
@@ -73,6 +77,67 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     np.testing.assert_array_equal(second, 3)
 
 
+# With [0.1] Orbax took the path for a pattern, with a backslash TensorStore wrote elsewhere.
+STRANGE = [
+    string.printable.split("\t")[0].replace("/", ""), "[0.1]", "a\\b", "*", "%2F", "{x,y}", "s3:",
+    "x|zip:", " ", "-x", "é 日本 🙂", "n" * 250,
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux numbers folders")
+def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path):
+    folder = tmp_path
+    for number, name in enumerate(STRANGE):
+        below, folder = (folder / name, folder / name / "checkpoints")
+        folder.mkdir(parents=True)
+        save(folder, number)
+        assert Checkpoints(folder).restore()["value"][0] == number
+        assert [path.name for path in below.iterdir()] == ["checkpoints"]
+        folder = below if number < 6 else tmp_path  # A path may have 4096 bytes.
+    assert len(list(tmp_path.rglob(SUMS))) == len(STRANGE)
+
+
+FINE = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.int8)}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"a": {"b": np.array([np.nan, 0.0], np.float32)}, "c": FINE["c"]},
+        {"a": {"b": -FINE["a"]["b"]}, "c": FINE["c"]},
+        {"a": {"b": FINE["a"]["b"].view(np.int32)}, "c": FINE["c"]},
+        {"a": {"b": FINE["a"]["b"][:, None]}, "c": FINE["c"]},
+        {"a": {"b": FINE["a"]["b"]}},
+        {"a": {"b": FINE["a"]["b"], "d": FINE["c"]}, "c": FINE["c"]},
+    ],
+)
+def test_a_step_counts_only_if_every_bit_of_it_is_read_back(tmp_path, monkeypatch, found):
+    with writer(tmp_path) as saving:
+        saving.save(1, FINE, {})
+    write = trees.ocp.save_async
+    monkeypatch.setattr(trees.ocp, "save_async", lambda path, tree: write(path, found))
+    line = r"Cannot save step 2 in .*: (a\.b|a\.d|c) was read back as something else .* stands; .*"
+    with pytest.raises(FaultError, match=line), writer(tmp_path) as saving:
+        saving.save(2, FINE, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_step_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
+    write = trees.ocp.save_async
+
+    def lose(path, tree):
+        response = write(path, tree)
+        response.result()
+        (path / "state" / "manifest.ocdbt").unlink()
+        return response
+
+    monkeypatch.setattr(trees.ocp, "save_async", lose)
+    with pytest.raises(FaultError, match="step 1 in .*: it cannot be read back") as error:
+        save(tmp_path, 1)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "keep_every, test_errors, kept",
     [
@@ -84,10 +149,16 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         (20, {10: 0.1}, [10, 20, 40, 50]),
     ],
 )
-def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path, keep_every, test_errors, kept):
-    save(tmp_path, 10, 20, 30, 40, 50, keep_every=keep_every, test_errors=test_errors)
-    assert Checkpoints(tmp_path).steps() == kept
-    assert len(list(tmp_path.iterdir())) == len(kept)
+def test_the_last_two_the_best_and_every_nth_are_kept(keep_every, test_errors, kept):
+    steps = [10, 20, 30, 40, 50]
+    assert step_folders.kept_steps(steps, keep_every, test_errors) == set(kept)
+
+
+def test_what_is_not_to_be_kept_is_deleted(tmp_path):
+    save(tmp_path, 10, 20, 30, 40, keep_every=20, test_errors={10: 0.1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20", "30", "40"]
+    save(tmp_path, 50, keep_every=20, test_errors={20: 0.1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "40", "50"]
 
 
 def test_a_wrong_step_is_answered_with_those_there_are(two_steps):
@@ -105,13 +176,34 @@ def test_an_empty_folder_is_answered_in_words(tmp_path):
 
 def test_what_a_crash_left_of_a_save_is_no_checkpoint_and_is_cleared_by_the_next_writer(tmp_path):
     save(tmp_path, 1)
-    for name in (".2.part", ".2.part.orbax-checkpoint-tmp", ".0.old"):
+    # `.2.old` and `.2.part` are of earlier versions.
+    left = (".2.part", ".2.part.orbax-checkpoint-tmp", ".0.old", ".3.2.part", ".3.ab12.old")
+    for name in (*left, ".my.notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("half")
+    (tmp_path / ".9.1.part").symlink_to(tmp_path / ".my.notes")
     assert Checkpoints(tmp_path).steps() == [1]
-    assert len(list(tmp_path.iterdir())) == 4
     with writer(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".my.notes", "1"]
+    assert (tmp_path / ".my.notes" / "file").exists()
+
+
+def test_a_deletion_that_failed_is_in_the_way_of_no_other(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    said = []
+    with writer(tmp_path, say=said.append) as saving:
+        for step in (1, 2, 3, 1, 4):
+            with monkeypatch.context() as patch:
+                if step == 3:
+                    patch.setattr(step_folders.shutil, "rmtree", fail)
+                saving.save(step, {"value": jnp.zeros(3)}, {})
+                saving.wait()
+    assert len(said) == 1 and "Cannot delete an old checkpoint" in said[0]
+    assert Checkpoints(tmp_path).steps() == [3, 4]
+    with writer(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 
 def test_a_step_appears_at_once_and_whole_while_others_read(tmp_path):
@@ -239,12 +331,64 @@ def test_a_checkpoint_under_another_steps_name_is_damaged(two_steps, tmp_path):
     assert "7 is damaged (it was saved as step 2); step 2 is used." in said[0]
 
 
+def test_a_step_of_another_run_is_refused_and_one_of_an_older_version_is_not(two_steps, tmp_path):
+    save(tmp_path / "old", 1, config=None)
+    for folder, config in [(two_steps, "ours"), (two_steps, None), (tmp_path / "old", "ours")]:
+        assert Checkpoints(folder, config=config).restore()["value"].size
+    theirs = Checkpoints(two_steps, config="theirs")
+    for refused in (theirs.restore, theirs.last_good, lambda: theirs.restore(1)):
+        with pytest.raises(
+            UserError, match=r"\d was saved by a run of another config .*ours.*Move"
+        ):
+            refused()
+    with writer(shutil.copytree(two_steps, tmp_path / "copy"), config="theirs") as resuming:
+        with pytest.raises(UserError, match="another config"):
+            resuming.last_good()
+        assert resuming.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "Desktop.ini", ".DS_Store", "._d", ".nfs0001"])
+def test_what_a_system_leaves_in_a_step_is_no_damage_and_another_file_is(two_steps, tmp_path, name):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    for below in ("", "state", "state/ocdbt.process_0/d"):
+        (folder / "2" / below / name).write_text("left")
+    assert Checkpoints(folder, say=pytest.fail).restore()["value"][0] == 2
+    (folder / "2" / "state" / "_sharding").write_text("{}")
+    assert Checkpoints(folder, say=print).last_good() == 1
+
+
+def test_many_damaged_steps_are_one_line(two_steps, tmp_path):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    for step in range(10, 110):
+        (folder / str(step)).mkdir()
+    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+        assert opened.last_good() == 2
+        assert "copy/109 is damaged (SHA256SUMS is missing)" in said[-1]
+        assert "and so are 99 before it; step 2 is used." in said[-1]
+    assert len(said) == 2
+    assert Checkpoints(folder).steps() == [1, 2]
+
+
+def test_a_step_that_is_a_link_is_not_used_and_what_it_leads_to_is_left(two_steps, tmp_path):
+    folder, outside = tmp_path / "copy", tmp_path / "outside" / "9"
+    shutil.copytree(two_steps, folder)
+    shutil.copytree(two_steps / "2", outside)
+    for step in ("0", "9"):
+        (folder / step).symlink_to(outside)
+    before = files(outside)
+    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+        assert opened.last_good() == 2
+        assert "9 is damaged (it is a symbolic link)" in said[-1]
+    save(folder, 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "9.damaged"]
+    assert files(outside) == before
+
+
 def test_what_is_no_checkpoint_is_left_out(two_steps, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two_steps, folder)
     shutil.copytree(folder / "2", folder / "02")
     (folder / "5").write_text("")
-    (folder / "6").symlink_to(folder / "2")
     (folder / ("9" * 30)).mkdir()
     assert Checkpoints(folder).steps() == [1, 2]
     save(folder, 8, 9)

@@ -17,7 +17,7 @@ RUNGS = [
     },
     {
         "models.resnet", "models.vgg", "data.sources", "steps", "lock", "step_folders",
-        "tensorboard", "hosts",
+        "tensorboard", "hosts", "trees",
     },
     {"records", "checkpoints", "schema", "data.stream", "torch_names", "findings"},
     {"sweeps", "feed", "diagnostics", "landscape", "convert", "data.fingerprint"},
@@ -29,7 +29,7 @@ FILES = sorted(path for path in Path("resnet_flax").rglob("*.py") if path.stem !
 # Libraries with one importer.
 ONLY_IN = {
     "fsspec": "bucket",
-    "orbax": "checkpoints",
+    "orbax": "trees",
     "tensorboardX": "tensorboard",
     "rich": "progress",
     "grain": "data.stream",

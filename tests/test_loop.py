@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import checkpoints, experiment, interrupt, loop, recorder
+from resnet_flax import checkpoints, experiment, interrupt, loop, recorder, schema
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
@@ -377,17 +377,17 @@ def test_what_does_not_match_is_listed_and_refused_unless_allowed(
 def test_a_run_to_begin_with_that_is_none_is_refused_before_anything_is_written(
     tiny_config, tmp_path
 ):
-    with pytest.raises(UserError, match="No checkpoint in .*nowhere"):
+    with pytest.raises(UserError, match="init_from=nowhere: Expected a file .*nowhere/config.json"):
         loop.train_and_evaluate(tiny_config | {"init_from": "nowhere"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_made_before_a_field_came_goes_on(tiny_config, tmp_path):
-    folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
-    old = folder.config()
+    folder, old = RunFolder(tmp_path), schema.resolve(tiny_config)
     for name in ("keep_every", "init_from", "init_partial"):
         del old[name]
     folder.config_file.write_text(json.dumps(old))
+    killed_at_the_last_step(tiny_config, folder.path)
     assert loop.train_and_evaluate(tiny_config, folder.path) == "finished"
 
 

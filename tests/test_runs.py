@@ -13,14 +13,25 @@ import pytest
 from resnet_flax import loop, runs, sweeps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import sources
+from resnet_flax.disk import SUMS
 from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder
+from resnet_flax.records import FILES, OWN, RunFolder
+from resnet_flax.step_folders import CONFIG
 
 
 @pytest.fixture
-def finished_run(tiny_config, tmp_path):
-    loop.train_and_evaluate(tiny_config, tmp_path / "run")
-    return tmp_path / "run"
+def finished_run(tiny_config, tmp_path, tmp_path_factory):
+    """A copy: it is trained once."""
+    trained = tmp_path_factory.getbasetemp() / "trained"
+    if not trained.exists():
+        loop.train_and_evaluate(tiny_config, trained)
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def stop(folder):
+    """A run of this status goes on."""
+    status = folder.status()._replace(state="preempted")
+    folder.status_file.write_text(json.dumps(status._asdict()))
 
 
 def test_a_run_moved_elsewhere_predicts_as_it_was_evaluated(finished_run, tmp_path, monkeypatch):
@@ -64,11 +75,8 @@ def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
 def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     finished_run, tiny_config, tmp_path
 ):
-    secret = tmp_path / "secret"
-    secret.write_text("{}")
     (finished_run / "diagnostics").mkdir()
     (finished_run / "diagnostics" / "layers-0.json").write_text("{}")
-    (finished_run / "diagnostics" / "line.json").symlink_to(secret)
     (finished_run / "notes").write_text("mine")
     runs.export_run(finished_run, tmp_path / "shared" / "run", 16)
     shared = RunFolder(tmp_path / "shared" / "run")
@@ -94,9 +102,26 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     assert loop.train_and_evaluate(tiny_config, tmp_path / "tuned") == "finished"
 
 
+def test_an_export_that_is_resumable_goes_on_to_the_same_bits(finished_run, tiny_config, tmp_path):
+    runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
+    there, whole = RunFolder(tmp_path / "there"), RunFolder(finished_run)
+    assert {path.name for path in there.path.iterdir()} == {*FILES, ".lock", "checkpoints"}
+    status = there.status()
+    assert (status.state, status.step, status.attempt, status.error) == ("preempted", 16, 1, None)
+    assert status.seconds >= whole.status().seconds
+    assert there.metrics() == [r for r in whole.metrics() if r["step"] <= 16]
+    assert loop.train_and_evaluate(tiny_config, there.path) == "finished"
+    states = [Checkpoints(folder.checkpoints).restore(24) for folder in (there, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    rates = "images_per_second"
+    assert [r | {rates: 0} for r in there.metrics()] == [r | {rates: 0} for r in whole.metrics()]
+    assert [entry["attempt"] for entry in there.environments()] == [1, 2]
+    runs.export_run(finished_run, tmp_path / "done", resumable=True)
+    assert RunFolder(tmp_path / "done").status().state == "finished"
+
+
 def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp_path):
-    folder = RunFolder(finished_run)
-    folder.status_file.write_text(json.dumps(folder.status()._asdict() | {"state": "preempted"}))
+    stop(RunFolder(finished_run))
     runs.export_run(finished_run, tmp_path / "shared", 16)
     with pytest.raises(UserError, match=r"lacks opt_state, seed, totals.*--config\.init_from"):
         loop.train_and_evaluate(tiny_config, tmp_path / "shared")
@@ -117,6 +142,71 @@ def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, t
         runs.export_run(finished_run, tmp_path / "shared", 17)
     (tmp_path / "file").unlink()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [*OWN, "diagnostics/line.json", "checkpoints/24"])
+def test_what_a_run_holds_may_not_be_a_link_when_it_is_exported_or_goes_on(
+    finished_run, tiny_config, tmp_path, name
+):
+    (finished_run / "diagnostics").mkdir()
+    (finished_run / "diagnostics" / "line.json").write_text("{}")
+    (finished_run / "lock.json").write_text("{}")
+    (finished_run / ".lock").touch()
+    stop(RunFolder(finished_run))
+    (finished_run / name).rename(tmp_path / "outside")
+    (finished_run / name).symlink_to(tmp_path / "outside")
+    if name == "checkpoints":
+        (tmp_path / "outside" / ".1.old").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    if name == "checkpoints/24":
+        with pytest.raises(UserError, match=r"24 is damaged \(it is a symbolic link\)"):
+            runs.export_run(finished_run, tmp_path / "shared", 24)
+    else:
+        with pytest.raises(UserError, match=f"{name} is a symbolic link to .*outside. .* the link"):
+            runs.export_run(finished_run, tmp_path / "shared")
+    if name in OWN:
+        with pytest.raises(UserError, match=f"{name} is a symbolic link to .*outside. .* the link"):
+            loop.train_and_evaluate(tiny_config, finished_run)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_runs_folder_may_be_a_link_itself(finished_run, tiny_config, tmp_path):
+    (tmp_path / "link").symlink_to(finished_run)
+    assert loop.train_and_evaluate(tiny_config, tmp_path / "link") == "finished"
+    runs.export_run(tmp_path / "link", tmp_path / "shared")
+    assert runs.load_run(tmp_path / "shared").step == 24
+
+
+def test_another_runs_checkpoint_is_refused_by_all_who_would_use_it(
+    finished_run, tiny_config, tmp_path
+):
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    folder = RunFolder(other)
+    seed = folder.config() | {"seed": 1}
+    folder.config_file.write_text(json.dumps(seed))
+    stop(folder)
+    for use in (
+        lambda: runs.load_run(other),
+        lambda: runs.load_run(other, 16),
+        lambda: runs.export_run(other, tmp_path / "shared"),
+        lambda: loop.train_and_evaluate(tiny_config | {"seed": 1}, other),
+        lambda: loop.train_and_evaluate(tiny_config | {"init_from": str(other)}, tmp_path / "new"),
+    ):
+        with pytest.raises(UserError, match=r"other/checkpoints/\d+ was saved by a run of another"):
+            use()
+    assert not (tmp_path / "new").exists() and not (tmp_path / "shared").exists()
+    # Only where its data lie may differ.
+    mine = RunFolder(finished_run)
+    moved = mine.config() | {"data": mine.config()["data"] | {"data_dir": "elsewhere"}}
+    mine.config_file.write_text(json.dumps(moved))
+    assert runs.load_run(finished_run).step == 24
+
+
+def forget_config(step):
+    """A step as older versions saved it."""
+    (step / CONFIG).unlink()
+    lines = (step / SUMS).read_text().splitlines(keepends=True)
+    (step / SUMS).write_text("".join(line for line in lines if CONFIG not in line))
 
 
 def test_an_export_that_breaks_off_can_be_made_again(finished_run, tmp_path, monkeypatch):
@@ -203,6 +293,7 @@ def test_a_checkpoint_of_another_network_than_the_configs_is_refused(finished_ru
     config = folder.config()
     config["model"] |= change
     folder.config_file.write_text(json.dumps(config))
+    forget_config(folder.checkpoints / "24")
     with pytest.raises(UserError, match="of another model: expected"):
         runs.load_run(finished_run)
 
