@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from resnet_flax import experiment, schema
+from resnet_flax import bits, experiment, schema
 from resnet_flax.data import sources
 from resnet_flax.models import blocks, resnet, vgg
 
@@ -70,7 +70,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
         return out
 
     with nn.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, *image_shape)))
     return [*parts, Part("softmax", "softmax", parts[-1].shape, 0, 0)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from resnet_flax import cpu
+from resnet_flax import bits, cpu
 
 _CODE = Path(__file__).parent
 COMMIT_VARIABLE = "RESNET_FLAX_GIT_COMMIT"
@@ -20,12 +20,6 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array_record",
     "ml-collections", "numpy",
 )  # fmt: skip
-# Those that change what jax computes.
-_SETTINGS = (
-    "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable",
-    "jax_default_matmul_precision",
-)  # fmt: skip
-_VARIABLES = ("JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def describe() -> dict[str, Any]:
@@ -42,6 +36,7 @@ def describe() -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
+        "settings": bits.settings(),
     }
 
 
@@ -50,15 +45,12 @@ def program() -> dict[str, Any]:
 
     The same in all processes of a run. Python may be of several versions: it computes nothing.
     """
-    flags = os.environ.get("XLA_FLAGS", "").split()
     return {
         "git_commit": git_commit(),
         "code": _code_digest(),
         "packages": _versions(),
-        **{name: getattr(jax.config, name) for name in _SETTINGS},
-        **{name: os.environ.get(name, "") for name in _VARIABLES},
-        # Where XLA writes what it compiles is each process's own business.
-        "XLA_FLAGS": " ".join(flag for flag in flags if not flag.startswith("--xla_dump")),
+        "settings": bits.settings(),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from resnet_flax import environment, experiment, hosts, metrics, schema, start, steps
+from resnet_flax import bits, environment, experiment, hosts, metrics, schema, start, steps
 from resnet_flax.checkpoints import CheckpointWriter
 from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
@@ -22,6 +22,7 @@ from resnet_flax.records import DONE, RunFolder, State, Status, identity
 from resnet_flax.trees import host_tree
 
 
+@bits.pinned()
 def train_and_evaluate(
     config: Mapping[str, Any],
     workdir: str | os.PathLike[str],

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from resnet_flax import disk, experiment, findings, schema, steps
+from resnet_flax import bits, disk, experiment, findings, schema, steps
 from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.data import augment
 from resnet_flax.errors import FaultError, UserError, summary
@@ -90,7 +90,7 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
     model = experiment.build_model(net, num_classes)
     if experiment.scans(net):
         variables = stacking.stack(variables)
-    expected = jax.eval_shape(model.init, jax.random.key(0), batch)
+    expected = jax.eval_shape(model.init, bits.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)
     return Run(config, model, variables, step, image_mean)
 

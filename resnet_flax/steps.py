@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from resnet_flax import metrics
+from resnet_flax import bits, metrics
 from resnet_flax.data import augment
 from resnet_flax.parallel import DATA_AXIS, means_and_sums
 
@@ -53,6 +53,7 @@ class Images(NamedTuple):
 Fed = jax.Array | Images
 
 
+@bits.pinned()
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -65,7 +66,7 @@ def init_state(
     `image_shape`: (H, W, C) of what the network is trained on; None: the mean's.
     """
     image = jnp.zeros((1, *(image_shape or image_mean.shape)), jnp.float32)
-    variables = model.init(jax.random.key(seed), image)
+    variables = model.init(bits.key(seed), image)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
@@ -104,6 +105,7 @@ def train_step(
     )
 
 
+@bits.pinned()
 def train_steps(
     state: TrainState,
     resident: Images | None,
@@ -121,10 +123,9 @@ def train_steps(
     def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
         images, labels = select(resident, fed)
         image = augment.normalize(images, state.image_mean)
-        keys = _image_keys(state, len(labels))
-        image = augment.pad_crop_flip(keys, image, pad, flip)
-        if color:
-            image = augment.shift_color(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), image)
+        places = jax.lax.axis_index(DATA_AXIS) * len(labels) + jnp.arange(len(labels))
+        keys = augment.image_keys(state.seed, state.step, places)
+        image = augment.augment(keys, image, pad=pad, flip=flip, color=color)
         starts = state.step % log_every == 0
         totals = jax.tree.map(lambda t: jnp.where(starts, 0, t), state.totals)
         batch = Batch(image, labels)
@@ -139,13 +140,7 @@ def select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images), jnp.asarray(labels)
 
 
-def _image_keys(state: TrainState, count: int) -> jax.Array:
-    """One key an image [count]: of (seed, step, place in the global batch), not of the device."""
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    places = jax.lax.axis_index(DATA_AXIS) * count + jnp.arange(count)
-    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-
-
+@bits.pinned()
 def eval_step(
     variables: Any,
     image_mean: jax.Array,
@@ -161,6 +156,7 @@ def eval_step(
     return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
 
 
+@bits.pinned()
 def eval_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
     """[B, H, W, C] float32, normalised -> [B, K] float32, with running averages; no axis."""
     logits = model.apply(variables, images, train=False)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from resnet_flax import bits
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_flax.models.resnet import Family, ResNet, Shortcut
@@ -83,7 +84,7 @@ def recognise(arrays: dict[str, np.ndarray]) -> tuple[ResNet, dict[str, str]]:
     found = (SIGNS[sign] for sign in SIGNS if any(name.startswith(sign) for name in shapes))
     names = next(found, "torchvision")
     model, channels = _network(shapes, names)
-    variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, channels)))
+    variables = jax.eval_shape(model.init, bits.key(0), np.zeros((1, 32, 32, channels)))
     ours = traverse_util.flatten_dict(variables, sep=".")
     expected = {
         name_of(name, names): tuple(a.shape[i] for i in TO_TORCH.get(a.ndim, range(a.ndim)))

@@ -9,7 +9,7 @@ import pytest
 # A file imports only from lower rungs.
 RUNGS = [
     {"errors", "regular"},
-    {"cpu", "bucket"},
+    {"cpu", "bucket", "bits"},
     {
         "recipe", "models.blocks", "models.conv", "models.stacking", "data.digits", "data.augment",
         "data.crops", "data.order", "optim", "metrics", "disk", "lock_places", "joining",
@@ -83,6 +83,15 @@ def test_pmap_and_shard_map_are_called_in_one_file_only(path):
         if isinstance(node, ast.Attribute)
     } | {module.rpartition(".")[2] for module in imports(path)}
     assert name_of(path) == "parallel" or not names & {"pmap", "shard_map"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_keys_are_made_in_one_file_and_drawn_from_in_one_other(path):
+    used = any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.random"
+        for node in ast.walk(ast.parse(path.read_text()))
+    ) or any(module.startswith("jax.random") for module in imports(path))
+    assert not used or name_of(path) in ("bits", "data.augment")
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=str)

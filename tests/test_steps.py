@@ -1,13 +1,15 @@
 import functools
 import re
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from resnet_flax import metrics, optim, steps
-from resnet_flax.data.augment import normalize
+from resnet_flax import bits, metrics, optim, steps
+from resnet_flax.data.augment import draw, normalize
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.parallel import DATA_AXIS, Devices
 
@@ -153,6 +155,38 @@ def test_augmentation_depends_on_the_seed_and_the_step():
     losses = [loss(0, 1), loss(0, 2), loss(1, 1)]
     assert len(set(losses)) == 3
     assert loss(0, 1) == losses[0]
+
+
+class Small(nn.Module):
+    """A network of each kind of layer, compiled in a second."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(2, (3, 3))(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def test_settings_of_jax_and_flax_change_no_bit(monkeypatch):
+    def everything():
+        draws = jax.jit(lambda: draw(bits.key(3), pad=4))()
+        return jax.device_get(draws), train(Small(), 1, BATCHES[:1])
+
+    expected = everything()
+    monkeypatch.setitem(flax.config._values, "flax_fix_rng_separator", True)
+    jax.config.update("jax_random_seed_offset", 5)
+    try:
+        with (
+            jax.default_prng_impl("rbg"),
+            jax.threefry_partitionable(False),
+            jax.enable_x64(True),
+            jax.numpy_dtype_promotion("strict"),
+        ):
+            jax.tree.map(np.testing.assert_array_equal, everything(), expected)
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+    # Those of JAX as it comes: what was recorded years ago goes on.
+    keys = (jax.random.key_data(make(3)) for make in (bits.key, jax.random.key))
+    np.testing.assert_array_equal(*keys)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

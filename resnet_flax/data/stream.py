@@ -132,7 +132,7 @@ class TrainingBatches:
         for step in self.steps[number * self.per_dispatch :][: self.per_dispatch]:
             order = batch_indices(self.seed, step, self.batch_size, self.stream.size)
             indices.append(order[self.places])
-            draws = _draws(self.seed, step, self.batch_size)[self.places]
+            draws = crop_draws(self.seed, step, self.batch_size)[self.places]
             cuts += [functools.partial(crop, draws=row) for row in draws]
         return _load(self.stream, np.concatenate(indices), cuts, (1, size, size))
 
@@ -164,8 +164,8 @@ def _load(
 
 
 @functools.lru_cache(maxsize=1)
-def _draws(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The randomness of one global batch's crops: [batch_size, DRAWS] float64."""
+def crop_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The draws of one global batch's crops: [batch_size, DRAWS] float64 in [0, 1)."""
     # Three numbers, so that no stream is that of an epoch's order.
     return np.random.RandomState([seed, step, 1]).uniform(size=(batch_size, crops.DRAWS))
 
