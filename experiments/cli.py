@@ -48,6 +48,7 @@ def run(
     config: Literal["run", "sweep", "either", "none"],
     workdir: str = "",
     processes: bool = False,
+    data_dir: bool = False,
 ) -> None:
     """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
 
@@ -55,6 +56,7 @@ def run(
       `either` need not be given.
     - `workdir`: what --workdir means, if there is one.
     - `processes`: whether several may do it together, with --coordinator and so on.
+    - `data_dir`: whether it reads the data of a run, whose folder does not say where that lies.
 
     A flag, config or folder that cannot be used is one line on stderr and exit status 2.
     """
@@ -69,6 +71,9 @@ def run(
         flags.DEFINE_integer(
             "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
         )
+    if data_dir:
+        meaning = "Where the data set was prepared; by default TFDS_DATA_DIR, else TFDS's folder."
+        flags.DEFINE_string("data_dir", "", meaning)
     output.keep_going()
     set_up()
     try:

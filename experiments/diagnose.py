@@ -36,7 +36,7 @@ from resnet_flax.sweeps import SweepFolder
 
 NORMS = ("batch", "none")
 # The flags that are of runs, and so of no use with --config.
-OF_RUNS = ("step", "all_steps", "landscape", "resolution")
+OF_RUNS = ("step", "all_steps", "landscape", "resolution", "data_dir")
 RESOLUTION = 15
 
 
@@ -59,14 +59,19 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
 
 
 def diagnose_run(
-    folder: AnyPath, at_steps: Sequence[int], count: int, resolution: int | None, console: Console
+    folder: AnyPath,
+    at_steps: Sequence[int],
+    count: int,
+    resolution: int | None,
+    console: Console,
+    data_dir: str = "",
 ) -> list[Layers]:
     """Stores the layers before training and at each of the saved steps, and returns them.
 
     With `resolution`, also the loss on the line from the initial weights to those of the last of
     these steps, and on a plane around them.
     """
-    runs = [load_run(folder, step) for step in at_steps]
+    runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
     parts = diagnostics.parts_of(runs[-1].model)
     batches = experiment.training_batches(config, runs[-1].image_mean, count)
@@ -155,7 +160,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     for folder in _tracked(folders, "runs", console):
         try:
             steps = saved_steps(folder) if args.all_steps else [args.step]
-            found = diagnose_run(folder, steps, args.batches, resolution, console)
+            found = diagnose_run(folder, steps, args.batches, resolution, console, args.data_dir)
         except UserError as error:
             wrong.append(error)
             continue
@@ -217,4 +222,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "resolution", None, f"Points a side of the plane; by default {RESOLUTION}.", lower_bound=2
     )
-    cli.run(main, config="either", workdir="A run's folder, or a sweep's.")
+    cli.run(main, config="either", workdir="A run's folder, or a sweep's.", data_dir=True)

@@ -70,11 +70,11 @@ def main(args: flags.FlagValues) -> None:
     parallel.open_devices()
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
-        score(load_run(folder, args.step), *how)
+        score(load_run(folder, args.step, args.data_dir), *how)
         return
     for step in saved_steps(folder):
         try:
-            run = load_run(folder, step)
+            run = load_run(folder, step, args.data_dir)
         except UserError as error:  # One that is damaged, or that a running run has deleted.
             print(error)
         else:
@@ -91,4 +91,4 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "sides", [224, 256, 384, 480, 640], f"Lengths of the shorter side for {MULTI_SCALE}."
     )
-    cli.run(main, config="none", workdir="The run's folder.")
+    cli.run(main, config="none", workdir="The run's folder.", data_dir=True)

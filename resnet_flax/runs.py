@@ -65,14 +65,17 @@ def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
     return steps
 
 
-def load_run(folder: str | os.PathLike[str], step: int | None = None) -> Run:
+def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: str = "") -> Run:
     """Restores a checkpoint, by default the newest whole one, knowing only the run's folder.
 
-    The data set is not needed. Raises UserError if the folder is no run's, or lacks that step
-    (naming those it has), or if that step is damaged or another run's.
+    The data set is not needed; `data_dir` is where `config.data` says that it lies. Raises
+    UserError if the folder is no run's, or lacks that step (naming those it has), or if that step
+    is damaged or another run's.
     """
     records = RunFolder(folder)
     config = schema.parse(records.config(), schema.RunConfig)
+    data = config.data.model_copy(update={"data_dir": data_dir})
+    config = config.model_copy(update={"data": data})
     checkpoints = Checkpoints(records.checkpoints, config=records.config_digest())
     state = checkpoints.restore(step)
     try:
@@ -106,9 +109,11 @@ def export_run(
 
     That is its records, what diagnostics found, and one checkpoint, as in `load_run`, without the
     optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
-    `init_from` need. The run itself can go on there only with `resumable`: then the checkpoint is
-    whole, records end at its step, and the command that trained the run goes on from it. On the
-    same kind of machine it ends in the same bits; `environment.json` says which kind that was.
+    `init_from` need. No path of this machine goes along: `init_from` becomes that run's name.
+
+    The run itself can go on there only with `resumable`: then the checkpoint is whole, records end
+    at its step, and the command that trained the run goes on from it. On the same kind of machine
+    it ends in the same bits; `environment.json` says which kind that was.
 
     Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
     be written to.
@@ -130,6 +135,7 @@ def export_run(
                 (part / name).parent.mkdir(exist_ok=True)
                 text = disk.read_bytes(source / name, LARGEST.get(name, findings.LARGEST))
                 (part / name).write_bytes(text)
+        _leave_paths_out(RunFolder(part))
         _export_step(RunFolder(source), RunFolder(part), step, resumable)
         part.rename(target)
     except (OSError, FaultError) as error:
@@ -138,14 +144,24 @@ def export_run(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _leave_paths_out(copy: RunFolder) -> None:
+    """Rewrites what can name a folder of this machine: `init_from`, and the text of an error."""
+    config, status = copy.config(), copy.status()
+    if begun_with := config.get("init_from"):
+        config["init_from"] = disk.path(begun_with).name
+    disk.write_json(copy.config_file, config)
+    if status and status.error:
+        disk.write_json(copy.status_file, status._replace(error=None)._asdict())
+
+
 def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool) -> None:
     """Saves a checkpoint of one run in another folder, which has its records."""
-    config = source.config_digest()
-    state = Checkpoints(source.checkpoints, config=config).restore(step)
+    state = Checkpoints(source.checkpoints, config=source.config_digest()).restore(step)
     if resumable:
-        with copy.claim(source.config(), print):
+        with copy.claim(copy.config(), print):
             copy.drop_metrics_after(step)
             copy.write_status(_stopped_at(step, copy.status()))
+        (copy.path / ".lock").unlink()
     else:
         state = {name: state[name] for name in ("params", "batch_stats", "step", "image_mean")}
     with CheckpointWriter(
@@ -154,7 +170,7 @@ def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool)
         attempt=1,
         held=contextlib.nullcontext,
         say=print,
-        config=config,
+        config=copy.config_digest(),
     ) as writer:
         writer.save(step, state, {})
 

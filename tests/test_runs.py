@@ -48,6 +48,8 @@ def test_a_run_moved_elsewhere_predicts_as_it_was_evaluated(finished_run, tmp_pa
     assert -np.log(picked).mean() == pytest.approx(scored["loss"], rel=1e-5)
     assert run.step == 24
     assert run.config.model.depth == 8
+    assert run.config.data.data_dir == ""
+    assert runs.load_run(moved, data_dir="/elsewhere").config.data.data_dir == "/elsewhere"
 
 
 def test_an_earlier_step_is_restored_when_asked_for(finished_run):
@@ -78,6 +80,11 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     (finished_run / "diagnostics").mkdir()
     (finished_run / "diagnostics" / "layers-0.json").write_text("{}")
     (finished_run / "notes").write_text("mine")
+    here = RunFolder(finished_run)
+    begun_with = here.config() | {"init_from": "/home/somebody/source"}
+    here.config_file.write_text(json.dumps(begun_with))
+    failed = here.status()._replace(error="No space left on device: /home/somebody/run")
+    here.status_file.write_text(json.dumps(failed._asdict()))
     runs.export_run(finished_run, tmp_path / "shared" / "run", 16)
     shared = RunFolder(tmp_path / "shared" / "run")
     assert [path.name for path in shared.path.parent.iterdir()] == ["run"]
@@ -88,7 +95,11 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
         "notes",
     }
     assert [path.name for path in (shared.path / "diagnostics").iterdir()] == ["layers-0.json"]
-    assert shared.metrics() == RunFolder(finished_run).metrics()
+    assert shared.metrics() == here.metrics()
+    assert shared.config() == begun_with | {"init_from": "source"}
+    assert shared.status() == failed._replace(error=None)
+    for file in filter(Path.is_file, shared.path.rglob("*")):
+        assert b"/home/somebody" not in file.read_bytes(), file
     before, after = runs.load_run(finished_run, 16), runs.load_run(shared.path)
     assert runs.saved_steps(shared.path) == [after.step] == [16]
     jax.tree.map(np.testing.assert_array_equal, before.variables, after.variables)

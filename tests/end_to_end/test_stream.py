@@ -78,10 +78,11 @@ def test_killed_with_its_workers_or_by_one_of_them_a_run_resumes_to_the_same_bit
 
 
 @pytest.mark.parametrize("view", ["multi_scale", pytest.param("ten_crop", marks=pytest.mark.slow)])
-def test_an_evaluation_sees_every_image_in_each_view(undisturbed, view):
+def test_an_evaluation_sees_every_image_in_each_view(undisturbed, varied_folder, view):
+    assert varied_folder not in (undisturbed / "config.json").read_text()
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={undisturbed}"]
     output = subprocess.run(
-        [*command, f"--view={view}", "--sides=40"],
+        [*command, f"--data_dir={varied_folder}", f"--view={view}", "--sides=40"],
         check=True, capture_output=True, text=True,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
     ).stdout  # fmt: skip

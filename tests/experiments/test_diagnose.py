@@ -79,7 +79,13 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
     (damaged,) = tmp_path.glob("plain-8-s0/checkpoints/24/state/manifest.ocdbt")
     damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "plain-8-s1" / "checkpoints")
-    flags = {"workdir": str(tmp_path), "step": None, "all_steps": False, "batches": 1}
+    flags = {
+        "workdir": str(tmp_path),
+        "step": None,
+        "all_steps": False,
+        "batches": 1,
+        "data_dir": "",
+    }
     args = types.SimpleNamespace(**flags, landscape=False, resolution=None)
     assert diagnose._diagnose_runs(args, Console(soft_wrap=True)) == 1
     printed = capsys.readouterr().out
