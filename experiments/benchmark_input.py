@@ -170,6 +170,7 @@ def _build(case: dict[str, Any]) -> Iterator[Callable[[], Any]]:
     """Yields what gives the next batch, while it is ready."""
     stream = Stream(
         case["folder"],
+        "",
         Files(case["folder"]),
         "image",
         "label",

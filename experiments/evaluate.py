@@ -25,6 +25,12 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
     split = split or data.test_split
     devices = Devices(run.config.parallel)
     images = experiment.open_split(data, split)
+    classes = len(run.variables["params"]["fc"]["bias"])
+    if images.num_classes != classes:  # Another version, perhaps.
+        raise UserError(
+            f"Expected {data.name} with the {classes} classes of the run's network, got"
+            f" {images.num_classes}. Name the folder of the set it was trained on by --data_dir."
+        )
     if view == CENTER:
         evaluate = Evaluator(run.model, devices, data.eval_batch_size)
         feed = experiment.feed(images, devices, print)

@@ -78,12 +78,29 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
         )
     examples, size = opened.builder.as_data_source(split=split), opened.size
     images = np.empty((size, *shape), np.uint8)
-    labels = np.empty(size, np.int32)
+    labels = np.empty(size, np.int64)
     for start in range(0, size, _READ_AT_ONCE):
         stop = min(start + _READ_AT_ONCE, size)
         for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
             images[i], labels[i] = example[opened.image_key], example[opened.label_key]
-    return Split(images, labels, opened.num_classes)
+    return Split(
+        images, checked_labels(labels, opened.num_classes, name, split), opened.num_classes
+    )
+
+
+def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) -> np.ndarray:
+    """Labels as they were read, int64, as int32. Raises UserError unless all name a class.
+
+    TFDS has -1 for a label that was not published.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise UserError(
+            f"Expected labels in 0..{num_classes - 1} in split {split!r} of {name}, got {wrong[0]}"
+            f" (labels outside: {wrong.size} of {labels.size} read). Give splits that have labels"
+            ' for data.train_split and data.test_split, such as "train[:90%]" and "train[90%:]".'
+        )
+    return labels.astype(np.int32)
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Opened:
@@ -251,6 +268,7 @@ def _shape_and_classes(
         not isinstance(image, tfds.features.Image)
         or image.np_dtype != np.uint8
         or not isinstance(label, tfds.features.ClassLabel)
+        or not label.num_classes
     ):
         raise UserError(
             f"Expected uint8 images with a class label in data set {builder.name!r}, got"

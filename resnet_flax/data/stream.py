@@ -28,6 +28,7 @@ from resnet_flax.errors import GOES_ON, FaultError, UserError
 
 T = TypeVar("T")
 WORKERS = "RESNET_FLAX_WORKERS"
+_SAMPLE = 100
 _LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 
 
@@ -45,6 +46,7 @@ class Stream(NamedTuple):
     """A split of encoded images of any size, and how to cut them."""
 
     name: str
+    split: str
     examples: Any  # TFDS's data source, images as bytes.
     image_key: str
     label_key: str
@@ -72,9 +74,13 @@ class Stream(NamedTuple):
             yield from self.read(np.arange(start, min(start + 1000, self.size)))[0]
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Encoded images and labels [B] int32 at these positions of the split."""
+        """Encoded images and labels [B] int32 at these positions of the split.
+
+        Raises UserError if one of the labels is none: no step sees it.
+        """
         found = self.examples.__getitems__([int(i) for i in indices])
-        labels = np.array([example[self.label_key] for example in found], np.int32)
+        labels = np.array([example[self.label_key] for example in found], np.int64)
+        labels = sources.checked_labels(labels, self.num_classes, self.name, self.split)
         return [example[self.image_key] for example in found], labels
 
 
@@ -93,14 +99,20 @@ def open_stream(
     channel_mean: tuple[float, float, float],
     data_dir: str = "",
 ) -> Stream:
-    """Opens a split of a prepared TFDS set. Raises UserError as `sources.load_split` does."""
+    """Opens a split of a prepared TFDS set. Raises UserError as `sources.load_split` does.
+
+    Labels lie with the images, of which ImageNet has 140 GB: a sample is read, which finds a split
+    without labels at once; `Stream.read` checks the others.
+    """
     opened = sources.open_split(name, split, data_dir)
     _workers(1)  # Before anything is written.
     examples = opened.builder.as_data_source(
         split=split, decoders={opened.image_key: tfds.decode.SkipDecoding()}
     )
     keys = opened.image_key, opened.label_key
-    return Stream(f"{name} {split}", examples, *keys, opened.num_classes, crops, channel_mean)
+    stream = Stream(name, split, examples, *keys, opened.num_classes, crops, channel_mean)
+    stream.read(np.linspace(0, stream.size - 1, min(stream.size, _SAMPLE), dtype=int))
+    return stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +225,7 @@ def in_background(
         del batches
         gc.collect()
         if damaged:
-            say(_damage(load.stream.name, sorted(damaged)))
+            say(_damage(f"{load.stream.name} {load.stream.split}", sorted(damaged)))
 
 
 def _hush_resource_tracker() -> None:

@@ -8,9 +8,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_flax.data import sources
+from resnet_flax.data import crops, sources, stream
 from resnet_flax.errors import UserError
 from tests.prepared import needs_cifar10
+
+CROPS = stream.Crops("scale", 4, (4, 4))
 
 
 class Wide(tfds.core.GeneratorBasedBuilder):
@@ -38,10 +40,35 @@ class Wide(tfds.core.GeneratorBasedBuilder):
             yield i, {"scan": Image.fromarray(scan), "kind": i % 100}
 
 
+class Unlabelled(tfds.core.GeneratorBasedBuilder):
+    """The first 20 images of a split of 60, all of another, have -1, as TFDS marks the unknown."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(4, 4, 3)),
+                    "label": tfds.features.ClassLabel(num_classes=3),
+                }
+            )
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(20), "test": self._generate_examples(60)}
+
+    def _generate_examples(self, unknown):
+        for i in range(60):
+            image = Image.fromarray(np.full((4, 4, 3), i, np.uint8))
+            yield i, {"image": image, "label": -1 if i < unknown else i % 3}
+
+
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tfds"))
-    Wide(data_dir=folder, file_format=sources.FILE_FORMAT).download_and_prepare()
+    for builder in (Wide, Unlabelled):
+        builder(data_dir=folder, file_format=sources.FILE_FORMAT).download_and_prepare()
     return folder
 
 
@@ -175,6 +202,41 @@ def test_a_split_that_lacks_a_file_is_named_with_it_and_the_others_are_read(wide
     with pytest.raises(UserError, match="lacks .*wide-train.array_record-00000-of-"):
         sources.load_split("wide", "train", str(tmp_path))
     assert sources.load_split("wide", "test", str(tmp_path)).size == 7
+
+
+@pytest.mark.parametrize("split, count", [("train", 20), ("test", 60)])
+def test_labels_that_name_no_class_are_refused_when_read(wide_folder, split, count):
+    message = rf"labels in 0\.\.2 in split '{split}' of unlabelled, got -1 .*: {count} of 60"
+    with pytest.raises(UserError, match=message):
+        sources.load_split("unlabelled", split, wide_folder)
+    with pytest.raises(UserError, match=message):
+        stream.open_stream("unlabelled", split, CROPS, (0, 0, 0), wide_folder)
+
+
+def test_a_stream_finds_labels_that_its_sample_missed_before_a_step_sees_them(
+    wide_folder, monkeypatch
+):
+    labels = [
+        int(x["label"]) for x in tfds.data_source("unlabelled", split="train", data_dir=wide_folder)
+    ]
+    first = next(i for i in range(60) if -1 not in labels[i : i + 2])
+    monkeypatch.setattr(stream, "_SAMPLE", 1)
+    monkeypatch.setenv(stream.WORKERS, "1")
+    opened = stream.open_stream("unlabelled", f"train[{first}:]", CROPS, (0, 0, 0), wide_folder)
+    plan = [(np.array([i, i + 1]), (1, 4, 4)) for i in range(0, opened.size - 1, 2)]
+    load, seen = stream.EvaluationBatches(opened, crops.whole, plan), []
+    with (
+        pytest.raises(UserError, match=r"labels in 0\.\.2 .*: [12] of 2 read"),
+        stream.in_background(load, lambda batch: seen.extend(batch.labels), print) as batches,
+    ):
+        list(batches)
+    assert seen and min(seen) >= 0
+
+
+def test_a_label_beyond_the_classes_or_32_bits_is_refused():
+    for label in (3, 2**32 + 1, -(2**63)):
+        with pytest.raises(UserError, match=rf"got {label} "):
+            sources.checked_labels(np.array([0, label, 2]), 3, "set", "train")
 
 
 def test_sizes_and_classes_are_known_of_a_set_that_is_not_prepared(tmp_path):
