@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from absl import flags
@@ -50,6 +51,11 @@ TORCH = {
     "PyTorch eager, channels last": {"channels_last": True, "compile": ""},
     "PyTorch compiled, channels last": {"channels_last": True, "compile": "default"},
 }
+DEPTHS = (20, 56, 110, 1202)
+DEPTHS_OF_MEMORY = (20, 110, 1202)
+DEPTHS_OF_SEEDS = (8, 20, 56)
+STARTED = ("resnet20", "plain56")
+TRAINED = ("resnet20", "resnet56")
 ACCELERATOR = {
     "CIFAR depth 20": {"depth": 20},
     "CIFAR depth 56": {"depth": 56},
@@ -102,7 +108,7 @@ def _multiply_adds(case: Case) -> int:
 def measure_depth(rounds: int) -> Iterator[Row]:
     """Trace, compile, step and memory by depth, on 8x8 images."""
     small = {"size": 8, "channels": 1, "steps_per_dispatch": 2}
-    for depth in (20, 56, 110, 1202):
+    for depth in DEPTHS:
         cases = {
             "unrolled": ours(depth=depth, **small),
             "scanned": ours(depth=depth, scan=True, **small),
@@ -116,7 +122,7 @@ def measure_depth(rounds: int) -> Iterator[Row]:
 
 def measure_memory() -> Iterator[Row]:
     """What compiled 32x32 programs need besides parameters and data, by XLA's own account."""
-    for depth in (20, 110, 1202):
+    for depth in DEPTHS_OF_MEMORY:
         for name, fields in {
             "unrolled": {"scan": False},
             "scanned": {"scan": True},
@@ -130,7 +136,7 @@ def measure_memory() -> Iterator[Row]:
 
 def measure_seeds(rounds: int) -> Iterator[Row]:
     """Several seeds as one program (vmap) against one after another; milliseconds a seed."""
-    for depth in (8, 20, 56):
+    for depth in DEPTHS_OF_SEEDS:
         small = {"depth": depth, "size": 8, "channels": 1}
         cases = {f"{n} seeds": ours(seeds=n, **small) for n in (1, 2, 4)}
         for count, row in zip((1, 2, 4), alternate(cases, rounds), strict=True):
@@ -139,7 +145,7 @@ def measure_seeds(rounds: int) -> Iterator[Row]:
 
 def measure_start(rounds: int) -> Iterator[Row]:
     """Seconds from the command to the end of the first 12 steps, digits."""
-    for net in ("resnet20", "plain56"):
+    for net in STARTED:
         with tempfile.TemporaryDirectory() as folder:
             times: dict[str, list[float]] = {"cold": [], "warm": []}
             for i in range(rounds):
@@ -171,7 +177,7 @@ def _first_record(net: str, folder: Path, cache: Path) -> float:
 
 def measure_epoch(rounds: int) -> Iterator[Row]:
     """The loop's time for a step, records and checkpoints included, against the device's own."""
-    for net in ("resnet20", "resnet56"):
+    for net in TRAINED:
         fields = {"depth": int(net[6:]), "size": 8, "channels": 1, "steps_per_dispatch": 12}
         worker, whole, device = Worker(*ours(**fields)), [], []
         with tempfile.TemporaryDirectory() as folder:
@@ -191,6 +197,30 @@ def measure_epoch(rounds: int) -> Iterator[Row]:
         yield {"net": net, "loop_ms": loop, "device_ms": step, "ratio": loop / step}
 
 
+class Options(NamedTuple):
+    """How to measure. `torch`, `tensorflow`: a Python that has it; `batch_size`: 0, as usual."""
+
+    rounds: int
+    torch: str | None
+    tensorflow: str | None
+    batch_size: int
+
+
+SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "steps": lambda of: measure_steps(of.rounds, of.torch),
+    "depth": lambda of: measure_depth(of.rounds),
+    "memory": lambda of: measure_memory(),
+    "seeds": lambda of: measure_seeds(of.rounds),
+    "start": lambda of: measure_start(of.rounds),
+    "epoch": lambda of: measure_epoch(of.rounds),
+    "convolution": lambda of: benchmark_convolution.measure(of.rounds),
+    "input": lambda of: benchmark_input.measure(of.rounds, of.torch, of.tensorflow),
+    "stream": lambda of: benchmark_input.measure_loop(),
+    "engine": lambda of: benchmark_engine.measure(),
+    "accelerator": lambda of: measure_accelerator(of.rounds, of.torch, of.batch_size),
+}
+
+
 def main(args: flags.FlagValues) -> None:
     rounds = args.rounds
     torch = tensorflow = None
@@ -205,21 +235,8 @@ def main(args: flags.FlagValues) -> None:
             )
     folder = disk.path(args.workdir)
     disk.check(folder)
-    suites: dict[str, Callable[[], Iterator[Row]]] = {
-        "steps": lambda: measure_steps(rounds, torch),
-        "depth": lambda: measure_depth(rounds),
-        "memory": measure_memory,
-        "seeds": lambda: measure_seeds(rounds),
-        "start": lambda: measure_start(rounds),
-        "epoch": lambda: measure_epoch(rounds),
-        "convolution": lambda: benchmark_convolution.measure(rounds),
-        "input": lambda: benchmark_input.measure(rounds, torch, tensorflow),
-        "stream": benchmark_input.measure_loop,
-        "engine": benchmark_engine.measure,
-        "accelerator": lambda: measure_accelerator(rounds, torch, args.batch_size),
-    }
     rows = []
-    for row in suites[args.suite]():
+    for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
@@ -239,9 +256,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    names = ["steps", "depth", "memory", "seeds", "start", "epoch", "convolution"]
-    names += ["input", "stream", "engine", "accelerator"]
-    flags.DEFINE_enum("suite", "steps", names, "What to measure.")
+    flags.DEFINE_enum("suite", "steps", list(SUITES), "What to measure.")
     flags.DEFINE_enum("against", "", ["", "torch"], "What to compare with.")
     flags.DEFINE_string(
         "torch_python",

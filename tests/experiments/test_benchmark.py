@@ -1,7 +1,13 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from experiments import benchmark_engine, figures
+from experiments import benchmark, benchmark_engine, benchmark_input, figures
 from experiments.benchmark_runs import alternate, ours, spread
 from resnet_flax.errors import FaultError
 
@@ -45,3 +51,34 @@ def test_utilisation_counts_busy_cores_once_each_has_ended_its_first_run():
     assert row["utilisation"] == pytest.approx((1 + 1 + 2.8) / (2 * 3))
     assert row["median_gap_ms"] == pytest.approx(200)  # Of 500, 200 and 0.
     assert (row["processes"], row["median_run_s"]) == (2, 1.5)
+
+
+SMALLEST = """
+import sys
+from types import SimpleNamespace
+
+from experiments import benchmark, benchmark_convolution, benchmark_engine, cli
+
+benchmark.SHAPES = {"depth 8, 8x8": {"depth": 8, "size": 8, "channels": 1}}
+benchmark.ACCELERATOR = {"CIFAR depth 8": {"depth": 8, "size": 8}}
+benchmark.DEPTHS = benchmark.DEPTHS_OF_MEMORY = benchmark.DEPTHS_OF_SEEDS = (8,)
+benchmark.STARTED = benchmark.TRAINED = ("resnet8",)
+benchmark_convolution.GRID = benchmark_convolution.GRID[2:3]
+benchmark_engine.RUNS = 6
+cli.set_up()
+_, suite, workdir = sys.argv
+benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="", batch_size=0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", benchmark.SUITES)
+def test_every_suite_of_the_benchmark_ends_with_its_rows(suite, tmp_path):
+    prepared = Path(os.environ.get("TFDS_DATA_DIR", ""), benchmark_input.DATA_SET)
+    if suite in ("input", "stream") and not prepared.is_dir():
+        pytest.skip(f"TFDS_DATA_DIR has no {prepared.name}")
+    command = [sys.executable, "-c", SMALLEST, suite, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / f"{suite}.json").read_text())["rows"]
+    assert (tmp_path / f"{suite}.md").read_text().count("\n|") > 2
