@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from absl import flags
@@ -33,20 +33,20 @@ from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.records import RunFolder
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "depth 20, 32x32": {"depth": 20, "size": 32},
     "depth 56, 32x32": {"depth": 56, "size": 32},
     "depth 20, 28x28": {"depth": 20, "size": 28, "channels": 1},
     "depth 20, 8x8": {"depth": 20, "size": 8, "channels": 1, "steps_per_dispatch": 12},
 }
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, one device": {"devices": 1},
     "ours, scanned blocks": {"scan": True},
     "ours, bfloat16": {"dtype": "bfloat16"},
     "plain Flax, one device": {"kind": "flax", "devices": 1, "steps_per_dispatch": 1},
 }
-TORCH = {
+TORCH: dict[str, dict[str, Any]] = {
     "PyTorch eager": {"channels_last": False, "compile": ""},
     "PyTorch eager, channels last": {"channels_last": True, "compile": ""},
     "PyTorch compiled, channels last": {"channels_last": True, "compile": "default"},
@@ -56,7 +56,7 @@ DEPTHS_OF_MEMORY = (20, 110, 1202)
 DEPTHS_OF_SEEDS = (8, 20, 56)
 STARTED = ("resnet20", "plain56")
 TRAINED = ("resnet20", "resnet56")
-ACCELERATOR = {
+ACCELERATOR: dict[str, dict[str, Any]] = {
     "CIFAR depth 20": {"depth": 20},
     "CIFAR depth 56": {"depth": 56},
     "CIFAR depth 110": {"depth": 110},

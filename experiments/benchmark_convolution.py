@@ -70,7 +70,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
 
 def _gradients(module: nn.Module, axis: str | None) -> Callable[..., Any]:
     def weighted_sum(variables: Any, x: jax.Array) -> jax.Array:
-        y = module.apply(variables, x)
+        y: Any = module.apply(variables, x)
         return jnp.vdot(y, jnp.cos(y))
 
     def gradients(variables: Any, x: jax.Array) -> Any:

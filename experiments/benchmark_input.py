@@ -56,6 +56,7 @@ def measure(rounds: int, torch: str | None, tensorflow: str | None) -> Iterator[
             for crop in ("scale", "inception"):
                 for cores in (1, 2):
                     case = {"folder": folder, "crop": crop, "cores": cores}
+                    cases: dict[str, tuple[Sequence[str], dict[str, Any]]]
                     cases = {"ours": ((sys.executable, "-m", "experiments.benchmark_input"), case)}
                     for name, (python, file) in others.items():
                         if python:
@@ -110,6 +111,7 @@ def loop(epochs: int) -> Iterator[Row]:
 
     cpu.keep_barriers()
     import jax
+    import jax.numpy as jnp
 
     from resnet_flax import optim, steps
     from resnet_flax.feed import StreamFeed
@@ -124,8 +126,8 @@ def loop(epochs: int) -> Iterator[Row]:
     model = build_resnet(
         "imagenet", 18, "pad", (8, 8, 16, 16), num_classes=27, conv_general_dilated=hook
     )
-    mean, shape = stream.image_mean(), stream.image_shape
-    state = devices.replicate(steps.init_state(model, optimizer, np.uint32(0), mean, shape))
+    mean, shape = jnp.asarray(stream.image_mean()), stream.image_shape
+    state = devices.replicate(steps.init_state(model, optimizer, 0, mean, shape))
     step = devices.map(
         functools.partial(
             steps.train_steps,

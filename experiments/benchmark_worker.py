@@ -20,7 +20,7 @@ import numpy as np
 from resnet_flax import cpu, optim, steps
 from resnet_flax.models import stacking
 from resnet_flax.models.conv import conv_general_dilated
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.resnet import Family, Shortcut, build_resnet
 from resnet_flax.parallel import Devices
 
 IMAGES = 1024
@@ -29,9 +29,9 @@ IMAGES = 1024
 class Case(NamedTuple):
     """A network and how it is trained."""
 
-    family: str = "cifar"
+    family: Family = "cifar"
     depth: int = 20
-    shortcut: str = "pad"
+    shortcut: Shortcut = "pad"
     size: int = 32  # Pixels a side.
     channels: int = 3
     batch_size: int = 128
@@ -103,7 +103,7 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         train_steps = jax.vmap(train_steps, in_axes=(0, None, None))
     step = devices.map(train_steps, sharded=(False, False, True), donate=0)
     start = time.perf_counter()
-    lowered = step.lower(state, data, share)
+    lowered = step.lower(state, data, share)  # type: ignore[attr-defined]
     traced = time.perf_counter()
     compiled = lowered.compile()
     built = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}

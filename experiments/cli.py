@@ -159,7 +159,7 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
-            flags.FLAGS.workdir = str(disk.path(flags.FLAGS.workdir))
+            flags.FLAGS["workdir"].value = str(disk.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:
@@ -183,7 +183,7 @@ def _unknown_field(argv: list[str]) -> str:
     """What to say of the first flag that sets a field its config lacks; "" if none does."""
     for flag in (arg for arg in argv if arg.startswith("--")):
         config, *fields = flag[2:].partition("=")[0].split(".")
-        section = _load_config(argv, config) if fields else None
+        section: Any = _load_config(argv, config) if fields else None
         for name in fields if section is not None else ():
             if name not in getattr(section, "keys", list)():
                 accepted = ", ".join(getattr(section, "keys", list)()) or "no field below it"

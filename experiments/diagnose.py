@@ -126,8 +126,8 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
         caption="L2 norms of the loss gradient by kernels (dw) and by what layers read (dx)",
     )
     for heading in ("network", "step", "loss", "dw first", "dw last", "dx first / last"):
-        justify = "left" if heading == "network" else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+        is_name = heading == "network"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=True)
     for name, found in rows:
         first, last = found.layers[0], found.layers[-1]
         at_first, at_last = first.input_gradient_norm, last.input_gradient_norm
@@ -167,8 +167,8 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
         rows += [(folder.name, layers) for layers in found]
     if not rows:
         raise wrong[0]
-    for error in wrong:
-        console.print(str(error), markup=False)
+    for each in wrong:
+        console.print(str(each), markup=False)
     console.print(_printed(rows))
     return cli.FAILURE if wrong else 0
 

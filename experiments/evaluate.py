@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments import cli
 from resnet_flax import cpu, experiment, parallel
+from resnet_flax.data.stream import Stream
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation import Evaluator
 from resnet_flax.parallel import Devices
@@ -37,6 +38,7 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
         scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), feed)
     else:
         _check_view(run.config, view)
+        assert isinstance(images, Stream)
         views = Views(run.model, devices, run.variables, run.image_mean, print)
         if view == TEN_CROP:
             scores = views.ten_crop(images, data.eval_batch_size)
@@ -95,6 +97,8 @@ if __name__ == "__main__":
         "view", CENTER, [CENTER, TEN_CROP, MULTI_SCALE], "What is seen of images of varying size."
     )
     flags.DEFINE_list(
-        "sides", [224, 256, 384, 480, 640], f"Lengths of the shorter side for {MULTI_SCALE}."
+        "sides",
+        ["224", "256", "384", "480", "640"],
+        f"Lengths of the shorter side for {MULTI_SCALE}.",
     )
     cli.run(main, config="none", workdir="The run's folder.", data_dir=True)

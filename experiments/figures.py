@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def _draw(axes: Axes, series: Series) -> None:
         axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
 
 
-def _look(series: Series) -> dict[str, object]:
+def _look(series: Series) -> dict[str, Any]:
     color, marker, line = series.style
     return {
         "color": color,

@@ -73,7 +73,7 @@ def main(args: flags.FlagValues) -> int:
         here=Path.cwd(),
         output=_output(args),
     )
-    resources = jobs.Resources(*(args[name].value for name in OF_RESOURCES))
+    resources = jobs.Resources._make(args[name].value for name in OF_RESOURCES)
     options = {*target.needs, *target.takes} - {*OF_RESOURCES}
     files = target.files(sweep, resources, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)

@@ -111,6 +111,7 @@ def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
     """What one run takes on so many chips, a power of 2."""
     data = run.config.data.name
     speed = _speed(data, machine)
+    assert speed.images_per_second is not None
     # Training takes about 3 times a forward pass, of any network.
     multiply_adds_per_second = speed.multiply_adds * speed.images_per_second
     seconds = run.point.work / multiply_adds_per_second

@@ -92,7 +92,7 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
 
 def _shards(builder: tfds.core.DatasetBuilder) -> list[tuple[Path, Path, int]]:
     """Of each file of the set: its path, its path as array_record, and its number of examples."""
-    shards = []
+    shards: list[tuple[Path, Path, int]] = []
     for split in builder.info.splits.values():
         template = split.filename_template.replace(filetype_suffix=FORMAT.file_suffix)
         converted = split.replace(filename_template=template)

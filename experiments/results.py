@@ -37,7 +37,8 @@ def read_kinds(workdir: AnyPath) -> list[str]:
     """Of the sweep's runs and of the networks that were looked at before training, sorted."""
     initial = findings.load(workdir / findings.INITIAL, Initial)
     networks = initial.networks if initial else ()
-    return sorted({one.kind for one in (*SweepFolder(workdir).points.values(), *networks)})
+    kinds = {point.kind for point in SweepFolder(workdir).points.values()}
+    return sorted(kinds | {network.kind for network in networks})
 
 
 def read_runs(workdir: AnyPath) -> pd.DataFrame:
@@ -70,7 +71,7 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     return row | {"minutes": math.nan if seconds is None else seconds / 60}
 
 
-def _final_errors(folder: RunFolder) -> dict[str, float]:
+def _final_errors(folder: RunFolder) -> dict[str, float | None]:
     """The last error of each kind of a run, by the names in `ERRORS`."""
     return {
         f"{record.get('split', 'running')}_error": record.get("error")
@@ -107,9 +108,13 @@ def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[st
 
 def percent(mean: float | None, deviation: float | None = None) -> str:
     """A fraction as `8.75 ± 0.12`, or without a deviation; absent: a dash."""
-    if pd.isna(mean):
+    if mean is None or pd.isna(mean):
         return "–"
-    return f"{100 * mean:.2f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.2f}")
+    return f"{100 * mean:.2f}" + _deviation(deviation)
+
+
+def _deviation(deviation: float | None) -> str:
+    return "" if deviation is None or pd.isna(deviation) else f" ± {100 * deviation:.2f}"
 
 
 def minutes(mean: float) -> str:

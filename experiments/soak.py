@@ -72,27 +72,33 @@ def soak(
             process.wait()
             counts[name] += 1
     finish(start(net, killed, devices, options))
-    return Outcome(counts, RunFolder(killed).status().attempt, mismatches(whole, killed))
+    status = RunFolder(killed).status()
+    assert status is not None  # It has finished.
+    return Outcome(counts, status.attempt, mismatches(whole, killed))
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     """Waits for a run's end. Raises RuntimeError if it is not a good one."""
     if process.wait():
-        raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args}.")
+        raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args!r}.")
 
 
 def mismatches(one: AnyPath, other: AnyPath) -> list[str]:
     """In what two finished runs differ: arrays bit for bit, records but for the speed."""
     states = [Checkpoints(RunFolder(path).checkpoints).restore() for path in (one, other)]
-    arrays = [dict(jax.tree_util.tree_leaves_with_path(state)) for state in states]
+    one_has, other_has = (dict(jax.tree_util.tree_leaves_with_path(state)) for state in states)
     differing = [
         jax.tree_util.keystr(path)
-        for path in arrays[0].keys() | arrays[1].keys()
-        if not np.array_equal(*(tree.get(path) for tree in arrays), equal_nan=True)
+        for path in one_has.keys() | other_has.keys()
+        if not _same(one_has.get(path), other_has.get(path))
     ]
     records = [[_timeless(r) for r in RunFolder(path).metrics()] for path in (one, other)]
     pairs = itertools.zip_longest(*records)
     return differing + [f"record {i}" for i, (a, b) in enumerate(pairs) if a != b]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:

@@ -104,11 +104,11 @@ def test_lines_are_appended_to_what_is_there(anywhere):
 def test_only_whole_lines_are_read_on_and_another_file_from_its_start(anywhere):
     file = anywhere / "lines"
     disk.write_text(file, "one\ntw")
-    whole, place = disk.read_on(file, disk.Place())
+    whole, place = disk.read_on(file, disk.Place(), 100)
     assert whole == b"one\n"
-    assert disk.read_on(file, place) == (b"", place)
+    assert disk.read_on(file, place, 100) == (b"", place)
     disk.write_text(file, "another\n")
-    whole, after = disk.read_on(file, place)
+    whole, after = disk.read_on(file, place, 100)
     assert whole == b"another\n"
     assert after.file != place.file
 

@@ -189,7 +189,7 @@ def test_blocks_of_equal_shape_are_compiled_once_in_networks_of_any_depth():
         net = build_resnet("cifar", depth, "pad", (4, 4, 8), num_classes=3)
         variables = random_variables(net)
         layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
-        return diagnostics._compiled()[1]._cache_size()
+        return diagnostics._compiled()[1]._cache_size()  # type: ignore[attr-defined]
 
     assert compiled(14) == compiled(20)
 

@@ -15,12 +15,13 @@ anything = st.text(st.characters(codec=None, categories=None), max_size=20) | st
 @given(anything)
 def test_what_is_shown_moves_no_cursor_and_reorders_no_text(text):
     progress = RunProgress()
-    progress.console = Console(file=io.StringIO(), soft_wrap=True)
+    terminal = io.StringIO()
+    progress.console = Console(file=terminal, soft_wrap=True)
     progress.say(f"|{text}|")
     shown = [
         str(UserError(text)),
         summary(ValueError(f"|{text}")),
-        progress.console.file.getvalue(),
+        terminal.getvalue(),
     ]
     assert all(line.removesuffix("\n").isprintable() for line in shown)
     if text.isprintable():

@@ -91,7 +91,7 @@ def test_a_pod_asks_its_cluster_for_peers_only_where_it_can_have_some(no_launche
         raise RuntimeError("Service token file does not exist.\nAnd more.")
 
     package = types.ModuleType("kubernetes")
-    package.config = types.SimpleNamespace(load_incluster_config=load)
+    vars(package)["config"] = types.SimpleNamespace(load_incluster_config=load)
     monkeypatch.setitem(sys.modules, "kubernetes", package)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with hosts.together(None, None, None, 30):

@@ -198,7 +198,8 @@ def test_another_processor_and_bfloat16_change_what_the_readme_says():
     assert differences(xeon, bfloat16, "train_error").max() < 0.9
     largest, second, *rest = differences(xeon, bfloat16, "test_error").items()
     assert largest[0] == ("residual", 20) and len(rest) == 8
-    ends = [said(table, *largest[0], "test_error") for table in (bfloat16, xeon)]
+    kind, depth = largest[0]
+    ends = [said(table, kind, depth, "test_error") for table in (bfloat16, xeon)]
     assert (
         f"nine differ by at most {second[1]:.1f} and residual 20's by {largest[1]:.1f},"
         f" {ends[0]} % against {ends[1]}, two images of 261" in TEXT

@@ -22,13 +22,13 @@ def test_no_two_draws_of_an_image_are_related():
         corner, mirrored, color = draw(keys)
         crops = stream.crop_draws(3, step, batch)
         columns.append(np.concatenate([corner, mirrored[:, None], color, crops], axis=1))
-    columns = np.concatenate(columns)
-    columns -= columns.mean(0)
+    table = np.concatenate(columns)
+    table -= table.mean(0)
     # How far from the middle a number lies is to say nothing of the others, either.
-    columns = np.concatenate([columns, np.delete(columns, 2, axis=1) ** 2], axis=1)
-    related = np.corrcoef(columns.T)[np.triu_indices(columns.shape[1], 1)]
+    table = np.concatenate([table, np.delete(table, 2, axis=1) ** 2], axis=1)
+    related = np.corrcoef(table.T)[np.triu_indices(table.shape[1], 1)]
     # 5 deviations of the correlation of 20,000 independent pairs.
-    assert abs(related).max() < 5 / len(columns) ** 0.5
+    assert abs(related).max() < 5 / len(table) ** 0.5
 
 
 def test_normalisation_subtracts_the_mean_of_each_pixel():
