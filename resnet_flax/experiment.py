@@ -53,6 +53,11 @@ def build(config: Mapping[str, Any], devices: Devices | None = None) -> Experime
     devices = devices or Devices(parsed.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
+    if data.batch_size > train.size:
+        raise UserError(
+            f"Expected data.batch_size of at most {train.size}, the images of"
+            f" data.train_split={data.train_split!r}, got {data.batch_size}."
+        )
     check_image_shape(parsed.model, train.image_shape)
     if data.color and train.image_shape[-1] != 3:
         raise UserError(

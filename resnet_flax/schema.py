@@ -4,6 +4,7 @@ A field without which a result could not be reproduced belongs here, never in th
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -35,6 +36,15 @@ def _ascending(steps: tuple[int, ...]) -> tuple[int, ...]:
     if list(steps) != sorted(set(steps)):
         raise ValueError(f"expected ascending steps, got {steps}")
     return steps
+
+
+def _data_set(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*(/[\w.\-]+)?(:\d+\.\d+\.\d+)?", name):
+        raise ValueError(
+            "expected NAME, NAME/CONFIG or either with a version, such as cifar10:3.0.2, got"
+            f" {name!r}"
+        )
+    return name
 
 
 class ModelConfig(Section):
@@ -84,7 +94,7 @@ class OptimConfig(Section):
 class DataConfig(Section):
     """A TFDS image classification set."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(/[\w.\-]+)?(:[\w.]+)?$")]
+    name: Annotated[str, AfterValidator(_data_set)]
     """`name`, `name/config` or `name/config:version`."""
     data_dir: str = ""
     """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default. Not recorded."""

@@ -47,6 +47,7 @@ def test_a_whole_config_is_read_with_its_types():
         ({"data__shorter_side": (200, 480)}, r"config.data: expected image_size <= shorter_side"),
         ({"data__shorter_side": (256,)}, r"config.data.shorter_side"),
         ({"data": 3}, r"config.data: "),
+        ({"data__name": "cifar10:3.*.*"}, r"config.data.name: .* such as cifar10:3.0.2, got"),
     ],
 )
 def test_a_wrong_field_is_one_line_that_names_it(changes, message):

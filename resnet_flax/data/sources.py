@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -58,7 +59,6 @@ class Opened(NamedTuple):
     size: int
 
 
-@functools.lru_cache(maxsize=4)
 def load_split(name: str, split: str, data_dir: str = "") -> Split:
     """Reads a split, such as `train` or `train[:45000]`, of a prepared TFDS data set.
 
@@ -69,7 +69,13 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 
     Raises UserError if the set is unknown, absent, of another kind, or lacks that split.
     """
-    opened = open_split(name, split, data_dir)
+    return _load_split(name, split, "" if name == Digits.name else _folder(data_dir))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_split(name: str, split: str, folder: str) -> Split:
+    """`folder`: in full, because what TFDS_DATA_DIR says may change."""
+    opened = open_split(name, split, folder)
     shape = tuple(length for length in opened.image_shape if length)
     if len(shape) < 3:
         raise UserError(
@@ -112,7 +118,7 @@ def open_split(name: str, split: str, data_dir: str = "") -> Opened:
     except ValueError as error:
         given = f"Cannot read split {split!r} of {name}"
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
-    if not size:
+    if size < 1:  # Below 0 for train[10:5].
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
     _check_files(builder, name, split, data_dir)
     return Opened(builder, *_keys(builder), shape, num_classes, size)
@@ -172,9 +178,8 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 def _choose_format(info: tfds.core.DatasetInfo) -> set[str]:
     """The formats that a set's files are there in, of which FILE_FORMAT is the one to read."""
-    proto = (
-        info.as_proto
-    )  # `available_file_formats` leaves some out for sets that TFDS has code for.
+    # `available_file_formats` leaves some out for sets that TFDS has code for.
+    proto = info.as_proto
     formats = {proto.file_format, *proto.alternative_file_formats}
     if FILE_FORMAT in formats:
         info.set_file_format(FILE_FORMAT, override=True, override_if_initialized=True)
@@ -240,6 +245,11 @@ def _is_whole(folder: Path) -> bool:
 
 def _folder(data_dir: str) -> str:
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
+    if re.match(r"\w[\w+.\-]*:/", data_dir):
+        raise UserError(
+            "Expected a folder on a disk in data.data_dir or TFDS_DATA_DIR, where images can be"
+            f" read at random, got {data_dir}. Copy the prepared set to a disk."
+        )
     try:
         return str(Path(data_dir).expanduser().absolute())
     except RuntimeError as error:  # A user without a home.

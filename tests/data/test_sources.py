@@ -204,6 +204,21 @@ def test_a_split_that_lacks_a_file_is_named_with_it_and_the_others_are_read(wide
     assert sources.load_split("wide", "test", str(tmp_path)).size == 7
 
 
+def test_another_folder_in_the_variable_is_another_set(wide_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", wide_folder)
+    sources.load_split("wide", "test")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=f"'wide' is not prepared in {tmp_path}"):
+        sources.load_split("wide", "test")
+
+
+def test_a_bucket_and_a_split_that_ends_before_it_begins_are_refused():
+    with pytest.raises(UserError, match="folder on a disk .*got gs://sets"):
+        sources.load_split("cifar10", "train", "gs://sets")
+    with pytest.raises(UserError, match=r"Expected images in split 'train\[10:5\]' of digits"):
+        sources.load_split("digits", "train[10:5]")
+
+
 @pytest.mark.parametrize("split, count", [("train", 20), ("test", 60)])
 def test_labels_that_name_no_class_are_refused_when_read(wide_folder, split, count):
     message = rf"labels in 0\.\.2 in split '{split}' of unlabelled, got -1 .*: {count} of 60"
