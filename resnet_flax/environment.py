@@ -21,6 +21,8 @@ PACKAGES = (
     "ml-collections", "numpy",
 )  # fmt: skip
 
+KIND = ("platform", "device_kind", "processor", "device_count", "process_count")
+
 
 def describe() -> dict[str, Any]:
     """Versions, devices, processes, git commit and the time, in JSON types."""
@@ -64,6 +66,14 @@ def _code_digest() -> str:
     for path in sorted(_CODE.rglob("*.py")):
         sha.update(f"{path.relative_to(_CODE)}\0".encode() + path.read_bytes())
     return sha.hexdigest()[:12]
+
+
+def kind(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the bits of a run depend on, of what `describe` said: equal on machines of one kind."""
+    packages = entry.get("packages", {})
+    return {name: entry.get(name) for name in KIND} | {
+        name: packages.get(name) for name in ("jax", "jaxlib")
+    }
 
 
 def _processor() -> str:

@@ -18,7 +18,7 @@ from resnet_flax.experiment import Experiment
 from resnet_flax.interrupt import StopRequest
 from resnet_flax.progress import RunProgress
 from resnet_flax.recorder import Recorder, Timer
-from resnet_flax.records import DONE, RunFolder, State, Status, identity
+from resnet_flax.records import DONE, RunFolder, State, Status, differing_fields, identity
 from resnet_flax.trees import host_tree
 
 
@@ -158,9 +158,15 @@ class _Run:
 
     def _record_environment(self, state: steps.TrainState) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        self.folder.add_environment(
-            {"attempt": self.attempt, "parameters": parameters, **environment.describe()}
-        )
+        here = environment.describe()
+        for before in self.folder.environments()[-1:] if self.step else ():
+            other = "; ".join(differing_fields(environment.kind(before), environment.kind(here)))
+            if other:
+                self.progress.say(
+                    f"{self.folder.name}: goes on on another kind of machine: {other}."
+                    " The last bits may differ from those of a run that stayed on one."
+                )
+        self.folder.add_environment({"attempt": self.attempt, "parameters": parameters, **here})
 
     def _first_state(self) -> steps.TrainState:
         """The last whole checkpoint's state, or else the initial one, on all devices."""

@@ -111,9 +111,9 @@ def export_run(
     optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
     `init_from` need. No path of this machine goes along: `init_from` becomes that run's name.
 
-    The run itself can go on there only with `resumable`: then the checkpoint is whole, records end
-    at its step, and the command that trained the run goes on from it. On the same kind of machine
-    it ends in the same bits; `environment.json` says which kind that was.
+    The run itself can go on there only with `resumable`: then the checkpoint is whole, the config
+    as it was, records end at its step, and the command that trained the run goes on from it. On the
+    same kind of machine it ends in the same bits; on another, it says so.
 
     Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
     be written to.
@@ -135,7 +135,8 @@ def export_run(
                 (part / name).parent.mkdir(exist_ok=True)
                 text = disk.read_bytes(source / name, LARGEST.get(name, findings.LARGEST))
                 (part / name).write_bytes(text)
-        _leave_paths_out(RunFolder(part))
+        if not resumable:
+            _leave_paths_out(RunFolder(part))
         _export_step(RunFolder(source), RunFolder(part), step, resumable)
         part.rename(target)
     except (OSError, FaultError) as error:

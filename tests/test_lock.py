@@ -275,7 +275,7 @@ def test_all_that_is_written_to_a_runs_folder_is_written_while_nobody_can_take_i
     assert not unlocked
     names = {name.split("/")[-1].split(".jsonl")[0].split(".json")[0].lstrip(".") for name in seen}
     assert names >= {"lock", "config", "status", "environment", "metrics", "checkpoints"}
-    assert names >= {"1.old", "3"}, "deleted, set aside"
+    assert "3" in names and any(name.endswith(".old") for name in names), "set aside, deleted"
 
 
 def write_everything(folder):

@@ -83,6 +83,7 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     here = RunFolder(finished_run)
     begun_with = here.config() | {"init_from": "/home/somebody/source"}
     here.config_file.write_text(json.dumps(begun_with))
+    forget_config(here.checkpoints / "16")
     failed = here.status()._replace(error="No space left on device: /home/somebody/run")
     here.status_file.write_text(json.dumps(failed._asdict()))
     runs.export_run(finished_run, tmp_path / "shared" / "run", 16)
@@ -113,15 +114,18 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     assert loop.train_and_evaluate(tiny_config, tmp_path / "tuned") == "finished"
 
 
-def test_an_export_that_is_resumable_goes_on_to_the_same_bits(finished_run, tiny_config, tmp_path):
+def test_an_export_that_is_resumable_goes_on_to_the_same_bits(
+    finished_run, tiny_config, tmp_path, capsys
+):
     runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
     there, whole = RunFolder(tmp_path / "there"), RunFolder(finished_run)
-    assert {path.name for path in there.path.iterdir()} == {*FILES, ".lock", "checkpoints"}
+    assert {path.name for path in there.path.iterdir()} == {*FILES, "checkpoints"}
     status = there.status()
     assert (status.state, status.step, status.attempt, status.error) == ("preempted", 16, 1, None)
     assert status.seconds >= whole.status().seconds
     assert there.metrics() == [r for r in whole.metrics() if r["step"] <= 16]
     assert loop.train_and_evaluate(tiny_config, there.path) == "finished"
+    assert "another kind" not in capsys.readouterr().out
     states = [Checkpoints(folder.checkpoints).restore(24) for folder in (there, whole)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     rates = "images_per_second"
@@ -129,6 +133,17 @@ def test_an_export_that_is_resumable_goes_on_to_the_same_bits(finished_run, tiny
     assert [entry["attempt"] for entry in there.environments()] == [1, 2]
     runs.export_run(finished_run, tmp_path / "done", resumable=True)
     assert RunFolder(tmp_path / "done").status().state == "finished"
+
+
+def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(
+    finished_run, tiny_config, tmp_path, capsys
+):
+    runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
+    file = tmp_path / "there" / "environment.json"
+    file.write_text(file.read_text().replace('"device_kind": "cpu"', '"device_kind": "TPU v4"'))
+    loop.train_and_evaluate(tiny_config, tmp_path / "there")
+    said = "another kind of machine: device_kind ('TPU v4' there, 'cpu' here). The last bits may"
+    assert said in capsys.readouterr().out
 
 
 def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp_path):
