@@ -17,10 +17,12 @@ RUNGS = [
     },
     {
         "models.resnet", "models.vgg", "data.sources", "steps", "lock", "step_folders",
-        "tensorboard", "hosts", "trees",
+        "tensorboard", "hosts",
     },
-    {"records", "checkpoints", "schema", "data.stream", "torch_names", "findings"},
-    {"sweeps", "feed", "diagnostics", "landscape", "convert", "data.fingerprint"},
+    {"records", "trees", "schema", "data.stream", "torch_names", "findings"},
+    {
+        "sweeps", "feed", "diagnostics", "landscape", "convert", "data.fingerprint", "checkpoints",
+    },
     {"experiment", "evaluation", "views"},
     {"start", "runs", "recorder"},
     {"loop"},
