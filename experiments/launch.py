@@ -161,8 +161,8 @@ def _submit(target: Target, paths: Sequence[Path]) -> int:
         )
     for path in paths:
         command = [*target.submit, str(path)]
+        sys.stdout.flush()  # Before what the client prints.
         if target.submit[0] == "bash":  # It supervises from now on; its signals are its own.
-            sys.stdout.flush()
             os.execvp("bash", command)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:

@@ -25,10 +25,11 @@ def keep_going() -> None:
             continue
         raw = _Unheard(stream.fileno(), "w", closefd=False)
         text = io.TextIOWrapper(
-            io.BufferedWriter(raw),
+            raw if stream.write_through else io.BufferedWriter(raw),
             encoding=stream.encoding,
             errors="replace",  # Where there is no ±, a command still goes on.
             line_buffering=stream.line_buffering,
+            write_through=stream.write_through,  # As PYTHONUNBUFFERED asks for.
         )
         stream.flush()
         setattr(sys, name, text)

@@ -102,6 +102,13 @@ def test_a_run_that_nobody_listens_to_ends_as_any_other(tmp_path):
     assert RunFolder(tmp_path / "run").status().state == "finished"
 
 
+def test_what_is_not_to_wait_is_printed_at_once():
+    code = "import os; from experiments import output; output.keep_going(); print(1); os._exit(0)"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout == b"1\n"
+
+
 def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):
     flags = ["--config=configs/digits.py", "--config.data.batch_size=100"]
     done = run("train", f"--workdir={tmp_path}/run", *flags, devices=3)
