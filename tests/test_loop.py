@@ -205,7 +205,7 @@ def test_an_exit_from_within_is_recorded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: sys.exit(3))
     with pytest.raises(SystemExit):
         loop.train_and_evaluate(tiny_config, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").status()[::3] == ("failed", "SystemExit: 3")
+    assert RunFolder(tmp_path / "run").status()[:4:3] == ("failed", "SystemExit: 3")
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
