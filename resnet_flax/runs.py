@@ -111,9 +111,10 @@ def export_run(
     optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
     `init_from` need. No path of this machine goes along: `init_from` becomes that run's name.
 
-    The run itself can go on there only with `resumable`: then the checkpoint is whole, the config
-    as it was, records end at its step, and the command that trained the run goes on from it. On the
-    same kind of machine it ends in the same bits; on another, it says so.
+    The run itself can go on there only with `resumable`. Then the checkpoint is whole, records end
+    at its step, and the command that trained the run goes on from it. The config stays as it was,
+    with the path in `init_from`. On the same kind of machine the run ends in the same bits; on
+    another, it says so.
 
     Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
     be written to.
