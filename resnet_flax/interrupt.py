@@ -3,19 +3,24 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_REQUEST_SECONDS = 1.0
+"""Signals this close to the first are the same request: timeout(1) sends SIGTERM to the process and
+to its group, a terminal that closes sends several SIGHUP."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
-    """A context in which the first signal asks to stop, and a second one ends the process at once.
+    """A context in which the first signal asks to stop, and a later one ends the process at once.
 
-    Not a second SIGHUP; none is heard where SIGHUP is ignored.
+    A later one comes `SAME_REQUEST_SECONDS` or more after the first and is no SIGHUP. No SIGHUP is
+    heard where it is ignored, as under nohup.
 
     With several processes, a signal to any one of them stops all at the same step. In a thread that
     is not the main one, only the SIGTERM to one of several processes is heard.
@@ -58,16 +63,18 @@ class StopRequest:
         self._signal = signal.Signals(number).name
 
     def _listen(self) -> None:
-        heard = 0
+        first = None
         while number := int.from_bytes(os.read(self._pipe[0], 1)):
-            if heard and number == signal.SIGHUP:  # A terminal that closes may send several.
+            if number not in self._previous:
                 continue
-            heard += number in self._previous
-            if heard == 2:
+            now = time.monotonic()
+            if first is None:
+                first = now
+                if jax.process_count() > 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            elif now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP:
                 os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
                 os._exit(128 + number)
-            if heard == 1 and jax.process_count() > 1:
-                os.kill(os.getpid(), signal.SIGTERM)
         os.close(self._pipe[0])
 
     def __exit__(self, *exc_info: object) -> None:

@@ -5,11 +5,23 @@ import os
 import subprocess
 import sys
 
-# One request at a time, or the server's own look and put were no longer one act.
+# moto answers one request at a time: its look and its put would otherwise not be one act. A client
+# that is stopped in the middle of a request must not stop the others, so the request is read before
+# its turn, and the answer is sent after it.
 SERVE = """
+import io
+import threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+moto = DomainDispatcherApplication(create_backend_app)
+turn = threading.Lock()
+def answer(environ, start_response):
+    ended = environ.get("wsgi.input_terminated")
+    size = -1 if ended else int(environ.get("CONTENT_LENGTH") or 0)
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(size))
+    with turn:
+        return list(moto(environ, start_response))
+server = make_server("127.0.0.1", 0, answer, threaded=True)
 print(server.port, flush=True)
 server.serve_forever()
 """

@@ -165,13 +165,14 @@ def test_a_signal_stops_the_run_where_it_can_resume(
 
     def signalled(self, state):
         if self.step == 4:
-            # A terminal that closes may send several.
-            for _ in range(2 if number == signal.SIGHUP else 1):
+            # A terminal that closes may send several SIGHUP, timeout(1) two SIGTERM.
+            for _ in range(2):
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)
         return original(self, state)
 
     undisturbed = whole_run(tiny_config)
+    monkeypatch.setattr(interrupt, "SAME_REQUEST_SECONDS", 60.0)
     monkeypatch.setattr(loop._Run, "_record_training", signalled)
     if number == signal.SIGHUP:  # These tests may themselves be run under nohup.
         signal.signal(number, signal.SIG_DFL)
