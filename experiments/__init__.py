@@ -2,8 +2,8 @@
 
 import sys
 
-from resnet_flax import cpu
 from resnet_flax.errors import UserError
+from resnet_flax.runtime import cpu
 
 try:
     cpu.check_count()

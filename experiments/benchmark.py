@@ -17,21 +17,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 from absl import flags
 
-from experiments import (
-    benchmark_convolution,
-    benchmark_engine,
-    benchmark_input,
-    cli,
-    describe,
-    figures,
-    markdown,
-)
-from experiments.benchmark_runs import Row, Worker, alternate, ours, theirs
-from experiments.benchmark_worker import Case
-from resnet_flax import disk, environment
+from experiments import cli, describe
+from experiments.benchmarks import convolution, engine, input_pipeline
+from experiments.benchmarks.turns import Row, Worker, alternate, ours, theirs
+from experiments.benchmarks.worker import Case
+from experiments.reporting import figures, markdown
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.records import RunFolder
+from resnet_flax.runtime import environment
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.run_folder import RunFolder
 
 SHAPES: dict[str, dict[str, Any]] = {
     "depth 20, 32x32": {"depth": 20, "size": 32},
@@ -213,10 +208,10 @@ SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "seeds": lambda of: measure_seeds(of.rounds),
     "start": lambda of: measure_start(of.rounds),
     "epoch": lambda of: measure_epoch(of.rounds),
-    "convolution": lambda of: benchmark_convolution.measure(of.rounds),
-    "input": lambda of: benchmark_input.measure(of.rounds, of.torch, of.tensorflow),
-    "stream": lambda of: benchmark_input.measure_loop(),
-    "engine": lambda of: benchmark_engine.measure(),
+    "convolution": lambda of: convolution.measure(of.rounds),
+    "input": lambda of: input_pipeline.measure(of.rounds, of.torch, of.tensorflow),
+    "stream": lambda of: input_pipeline.measure_loop(),
+    "engine": lambda of: engine.measure(),
     "accelerator": lambda of: measure_accelerator(of.rounds, of.torch, of.batch_size),
 }
 
@@ -233,8 +228,8 @@ def main(args: flags.FlagValues) -> None:
             raise UserError(
                 f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
             )
-    folder = disk.path(args.workdir)
-    disk.check(folder)
+    folder = filesystem.path(args.workdir)
+    filesystem.check(folder)
     rows = []
     for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
         print(json.dumps(row), flush=True)
@@ -243,13 +238,13 @@ def main(args: flags.FlagValues) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     against = f" --against={args.against}" if torch else ""  # And no path of this machine.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
-    disk.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
+    filesystem.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = markdown.table(
         [{name.replace("_", " "): cell for name, cell in row.items()} for row in rows]
     )
     where = f"{facts['cpu_cores']} cores, {facts['platform']}, {facts['device_kind']}"
     head = f"`{command}`, {facts['started']}, commit {facts['git_commit']}, {where}\n\n"
-    disk.write_text(folder / f"{args.suite}.md", head + table)
+    filesystem.write_text(folder / f"{args.suite}.md", head + table)
     print(table)
     if args.suite == "depth":
         figures.save_costs(pd.DataFrame(rows), [folder / "depth.png", folder / "depth.svg"])

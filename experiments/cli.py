@@ -15,11 +15,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from experiments import output
-from resnet_flax import cpu, disk
-from resnet_flax.disk import AnyPath
 from resnet_flax.errors import ExplainedError, UserError, complain
-from resnet_flax.records import State
+from resnet_flax.runtime import cpu, output
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.run_folder import State
 
 EXIT_STATUS: dict[State, int] = {"finished": 0, "preempted": 75}
 FAILURE = 1
@@ -99,10 +99,12 @@ def _complain(line: str, status: int) -> int:
 
 def run_folder(args: flags.FlagValues) -> AnyPath:
     """--workdir, a run's or a new one. Raises UserError if it is a sweep's."""
-    folder = disk.path(args.workdir)
-    if not disk.exists(folder / "sweep.json") or disk.exists(folder / "config.json"):
+    folder = filesystem.path(args.workdir)
+    if not filesystem.exists(folder / "sweep.json") or filesystem.exists(folder / "config.json"):
         return folder
-    from resnet_flax.sweeps import SweepFolder  # With pandas, for which training need not wait.
+    from resnet_flax.storage.sweep_folder import (
+        SweepFolder,  # With pandas, for which training need not wait.
+    )
 
     run = next(iter(SweepFolder(folder)))
     raise UserError(
@@ -113,10 +115,10 @@ def run_folder(args: flags.FlagValues) -> AnyPath:
 
 def sweep_folder(args: flags.FlagValues) -> AnyPath:
     """--workdir, a sweep's or a new one. Raises UserError if it is a run's."""
-    folder = disk.path(args.workdir)
-    if not disk.exists(folder / "config.json") or disk.exists(folder / "sweep.json"):
+    folder = filesystem.path(args.workdir)
+    if not filesystem.exists(folder / "config.json") or filesystem.exists(folder / "sweep.json"):
         return folder
-    if disk.exists(folder.parent / "sweep.json"):
+    if filesystem.exists(folder.parent / "sweep.json"):
         instead = f"for its sweep: {_command('report', [f'--workdir={folder.parent}'])}"
     else:
         instead = f"to score the run: {_command('evaluate', [f'--workdir={folder}'])}"
@@ -159,7 +161,7 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
         if "workdir" in flags.FLAGS:
             if not flags.FLAGS.workdir:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
-            flags.FLAGS["workdir"].value = str(disk.path(flags.FLAGS.workdir))
+            flags.FLAGS["workdir"].value = str(filesystem.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
         sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
     if len(positional) > 1:

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from resnet_flax import bits, experiment, schema
+from resnet_flax.config import DataConfig, RunConfig, parse
 from resnet_flax.data import sources
 from resnet_flax.models import blocks, resnet, vgg
+from resnet_flax.runtime import bits
+from resnet_flax.training import build
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv: "convolution",
@@ -112,7 +114,7 @@ def totals(parts: list[Part]) -> tuple[int, int]:
     return sum(part.parameters for part in whole), sum(part.multiply_adds for part in whole)
 
 
-def trained_images(config: schema.DataConfig) -> tuple[tuple[int, int, int], int]:
+def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     """Shape (H, W, C) of what a network is trained on, and the class count; nothing is read."""
     image_shape, num_classes = sources.describe(config.name, config.data_dir)
     if config.crop != "none":
@@ -126,10 +128,10 @@ def vgg19_multiply_adds() -> int:
 
 
 def main(args: flags.FlagValues) -> None:
-    config = schema.parse(args.config.to_dict(), schema.RunConfig)
+    config = parse(args.config.to_dict(), RunConfig)
     image_shape, num_classes = trained_images(config.data)
-    experiment.check_image_shape(config.model, image_shape)
-    parts = layer_table(experiment.build_model(config.model, num_classes), image_shape)
+    build.check_image_shape(config.model, image_shape)
+    parts = layer_table(build.build_model(config.model, num_classes), image_shape)
     parameters, multiply_adds = totals(parts)
     shape = " x ".join(map(str, image_shape))
     table = Table(title=f"input {shape}, {num_classes} classes")

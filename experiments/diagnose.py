@@ -23,16 +23,21 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from experiments import cli, grid
-from resnet_flax import diagnostics, disk, experiment, findings, landscape, parallel, schema
-from resnet_flax.disk import AnyPath
+from experiments import cli
+from experiments.sweeping import grid
+from resnet_flax.analysis import diagnostics, landscape
+from resnet_flax.config import RunConfig, parse
 from resnet_flax.errors import UserError
-from resnet_flax.findings import Layers, Network
 from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
-from resnet_flax.start import initial_variables
-from resnet_flax.steps import Batch
-from resnet_flax.sweeps import SweepFolder
+from resnet_flax.runtime import parallel
+from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.findings import Layers, Network
+from resnet_flax.storage.sweep_folder import SweepFolder
+from resnet_flax.training import build
+from resnet_flax.training.initial_state import initial_variables
+from resnet_flax.training.steps import Batch
 
 NORMS = ("batch", "none")
 # The flags that are of runs, and so of no use with --config.
@@ -43,14 +48,14 @@ RESOLUTION = 15
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
     """Each kind and depth of the first seed, with BN and without, before training."""
     first = runs[0].config
-    split = experiment.open_split(first.data, first.data.train_split)
-    batches = experiment.training_batches(first, split.image_mean(), count)
+    split = build.open_split(first.data, first.data.train_split)
+    batches = build.training_batches(first, split.image_mean(), count)
     points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == first.seed]
     networks = []
     for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
-        parts = diagnostics.parts_of(experiment.build_model(model, split.num_classes))
+        parts = diagnostics.parts_of(build.build_model(model, split.num_classes))
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(parts, variables, batches)
         point = {"kind": run.kind, "depth": model.depth, "norm": norm, "seed": first.seed}
@@ -74,7 +79,7 @@ def diagnose_run(
     runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
     parts = diagnostics.parts_of(runs[-1].model)
-    batches = experiment.training_batches(config, runs[-1].image_mean, count)
+    batches = build.training_batches(config, runs[-1].image_mean, count)
     initial = initial_variables(config, console.print)
     found = []
     moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in runs)]
@@ -154,7 +159,7 @@ def _folders(workdir: AnyPath, console: Console) -> list[AnyPath]:
 
 def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     """The exit status: what is wrong with one run does not keep the others from being seen."""
-    folders, rows = _folders(disk.path(args.workdir), console), []
+    folders, rows = _folders(filesystem.path(args.workdir), console), []
     resolution = (args.resolution or RESOLUTION) if args.landscape else None
     wrong: list[UserError] = []
     for folder in _tracked(folders, "runs", console):
@@ -174,7 +179,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
 
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
-    runs, workdir = _runs(args.config.to_dict()), disk.path(args.workdir)
+    runs, workdir = _runs(args.config.to_dict()), filesystem.path(args.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,7 +195,7 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     """Those of a sweep's config, or the one of a run's."""
     if "kinds" in config:
         return grid.expand(config)
-    run = schema.parse(config, schema.RunConfig)
+    run = parse(config, RunConfig)
     kind = "plain" if run.model.shortcut == "none" else "residual"
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
@@ -209,7 +214,7 @@ def _check(args: flags.FlagValues) -> None:
 def main(args: flags.FlagValues) -> int | None:
     _check(args)
     parallel.open_devices()
-    disk.check(disk.path(args.workdir))
+    filesystem.check(filesystem.path(args.workdir))
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
     return (_diagnose_config if args.config else _diagnose_runs)(args, console)
 

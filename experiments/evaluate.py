@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from resnet_flax import cpu, experiment, parallel
+from resnet_flax.config import RunConfig
 from resnet_flax.data.stream import Stream
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation import Evaluator
-from resnet_flax.parallel import Devices
 from resnet_flax.runs import Run, load_run, saved_steps
-from resnet_flax.schema import RunConfig
-from resnet_flax.views import Views
+from resnet_flax.runtime import cpu, parallel
+from resnet_flax.runtime.parallel import Devices
+from resnet_flax.training import build
+from resnet_flax.training.evaluation import Evaluator
+from resnet_flax.training.views import Views
 
 CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
 
@@ -25,7 +26,7 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
-    images = experiment.open_split(data, split)
+    images = build.open_split(data, split)
     classes = len(run.variables["params"]["fc"]["bias"])
     if images.num_classes != classes:  # Another version, perhaps.
         raise UserError(
@@ -34,7 +35,7 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
         )
     if view == CENTER:
         evaluate = Evaluator(run.model, devices, data.eval_batch_size)
-        feed = experiment.feed(images, devices, print)
+        feed = build.feed(images, devices, print)
         scores = evaluate(devices.replicate(run.variables), devices.replicate(run.image_mean), feed)
     else:
         _check_view(run.config, view)

@@ -15,9 +15,13 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cli, grid, jobs
-from resnet_flax import disk, experiment, parallel
+from experiments import cli
+from experiments.schedulers import jobs
+from experiments.sweeping import grid
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.runtime import parallel
+from resnet_flax.storage import filesystem
+from resnet_flax.training import build
 
 
 class Target(NamedTuple):
@@ -120,7 +124,7 @@ def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     """The grid. Raises UserError if there is none, or a network cannot be built."""
     runs = grid.expand(args.config.to_dict())
     for run in runs:
-        experiment.build_model(run.config.model, num_classes=1)
+        build.build_model(run.config.model, num_classes=1)
         batch_size = run.config.data.batch_size
         parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
     return runs
@@ -140,7 +144,7 @@ def _write(files: jobs.Files, output: Path) -> list[Path]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, files.values(), strict=True):
-            disk.write_text(path, text)
+            filesystem.write_text(path, text)
             print(path)
     except OSError as error:
         raise UserError(

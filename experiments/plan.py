@@ -19,14 +19,15 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, grid
-from experiments.grid import GridRun
-from resnet_flax import schema
-from resnet_flax.cpu import SMALLEST_SHARE
+from experiments import cli
+from experiments.sweeping import grid
+from experiments.sweeping.grid import GridRun
+from resnet_flax.config import RunConfig, Section, parse
 from resnet_flax.errors import UserError
+from resnet_flax.runtime.cpu import SMALLEST_SHARE
 
 
-class Known(schema.Section):
+class Known(Section):
     """A number, and how it is known."""
 
     source: str
@@ -52,7 +53,7 @@ class Scaling(Known):
     """Of its speed that a chip keeps when a run of the same batch gets twice as many chips."""
 
 
-class MachineConfig(schema.Section):
+class MachineConfig(Section):
     """Chips, and how fast they are; speed and scaling by the name of the data set."""
 
     name: str
@@ -144,7 +145,7 @@ def _speed_up(data: str, machine: MachineConfig, chips: int) -> float:
     return chips * (_share(data, machine) or 1) ** doublings
 
 
-def _chips_a_run(config: schema.RunConfig, machine: MachineConfig) -> list[int]:
+def _chips_a_run(config: RunConfig, machine: MachineConfig) -> list[int]:
     """1, 2, 4, ... up to all, as far as scaling is known and the batch divides."""
     counts = [1]
     if _share(config.data.name, machine) is not None:
@@ -152,7 +153,7 @@ def _chips_a_run(config: schema.RunConfig, machine: MachineConfig) -> list[int]:
     return [n for n in counts if n == 1 or _may_share(config, n)]
 
 
-def _may_share(config: schema.RunConfig, chips: int) -> bool:
+def _may_share(config: RunConfig, chips: int) -> bool:
     """Whether each chip gets the same share of the batch, with enough images for BN."""
     images, rest = divmod(config.data.batch_size, chips)
     is_per_device = config.model.bn_scope == "device" and config.model.norm == "batch"
@@ -164,7 +165,7 @@ def best(found: Sequence[Option]) -> Option:
     return min(found, key=lambda option: option.wall)
 
 
-def explain(found: Sequence[Option], config: schema.RunConfig, machine: MachineConfig) -> list[str]:
+def explain(found: Sequence[Option], config: RunConfig, machine: MachineConfig) -> list[str]:
     """Which axis is parallel and why, and what the numbers rest on; a line each.
 
     `config`: of any of the runs.
@@ -206,7 +207,7 @@ def _why_not(other: Option, chosen: Option, machine: MachineConfig) -> str:
     return f"With {count} it takes {duration(other.wall)}: {reason}."
 
 
-def _why_no_more(chips: int, config: schema.RunConfig, machine: MachineConfig) -> list[str]:
+def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[str]:
     """Why so many chips a run are no option; nothing if there are not so many."""
     data, images = config.data.name, config.data.batch_size
     if chips > machine.chips:
@@ -249,7 +250,7 @@ def main(args: flags.FlagValues) -> None:
     runs = grid.expand(args.config.to_dict())
     if not args.machine:
         raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
-    machine = schema.parse(args.machine.to_dict(), MachineConfig, "machine")
+    machine = parse(args.machine.to_dict(), MachineConfig, "machine")
     found = options(runs, machine)
     table = Table(title=f"{len(runs)} runs of {runs[0].config.data.name} on {machine.name}")
     table.add_column("chips a run")

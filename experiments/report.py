@@ -13,18 +13,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import (
+from experiments import cli
+from experiments.reporting import (
     charts,
-    cli,
     diagnostic_charts,
     figures,
     markdown,
     page,
     published,
-    results,
+    run_tables,
 )
-from resnet_flax import disk, errors
-from resnet_flax.disk import AnyPath
+from resnet_flax import errors
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
 
 REST_SECONDS = 5.0
 _HEADINGS = {
@@ -34,9 +35,9 @@ _HEADINGS = {
 }
 
 
-def read(workdir: AnyPath) -> tuple[results.Tables, list[charts.Chart]]:
+def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
     """A sweep's tables, and the charts of what diagnostics found in it."""
-    tables = results.read(workdir)
+    tables = run_tables.read(workdir)
     return tables, diagnostic_charts.read(workdir, charts.kind_styles(tables.kinds))
 
 
@@ -59,8 +60,8 @@ def write(workdir: AnyPath) -> None:
     else:
         written = [workdir / "table.csv", workdir / "table.md"]
         # A function of the configs alone, it has no times.
-        disk.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
-        disk.write_text(written[1], in_markdown(workdir, tables))
+        filesystem.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
+        filesystem.write_text(written[1], in_markdown(workdir, tables))
         shown = [
             charts.degradation(runs, summary, charts.kind_styles(kinds)),
             charts.curves(records),
@@ -74,20 +75,20 @@ def write(workdir: AnyPath) -> None:
         console.print(str(path), markup=False)
 
 
-def in_markdown(workdir: AnyPath, tables: results.Tables) -> str:
+def in_markdown(workdir: AnyPath, tables: run_tables.Tables) -> str:
     """The table for a README, beside what others measured where that is comparable."""
-    configs = results.read_configs(workdir)
+    configs = run_tables.read_configs(workdir)
     sources = published.comparable(configs.values())
-    shortcuts = results.shortcuts(tables.runs, configs)
+    shortcuts = run_tables.shortcuts(tables.runs, configs)
     timed = tables.summary["minutes"].notna().any()
     rows = []
     for row in tables.summary.to_dict("records"):
         kind, depth = row["kind"], row["depth"]
         cells = {"kind": kind, "depth": depth, "parameters": f"{row['parameters']:,.0f}"}
         for name, heading in _HEADINGS.items():
-            cells[f"{heading} error"] = results.percent(row[name], row[f"{name}_std"])
+            cells[f"{heading} error"] = run_tables.percent(row[name], row[f"{name}_std"])
         cells |= {f"{one.title}, 64k steps": one.error(shortcuts[kind], depth) for one in sources}
-        cells |= {"minutes": results.minutes(row["minutes"])} if timed else {}
+        cells |= {"minutes": run_tables.minutes(row["minutes"])} if timed else {}
         rows.append(cells | {"n": row["n"]})
     notes = ["Errors in %: mean ± sample deviation over n seeds."]
     notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
@@ -125,7 +126,7 @@ def _printed(summary: pd.DataFrame) -> Table:
     for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
-        errors = [results.percent(row[name], row[f"{name}_std"]) for name in _HEADINGS]
+        errors = [run_tables.percent(row[name], row[f"{name}_std"]) for name in _HEADINGS]
         names = row["kind"], str(row["depth"]), f"{row['parameters']:,.0f}"
         table.add_row(*names, *errors, str(row["n"]))
     return table

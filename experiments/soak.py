@@ -21,11 +21,11 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from resnet_flax import disk
-from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.disk import AnyPath
 from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.checkpoints import Checkpoints
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.run_folder import RunFolder
 
 # Short, and with much saving and evaluating to be hit.
 FLAGS = (
@@ -155,7 +155,7 @@ MOMENTS: dict[str, Callable[[Path, subprocess.Popen[bytes], random.Random], None
 
 
 def main(args: flags.FlagValues) -> int:
-    rng, wrong, folder = random.Random(args.seed), 0, disk.path(args.workdir)
+    rng, wrong, folder = random.Random(args.seed), 0, filesystem.path(args.workdir)
     if not isinstance(folder, Path):
         raise UserError(f"Expected a folder on a disk, whose saves can be seen, got {folder}.")
     print(f"| net | devices | backend | {' | '.join(MOMENTS)} | resumes | mismatches |")

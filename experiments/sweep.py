@@ -12,16 +12,20 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import cli, devices, engine, grid, report, sweep_table
-from experiments.engine import Engine
-from experiments.grid import GridRun
-from experiments.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax import experiment, hosts, parallel, schema, sweeps
-from resnet_flax.disk import AnyPath
+from experiments import cli, report
+from experiments.sweeping import devices, engine, grid, live_table
+from experiments.sweeping.engine import Engine
+from experiments.sweeping.grid import GridRun
+from experiments.sweeping.monitor import RunMonitor, SweepMonitor, number
+from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
-from resnet_flax.interrupt import StopRequest
-from resnet_flax.progress import RunProgress
-from resnet_flax.records import RunFolder, State
+from resnet_flax.runtime import hosts, parallel
+from resnet_flax.runtime.interrupt import StopRequest
+from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage import sweep_folder
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.run_folder import RunFolder, State
+from resnet_flax.training import build
 
 OF_RAY = ("address", "slice", "devices_per_run", "runs_per_device", "max_failures")
 OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
@@ -36,7 +40,7 @@ def run_sweep(
     monitors = {run.point.name: run for run in monitor.runs}
     states = {name: run.status.state for name, run in monitors.items() if run.status}
     states = {name: state for name, state in states.items() if state != "running"}
-    view = functools.partial(sweep_table.live_table, monitor)
+    view = functools.partial(live_table.live_table, monitor)
     with RunProgress(quiet=not hosts.is_first(), view=view) as progress, StopRequest() as stop:
         live = report.LivePage(workdir, progress.say)
 
@@ -71,11 +75,11 @@ def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -
     """
     configs = [run.config.model_dump(mode="json") for run in runs]
     kinds = (run.kind for run in runs)
-    sweeps.check_recipe(workdir, zip(kinds, configs, strict=True), schema.resolve)
+    sweep_folder.check_recipe(workdir, zip(kinds, configs, strict=True), resolve)
     for run, config in zip(runs, configs, strict=True):
         if not only or run.name in only:
-            experiment.build(config)
-        RunFolder(workdir / run.name).check(config, schema.resolve)
+            build.build(config)
+        RunFolder(workdir / run.name).check(config, resolve)
 
 
 def main(args: flags.FlagValues) -> int:
@@ -93,13 +97,13 @@ def main(args: flags.FlagValues) -> int:
         if args.slice and args[name].present:
             raise UserError(f"Expected --slice, which a run has whole, or --{name}, not both.")
     try:
-        from experiments import cluster
+        from experiments.sweeping import ray_cluster
     except ImportError as error:
         raise UserError(
             f"Expected Ray for --engine=ray ({error}); it is installed by: pip install -r"
             " requirements-ray.txt -c requirements.lock"
         ) from error
-    with cluster.ray_engine(
+    with ray_cluster.ray_engine(
         args.address,
         args.devices_per_run,
         args.runs_per_device,

@@ -5,15 +5,18 @@ python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/pl
 
 from absl import flags
 
-from experiments import cli, devices
-from resnet_flax import hosts, loop, schema
+from experiments import cli
+from experiments.sweeping import devices
+from resnet_flax.config import RunConfig, parse
+from resnet_flax.runtime import hosts
+from resnet_flax.training import loop
 
 
 def main(args: flags.FlagValues) -> int:
     config, workdir = args.config.to_dict(), cli.run_folder(args)
     with devices.together(args):
         with hosts.alike():
-            parsed = schema.parse(config, schema.RunConfig)
+            parsed = parse(config, RunConfig)
         devices.begin(parsed)
         state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)

@@ -9,11 +9,13 @@ import time
 
 from absl import flags
 
-from experiments import cli, output, sweep_table
-from experiments.monitor import SweepMonitor
-from resnet_flax.disk import AnyPath
-from resnet_flax.progress import RunProgress
-from resnet_flax.sweeps import SweepFolder
+from experiments import cli
+from experiments.sweeping import live_table
+from experiments.sweeping.monitor import SweepMonitor
+from resnet_flax.runtime import output
+from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sweep_folder import SweepFolder
 
 REFRESH_SECONDS = 2.0
 
@@ -23,7 +25,7 @@ def watch(workdir: AnyPath) -> None:
     monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
     monitor.refresh()
     lines = [run.state_line() for run in monitor.runs if run.state != "not begun"]
-    with RunProgress(view=functools.partial(sweep_table.live_table, monitor)) as progress:
+    with RunProgress(view=functools.partial(live_table.live_table, monitor)) as progress:
         while True:
             if not progress.console.is_terminal:
                 for line in lines:

@@ -12,19 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from resnet_flax import bits, disk, experiment, findings, schema, steps
-from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.config import RunConfig, parse
 from resnet_flax.data import augment
 from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.models import stacking
-from resnet_flax.records import DONE, FILES, LARGEST, OWN, RunFolder, Status
-from resnet_flax.sweeps import SweepFolder
+from resnet_flax.runtime import bits
+from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.run_folder import DONE, FILES, LARGEST, OWN, RunFolder, Status
+from resnet_flax.storage.sweep_folder import SweepFolder
+from resnet_flax.training import build, steps
 
 
 class Run(NamedTuple):
     """A restored run. K: classes; H, W, C: height, width, channels of its images."""
 
-    config: schema.RunConfig
+    config: RunConfig
     model: nn.Module
     variables: dict[str, Any]  # As `model.apply` takes them: params and batch_stats.
     step: int
@@ -73,7 +76,7 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
     is damaged or another run's.
     """
     records = RunFolder(folder)
-    config = schema.parse(records.config(), schema.RunConfig)
+    config = parse(records.config(), RunConfig)
     data = config.data.model_copy(update={"data_dir": data_dir})
     config = config.model_copy(update={"data": data})
     checkpoints = Checkpoints(records.checkpoints, config=records.config_digest())
@@ -90,8 +93,8 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
         raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
     # Each block by its name, however it was trained; very deep networks would compile for minutes.
     net = config.model.model_copy(update={"scan": "auto", "remat": False})
-    model = experiment.build_model(net, num_classes)
-    if experiment.scans(net):
+    model = build.build_model(net, num_classes)
+    if build.scans(net):
         variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, bits.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)
@@ -119,13 +122,13 @@ def export_run(
     Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
     be written to.
     """
-    source, target = disk.path(folder), disk.path(to)
+    source, target = filesystem.path(folder), filesystem.path(to)
     if not (isinstance(source, Path) and isinstance(target, Path)):
         raise UserError(f"Expected folders on a disk, to export from and to, got {folder}, {to}.")
     if target.exists() or target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"Expected a new folder, outside the run's, to export to, got {target}.")
     found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
-    disk.refuse_links(source, *OWN, *found)
+    filesystem.refuse_links(source, *OWN, *found)
     step = load_run(source, step).step
     part = target.with_name(f".{target.name}.part")
     try:
@@ -134,7 +137,7 @@ def export_run(
         for name in (*FILES, *found):
             if (source / name).is_file():
                 (part / name).parent.mkdir(exist_ok=True)
-                text = disk.read_bytes(source / name, LARGEST.get(name, findings.LARGEST))
+                text = filesystem.read_bytes(source / name, LARGEST.get(name, findings.LARGEST))
                 (part / name).write_bytes(text)
         if not resumable:
             _leave_paths_out(RunFolder(part))
@@ -150,10 +153,10 @@ def _leave_paths_out(copy: RunFolder) -> None:
     """Rewrites what can name a folder of this machine: `init_from`, and the text of an error."""
     config, status = copy.config(), copy.status()
     if begun_with := config.get("init_from"):
-        config["init_from"] = disk.path(begun_with).name
-    disk.write_json(copy.config_file, config)
+        config["init_from"] = filesystem.path(begun_with).name
+    filesystem.write_json(copy.config_file, config)
     if status and status.error:
-        disk.write_json(copy.status_file, status._replace(error=None)._asdict())
+        filesystem.write_json(copy.status_file, status._replace(error=None)._asdict())
 
 
 def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool) -> None:

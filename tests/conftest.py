@@ -6,7 +6,7 @@ import uuid
 import jax
 import pytest
 
-from resnet_flax import cpu
+from resnet_flax.runtime import cpu
 
 cpu.keep_barriers()  # As every entry point does.
 jax.config.update("jax_num_cpu_devices", 4)
@@ -49,9 +49,9 @@ def _storage():
 @pytest.fixture
 def bucket(_storage):
     """A folder in a bucket, of which there is nothing yet."""
-    from resnet_flax import disk
+    from resnet_flax.storage import filesystem
 
-    return disk.path(f"s3://runs/{uuid.uuid4().hex}")
+    return filesystem.path(f"s3://runs/{uuid.uuid4().hex}")
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -1,7 +1,7 @@
 """What PyTorch computes with the networks of transformers, and with some written here.
 
 Runs by itself, in an environment that has PyTorch and not JAX: `python reference_torch.py FOLDER`
-writes FOLDER/CASE.npz for each case. `test_convert.py` compares.
+writes FOLDER/CASE.npz for each case. `models/test_torch_weights.py` compares.
 
 B, C, H, W: batch, channels, height, width.
 """

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid
-from resnet_flax import experiment, schema
-from resnet_flax.records import differing_fields
+from experiments.sweeping import grid
+from resnet_flax import config
+from resnet_flax.storage.run_folder import differing_fields
+from resnet_flax.training import build
 
 RUN_CONFIGS = {
     "digits": ["plain56", "resnet8"],
@@ -15,13 +16,13 @@ RUN_CONFIGS = {
 
 
 def parse(name, net):
-    config = importlib.import_module(f"configs.{name}").get_config(net)
-    return schema.parse(config.to_dict(), schema.RunConfig)
+    fields = importlib.import_module(f"configs.{name}").get_config(net).to_dict()
+    return config.parse(fields, config.RunConfig)
 
 
 @pytest.mark.parametrize("name, net", [(n, net) for n, nets in RUN_CONFIGS.items() for net in nets])
 def test_a_config_is_whole_and_names_a_network(name, net):
-    experiment.build_model(parse(name, net).model, num_classes=10)
+    build.build_model(parse(name, net).model, num_classes=10)
 
 
 def test_no_config_is_missing_from_these_tests():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from resnet_flax.errors import UserError, summary
-from resnet_flax.progress import RunProgress
+from resnet_flax.runtime.progress import RunProgress
 
 anything = st.text(st.characters(codec=None, categories=None), max_size=20) | st.sampled_from(
     ["\ud800", "\x1b[2J", "a\nb", "\u202eabc", "\x9b0m"]

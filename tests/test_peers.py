@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax.convert import from_torch
 from resnet_flax.data import augment, sources
 from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.torch_weights import from_torch
 from tests.prepared import PEERS, needs_cifar10, torch_python
 
 # Of [0, 1] RGB: what akamaster/pytorch_resnet_cifar10 subtracts, and what it divides by.

@@ -3,7 +3,7 @@ import re
 import shutil
 from pathlib import Path
 
-from resnet_flax import sweeps
+from resnet_flax.storage import sweep_folder
 
 README = Path("README.md").read_text()
 
@@ -21,7 +21,7 @@ def test_the_examples_of_looking_inside_run(tmp_path, monkeypatch, capsys):
         config["model"]["shortcut"] = shortcut
         (folder / name / "config.json").write_text(json.dumps(config))
         entries[name] = {"kind": kind, "config": config}
-    sweeps.add_runs(folder, entries)
+    sweep_folder.add_runs(folder, entries)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     exec(compile(code, "README.md", "exec"), {})

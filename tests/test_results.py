@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import published, report, results
-from resnet_flax import findings
+from experiments import report
+from experiments.reporting import published, run_tables
 from resnet_flax.data import sources
-from resnet_flax.findings import Initial
-from resnet_flax.records import RunFolder
 from resnet_flax.runs import load_run
+from resnet_flax.storage import findings
+from resnet_flax.storage.findings import Initial
+from resnet_flax.storage.run_folder import RunFolder
 from tests.prepared import needs_cifar10
 
 DIGITS = Path("experiments/results/digits")
@@ -23,9 +24,9 @@ TEXT = " ".join(README.split())
 
 def summary(folder):
     """Of finished runs, by kind and depth."""
-    runs = results.read_runs(folder)
+    runs = run_tables.read_runs(folder)
     assert set(runs["state"]) == {"finished"}
-    return results.summarize(runs).set_index(["kind", "depth"])
+    return run_tables.summarize(runs).set_index(["kind", "depth"])
 
 
 def test_training_error_rises_with_depth_for_plain_networks_and_not_for_residual_ones():
@@ -66,7 +67,7 @@ def test_the_networks_that_come_with_the_records_score_what_these_say(kind):
 
 @pytest.mark.parametrize("folder", [DIGITS, CIFAR10_SHORT])
 def test_the_readmes_tables_are_the_records(folder):
-    table = report.in_markdown(folder, results.read(folder))
+    table = report.in_markdown(folder, run_tables.read(folder))
     assert (folder / "table.md").read_text() == table
     assert README.count(f"\n\n{table}\n") == 1
 
@@ -207,7 +208,7 @@ def test_another_processor_and_bfloat16_change_what_the_readme_says():
 
 
 def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
-    runs = results.read_runs(Path("experiments/results/digits_110"))
+    runs = run_tables.read_runs(Path("experiments/results/digits_110"))
     errors = runs.groupby("kind")["train_error"].agg(["mean", "std", "min"]) * 100
     plain, residual = errors.loc["plain"], errors.loc["residual"]
     assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in TEXT
@@ -216,7 +217,7 @@ def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
 
 
 def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
-    runs = results.read_runs(Path("experiments/results/digits_no_bn")).set_index("run")
+    runs = run_tables.read_runs(Path("experiments/results/digits_no_bn")).set_index("run")
     errors = (runs["train_error"] * 100).map("{:.1f} %".format)
     assert f"plain 20 ends at {errors['plain-20-s0']} training error" in TEXT
     assert (

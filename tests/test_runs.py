@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import loop, runs, sweeps
-from resnet_flax.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax import runs
 from resnet_flax.data import sources
-from resnet_flax.disk import SUMS
 from resnet_flax.errors import UserError
-from resnet_flax.records import FILES, OWN, RunFolder
-from resnet_flax.step_folders import CONFIG
+from resnet_flax.storage import sweep_folder
+from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.filesystem import SUMS
+from resnet_flax.storage.run_folder import FILES, OWN, RunFolder
+from resnet_flax.storage.step_folders import CONFIG
+from resnet_flax.training import loop
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_an_earlier_step_is_restored_when_asked_for(finished_run):
 
 def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
     config = json.loads((finished_run / "config.json").read_text())
-    sweeps.add_runs(finished_run.parent, {"run": {"kind": "plain", "config": config}})
+    sweep_folder.add_runs(finished_run.parent, {"run": {"kind": "plain", "config": config}})
     sweep = runs.load_sweep(finished_run.parent)
     assert list(sweep) == ["run"]
     assert sweep["run"].step == 24

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_flax import bits
+from resnet_flax.runtime import bits
 
 # Krizhevsky et al. (2012), Sec. 4.1: the principal components of ImageNet's RGB values in 0..1, by
 # standard deviation, as published with fb.resnet.torch (github.com/facebookarchive).

@@ -21,10 +21,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from resnet_flax import cpu
 from resnet_flax.data import crops, sources
 from resnet_flax.data.order import batch_indices
 from resnet_flax.errors import GOES_ON, FaultError, UserError
+from resnet_flax.runtime import cpu
 
 T = TypeVar("T")
 WORKERS = "RESNET_FLAX_WORKERS"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.soak import mismatches
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.run_folder import RunFolder
 from tests.cluster.ray_cluster import RayCluster
 from tests.end_to_end.processes import FLAGS
 

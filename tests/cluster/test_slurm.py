@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.run_folder import RunFolder
 from tests.cluster import slurm
 from tests.cluster.slurm import NODES, wait_for
 from tests.end_to_end.processes import assert_same_bits, start

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from experiments.soak import mismatches
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.run_folder import RunFolder
 
 SECONDS = 120  # For whatever takes seconds; more on a busy machine.
 FLAGS = (

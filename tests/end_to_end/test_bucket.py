@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import report, watch
-from resnet_flax import disk, sweeps
-from resnet_flax.records import RunFolder
 from resnet_flax.runs import load_run, load_sweep
+from resnet_flax.storage import filesystem, sweep_folder
+from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import (
     SWEEP,
     assert_same_bits,
@@ -54,7 +54,7 @@ def test_two_processes_save_in_a_bucket_what_they_would_on_a_disk(tmp_path, buck
     assert [line.split()[1] for line in shown.splitlines()] == ["80", "100", "120"]
     command = [sys.executable, "-m", "experiments.diagnose", f"--workdir={bucket}", "--batches=1"]
     subprocess.run(command, check=True)
-    found = disk.read_json(bucket / "diagnostics" / "layers-120.json", 2**20)
+    found = filesystem.read_json(bucket / "diagnostics" / "layers-120.json", 2**20)
     assert math.isfinite(found["loss"])
 
 
@@ -62,8 +62,8 @@ def test_records_in_a_bucket_give_the_report_that_they_give_on_a_disk(tmp_path, 
     names = ("plain-8-s0", "residual-8-s0")
     for name in names:
         shutil.copytree(DIGITS / name, tmp_path / name)
-    runs = disk.read_json(DIGITS / "sweep.json", 2**20)["runs"]
-    sweeps.add_runs(tmp_path, {name: runs[name] for name in names})
+    runs = filesystem.read_json(DIGITS / "sweep.json", 2**20)["runs"]
+    sweep_folder.add_runs(tmp_path, {name: runs[name] for name in names})
     for file in tmp_path.rglob("*"):
         if file.is_file():
             (bucket / file.relative_to(tmp_path)).upload(file)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.checkpoints import Checkpoints
+from resnet_flax.storage.run_folder import RunFolder
 from tests.prepared import needs_cifar10
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.checkpoints import Checkpoints
+from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import assert_same_bits, end, finish, start, until_it_trains
 
 LONG = "--config.steps=1200", "--config.checkpoint_every=60"

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax import interrupt
-from resnet_flax.checkpoints import Checkpoints
-from resnet_flax.records import RunFolder
+from resnet_flax.runtime import interrupt
+from resnet_flax.storage.checkpoints import Checkpoints
+from resnet_flax.storage.run_folder import RunFolder
 from tests import varied
 from tests.end_to_end.processes import (
     STREAM,
@@ -182,7 +182,8 @@ def test_two_processes_of_different_runs_of_a_sweep_are_told(tmp_path):
 
 _ALIKE = """
 import sys
-from resnet_flax import errors, hosts
+from resnet_flax import errors
+from resnet_flax.runtime import hosts
 
 rank = int(sys.argv[2])
 with hosts.together(sys.argv[1], 2, rank, 30):
@@ -223,8 +224,8 @@ def test_a_block_ends_alike_in_both_processes_with_an_error_of_one_or_a_differen
 # As a scheduler's library may call what trains: not on the main thread.
 _IN_A_THREAD = """
 import sys, threading, time
-from resnet_flax.hosts import together
-from resnet_flax.interrupt import StopRequest
+from resnet_flax.runtime.hosts import together
+from resnet_flax.runtime.interrupt import StopRequest
 
 def train():
     with together(sys.argv[1], 2, int(sys.argv[2]), 30), StopRequest() as stop:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments import soak
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.run_folder import RunFolder
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from resnet_flax.records import RunFolder
 from resnet_flax.runs import load_run
+from resnet_flax.storage.run_folder import RunFolder
 from tests import varied
 from tests.end_to_end.processes import (
     STREAM,

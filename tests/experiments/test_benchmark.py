@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import benchmark, benchmark_engine, benchmark_input, figures
-from experiments.benchmark_runs import alternate, ours, spread
+from experiments import benchmark
+from experiments.benchmarks import engine, input_pipeline
+from experiments.benchmarks.turns import alternate, ours, spread
+from experiments.reporting import figures
 from resnet_flax.errors import FaultError
 
 TINY = {"depth": 8, "size": 8, "channels": 1, "batch_size": 8, "devices": 2}
@@ -46,7 +48,7 @@ def test_costs_are_drawn_against_depth(tmp_path):
 
 def test_utilisation_counts_busy_cores_once_each_has_ended_its_first_run():
     tasks = [("a", 0, 4), ("b", 1, 4), ("a", 4.5, 1.5), ("b", 5.2, 2.8), ("a", 6, 1)]
-    row = benchmark_engine._utilisation(tasks, cores=2)
+    row = engine._utilisation(tasks, cores=2)
     assert row["first_runs_s"] == 5  # Until b has ended its first, at 5; the last ends at 8.
     assert row["utilisation"] == pytest.approx((1 + 1 + 2.8) / (2 * 3))
     assert row["median_gap_ms"] == pytest.approx(200)  # Of 500, 200 and 0.
@@ -57,14 +59,15 @@ SMALLEST = """
 import sys
 from types import SimpleNamespace
 
-from experiments import benchmark, benchmark_convolution, benchmark_engine, cli
+from experiments import benchmark, cli
+from experiments.benchmarks import convolution, engine
 
 benchmark.SHAPES = {"depth 8, 8x8": {"depth": 8, "size": 8, "channels": 1}}
 benchmark.ACCELERATOR = {"CIFAR depth 8": {"depth": 8, "size": 8}}
 benchmark.DEPTHS = benchmark.DEPTHS_OF_MEMORY = benchmark.DEPTHS_OF_SEEDS = (8,)
 benchmark.STARTED = benchmark.TRAINED = ("resnet8",)
-benchmark_convolution.GRID = benchmark_convolution.GRID[2:3]
-benchmark_engine.RUNS = 6
+convolution.GRID = convolution.GRID[2:3]
+engine.RUNS = 6
 cli.set_up()
 _, suite, workdir = sys.argv
 benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="", batch_size=0))
@@ -74,7 +77,7 @@ benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", benchmark.SUITES)
 def test_every_suite_of_the_benchmark_ends_with_its_rows(suite, tmp_path):
-    prepared = Path(os.environ.get("TFDS_DATA_DIR", ""), benchmark_input.DATA_SET)
+    prepared = Path(os.environ.get("TFDS_DATA_DIR", ""), input_pipeline.DATA_SET)
     if suite in ("input", "stream") and not prepared.is_dir():
         pytest.skip(f"TFDS_DATA_DIR has no {prepared.name}")
     command = [sys.executable, "-c", SMALLEST, suite, str(tmp_path)]

@@ -2,7 +2,8 @@ import pytest
 
 from configs import cifar10, imagenet
 from experiments import describe
-from resnet_flax import experiment, schema
+from resnet_flax.config import RunConfig, parse
+from resnet_flax.training import build
 
 # Table 1 and Sec. 4.1: multiply-adds at 224x224. VGG-16: Table 3 of the paper's comparison.
 PAPER = {
@@ -18,8 +19,8 @@ PAPER = {
 
 
 def table(config, image_shape, num_classes):
-    parsed = schema.parse(config.to_dict(), schema.RunConfig)
-    return describe.layer_table(experiment.build_model(parsed.model, num_classes), image_shape)
+    parsed = parse(config.to_dict(), RunConfig)
+    return describe.layer_table(build.build_model(parsed.model, num_classes), image_shape)
 
 
 @pytest.mark.parametrize("net", PAPER)
@@ -72,8 +73,6 @@ def test_totals_count_every_part_once(net, parameters, multiply_adds):
 def test_multiply_adds_of_a_whole_network_are_those_of_its_table(net, shortcut):
     config = cifar10.get_config(net)
     config.model.update(shortcut=shortcut, scan="on", remat=True)
-    model = experiment.build_model(
-        schema.parse(config.to_dict(), schema.RunConfig).model, num_classes=10
-    )
+    model = build.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
     whole = describe.layer_table(model.clone(remat=False), (8, 8, 1))
     assert describe.multiply_adds(model, (8, 8, 1)) == describe.totals(whole)[1]

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from configs import degradation
-from experiments import diagnose, grid
-from resnet_flax import findings, sweeps
+from experiments import diagnose
+from experiments.sweeping import grid
+from resnet_flax.storage import findings, sweep_folder
 
 RUN = "tests/golden/run"
 
@@ -75,7 +76,7 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
         shutil.copytree(RUN, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text())
         entries[name] = {"kind": "plain", "config": config}
-    sweeps.add_runs(tmp_path, entries)
+    sweep_folder.add_runs(tmp_path, entries)
     (damaged,) = tmp_path.glob("plain-8-s0/checkpoints/24/state/manifest.ocdbt")
     damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "plain-8-s1" / "checkpoints")

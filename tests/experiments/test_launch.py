@@ -13,8 +13,8 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import jobs
 from experiments import launch as launcher
+from experiments.schedulers import jobs
 from resnet_flax.errors import UserError
 
 GIVEN = [

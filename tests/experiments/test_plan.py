@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import degradation, machines
-from experiments import describe, grid, plan
-from resnet_flax import schema
+from experiments import describe, plan
+from experiments.sweeping import grid
+from resnet_flax.config import parse
 from resnet_flax.errors import UserError
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.records import RunFolder
+from resnet_flax.storage.run_folder import RunFolder
 
 DURATIONS = st.lists(st.floats(0.1, 1000), min_size=1, max_size=40)
 
@@ -25,7 +26,7 @@ def machine(name, **changes):
         for section in sections:
             inner = inner[section]
         inner[last] = value
-    return schema.parse(config, plan.MachineConfig, "machine")
+    return parse(config, plan.MachineConfig, "machine")
 
 
 def cifar_chips(chips, share=0.9):

@@ -5,20 +5,20 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import (
+from experiments import report
+from experiments.reporting import (
     charts,
     diagnostic_charts,
     diagnostic_tables,
     page,
     published,
-    report,
-    results,
+    run_tables,
 )
-from experiments.diagnostic_tables import AFTER, BEFORE, MEASURES
-from resnet_flax import findings
+from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
-from resnet_flax.findings import Initial, Layer, Layers, Line, Network, Plane
-from resnet_flax.sweeps import SweepFolder
+from resnet_flax.storage import findings
+from resnet_flax.storage.findings import Initial, Layer, Layers, Line, Network, Plane
+from resnet_flax.storage.sweep_folder import SweepFolder
 
 STYLES = charts.kind_styles(["plain", "residual"])
 
@@ -92,8 +92,8 @@ def test_a_page_is_replaced_at_once_and_leaves_nothing_beside_it(begun_sweep):
 
 
 def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun_sweep):
-    records = results.read_records(begun_sweep)
-    costs = results.costs(records, {"plain-8-s0": 10}).to_dict("records")
+    records = run_tables.read_records(begun_sweep)
+    costs = run_tables.costs(records, {"plain-8-s0": 10}).to_dict("records")
     seconds = 20 / 5, 20 / 10, 20 / 20
     assert costs == [
         {
@@ -148,12 +148,12 @@ def test_the_figure_speaks_of_deviations_where_there_are_some():
         [
             {"run": f"{kind}-{depth}-s{seed}", "kind": kind, "depth": depth}
             | fields
-            | dict.fromkeys(results.ERRORS, 0.1 * seed)
+            | dict.fromkeys(run_tables.ERRORS, 0.1 * seed)
             for kind, depth, seeds in (("plain", 8, 1), ("plain", 20, 1), ("residual", 8, 2))
             for seed in range(seeds)
         ]
     )
-    chart = charts.degradation(runs, results.summarize(runs), STYLES)
+    chart = charts.degradation(runs, run_tables.summarize(runs), STYLES)
     plain, residual = (series for series in chart.panels[0].series if series.style.line)
     assert (plain.label, plain.deviations) == ("plain (n = 1)", [])
     assert residual.label == "residual (mean ± deviation, n = 2)"
@@ -192,9 +192,9 @@ def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
 
 
 def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
-    assert results.percent(0.08754, 0.0012) == "8.75 ± 0.12"
-    assert results.percent(0.5, float("nan")) == results.percent(0.5) == "50.00"
-    assert results.percent(None) == results.percent(float("nan"), 0.1) == "–"
+    assert run_tables.percent(0.08754, 0.0012) == "8.75 ± 0.12"
+    assert run_tables.percent(0.5, float("nan")) == run_tables.percent(0.5) == "50.00"
+    assert run_tables.percent(None) == run_tables.percent(float("nan"), 0.1) == "–"
 
 
 def test_a_style_depends_on_no_order_and_no_two_are_alike():

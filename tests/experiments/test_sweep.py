@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import degradation
-from experiments import grid, report, results, sweep
-from resnet_flax import loop, schema, sweeps
+from experiments import report, sweep
+from experiments.reporting import run_tables
+from experiments.sweeping import grid
+from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
-from resnet_flax.records import RunFolder, Status
+from resnet_flax.storage import sweep_folder
+from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.training import loop
 
 ENTRY = {
     "kind": "plain",
@@ -158,7 +162,7 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
     begin(tiny_sweep, tmp_path)
     begin(tiny_sweep | {"seeds": (3,), "depths": (20,)}, tmp_path)
-    runs = results.read_runs(tmp_path)
+    runs = run_tables.read_runs(tmp_path)
     assert len(runs) == 8 + 2
     assert set(runs["state"]) == {"not begun"}
 
@@ -202,7 +206,7 @@ def test_a_folder_takes_what_a_grid_varies_and_nothing_else(
     runs = grid.expand(other)
     pairs = [(run.kind, run.config.model_dump(mode="json")) for run in runs]
     with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
-        sweeps.check_recipe(tmp_path, pairs, schema.resolve)
+        sweep_folder.check_recipe(tmp_path, pairs, resolve)
 
 
 def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep, capsys):
@@ -245,7 +249,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
 def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: ENTRY}}))
     with pytest.raises(UserError, match="sweep.json: .*String should match"):
-        results.read_runs(tmp_path)
+        run_tables.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,7 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
 def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="sweep.json"):
-        results.read_runs(tmp_path)
+        run_tables.read_runs(tmp_path)
 
 
 def write_run(folder, config, error, test_error, steps=10):
@@ -407,7 +411,7 @@ def test_a_report_before_the_first_run_says_so(tiny_sweep, tmp_path, capsys):
 
 def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match=r"it has no sweep\.json"):
-        results.read_runs(tmp_path)
+        run_tables.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("module, said", [("report", "degradation.svg"), ("watch", "finished")])

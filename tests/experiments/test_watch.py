@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from experiments import sweep_table
-from experiments.monitor import SweepMonitor
-from resnet_flax.records import RunFolder
-from resnet_flax.sweeps import SweepFolder
+from experiments.sweeping import live_table
+from experiments.sweeping.monitor import SweepMonitor
+from resnet_flax.storage.run_folder import RunFolder
+from resnet_flax.storage.sweep_folder import SweepFolder
 
 DIGITS = Path("experiments/results/digits")
 
@@ -51,7 +51,7 @@ def drawn(workdir, width, height):
     console = Console(width=width, height=height, force_terminal=True, color_system="standard")
     monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
     with console.capture() as capture:
-        console.print(sweep_table.live_table(monitor, console))
+        console.print(live_table.live_table(monitor, console))
     return capture.get().splitlines()
 
 

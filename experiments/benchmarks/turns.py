@@ -1,0 +1,82 @@
+"""Training programs in processes of their own, timed in turn."""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.benchmarks.worker import Case
+from resnet_flax.errors import FaultError
+
+Row = dict[str, Any]
+
+
+class Worker:
+    """A case in a process of its own, waiting to be told to run."""
+
+    def __init__(self, command: Sequence[str], case: dict[str, Any]):
+        # Each sets its own flags, and none takes all of a GPU's memory.
+        environment = os.environ | {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._process = subprocess.Popen(
+            [*command, json.dumps(case)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.built = json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self.close()
+            raise FaultError(f"A benchmark process ended with status {status}.")
+        return line
+
+    def run(self) -> float:
+        """Milliseconds a step."""
+        assert self._process.stdin
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()  # Closes its pipes too.
+
+
+def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
+    """Builds all cases, then times them in turn; one row each."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, (command, case) in cases.items():
+            workers[name] = worker = Worker(command, case)
+            stack.callback(worker.close)
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                times[name].append(worker.run())
+        return [{"program": n, **w.built, **spread(times[n])} for n, w in workers.items()]
+
+
+def spread(values: list[float]) -> Row:
+    """Median, minimum and maximum of step times in ms."""
+    middle = statistics.median(values)
+    return {"step_ms": middle, "min_ms": min(values), "max_ms": max(values), "runs": len(values)}
+
+
+def ours(**fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
+    """A case of `worker.py`: its command, and its fields."""
+    return (sys.executable, "-m", "experiments.benchmarks.worker"), Case(**fields)._asdict()
+
+
+def theirs(python: str, **fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
+    """The same for `pytorch.py`, in another Python."""
+    layout = {name: fields.pop(name) for name in ("channels_last", "compile")}
+    return (python, "experiments/benchmarks/pytorch.py"), Case(**fields)._asdict() | layout

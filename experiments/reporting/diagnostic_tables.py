@@ -1,0 +1,85 @@
+"""Reads what diagnostics found in a sweep into tables. Nothing found: an empty table."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from resnet_flax.storage import findings
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.findings import Initial, Layers, Line, Plane
+from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
+
+BEFORE, AFTER = "before training", "after training"
+MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
+_RUN = ["run", "kind", "depth"]
+
+
+class Planes(NamedTuple):
+    """The deepest networks around which there is a plane: one a kind, of the least seed."""
+
+    depth: int
+    planes: dict[str, Plane]
+
+
+def read_layers(workdir: AnyPath) -> pd.DataFrame:
+    """One row a layer of a run, at step 0 and after the last step of its config.
+
+    Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
+    """
+    rows = []
+    for folder, point in _runs(workdir):
+        moments = {0: BEFORE, point.steps: AFTER}
+        for layers in findings.load_layers(folder):
+            if layers.step in moments:
+                at = _of_run(point) | {"moment": moments[layers.step]}
+                rows += [at | row for row in _layer_rows(layers)]
+    return pd.DataFrame(rows, columns=[*_RUN, "moment", "layer", "name", *MEASURES])
+
+
+def read_initial(workdir: AnyPath) -> pd.DataFrame:
+    """One row a layer of a network before training: kind, depth, norm, seed, layer, `MEASURES`."""
+    initial = findings.load(workdir / findings.INITIAL, Initial)
+    rows = [
+        {"kind": network.kind, "depth": network.depth, "norm": network.norm, "seed": network.seed}
+        | row
+        for network in (initial.networks if initial else ())
+        for row in _layer_rows(network.at)
+    ]
+    return pd.DataFrame(rows, columns=["kind", "depth", "norm", "seed", "layer", "name", *MEASURES])
+
+
+def read_lines(workdir: AnyPath) -> pd.DataFrame:
+    """One row a point between initial and last weights: run, kind, depth, position, loss."""
+    rows = []
+    for folder, point in _runs(workdir):
+        line = findings.load(findings.folder(folder) / findings.LINE, Line)
+        if line and line.step == point.steps:
+            places = zip(line.positions, line.losses, strict=True)
+            rows += [_of_run(point) | {"position": at, "loss": loss} for at, loss in places]
+    return pd.DataFrame(rows, columns=[*_RUN, "position", "loss"])
+
+
+def read_planes(workdir: AnyPath) -> Planes | None:
+    """None if there is none."""
+    found: dict[int, dict[str, Plane]] = {}
+    for folder, point in _runs(workdir):
+        plane = findings.load(findings.folder(folder) / findings.PLANE, Plane)
+        if plane and plane.step == point.steps:
+            found.setdefault(point.depth, {}).setdefault(point.kind, plane)
+    return Planes(max(found), found[max(found)]) if found else None
+
+
+def _runs(workdir: AnyPath) -> Iterator[tuple[AnyPath, GridPoint]]:
+    points = SweepFolder(workdir).points.values()
+    for point in sorted(points, key=lambda point: point.seed):
+        yield workdir / point.name, point
+
+
+def _of_run(point: GridPoint) -> dict[str, Any]:
+    return {"run": point.name, "kind": point.kind, "depth": point.depth}
+
+
+def _layer_rows(layers: Layers) -> Iterable[dict[str, Any]]:
+    for i, layer in enumerate(layers.layers, 1):
+        yield {"layer": i, "name": layer.name} | {name: getattr(layer, name) for name in MEASURES}

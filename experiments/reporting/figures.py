@@ -1,0 +1,153 @@
+"""Draws figures on paper: PNG and SVG in one style, to be read in print and in grey."""
+
+import io
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.reporting.charts import KIND_STYLES, Chart, Field, Panel, Series
+from experiments.reporting.drawing import Axes, Figure, Line2D, MaxNLocator, PercentFormatter, style
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
+
+COLUMNS = 3
+PANEL = (4.6, 3.6)  # Inches.
+
+
+def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
+    """Writes `chart.name`.png, at 200 dpi, and .svg into a folder; returns their paths."""
+    columns = min(len(chart.panels), COLUMNS)
+    rows = -(-len(chart.panels) // columns)
+    with style():
+        size = (6.4, 4.2) if columns == 1 else (PANEL[0] * columns, PANEL[1] * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=bool(chart.y), squeeze=False).flat
+        for axes in list(grid)[len(chart.panels) :]:
+            axes.remove()
+        for axes, panel in zip(figure.axes, chart.panels, strict=True):
+            _draw_panel(axes, chart, panel)
+        for axes in figure.axes[::columns]:
+            axes.set_ylabel(chart.y)
+        if chart.panels[0].field:
+            drawn, label = figure.axes[0].collections[0], chart.panels[0].field.label
+            figure.colorbar(drawn, ax=figure.axes, label=label, format="%.1f")
+        _legend(figure, chart)
+        paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
+        _save(figure, paths)
+    return paths
+
+
+def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
+    axes.set_title(_plain(panel.title))
+    axes.set_xlabel(chart.x)
+    if chart.log:
+        axes.set_yscale("log")
+    if chart.ticks:
+        axes.set_xticks(chart.ticks)
+    elif panel.series and all(isinstance(x, int) for one in panel.series for x in one.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for series in panel.series:
+        _draw(axes, series)
+    if panel.field:
+        _contour(axes, panel.field, np.linspace(*chart.extent(), 16))
+    elif chart.percent:
+        _percent(axes)
+
+
+def _draw(axes: Axes, series: Series) -> None:
+    look = _look(series)
+    y = np.array(series.y, float)
+    if not series.style.line:
+        axes.scatter(
+            series.x,
+            y,
+            s=14,
+            color=series.style.color,
+            marker=series.style.marker,
+            alpha=series.strength,
+        )
+    elif len(series.deviations):
+        axes.errorbar(series.x, y, yerr=series.deviations, capsize=4, elinewidth=1.2, **look)
+    else:
+        axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
+
+
+def _look(series: Series) -> dict[str, Any]:
+    color, marker, line = series.style
+    return {
+        "color": color,
+        "marker": marker,
+        "linestyle": line,
+        "alpha": series.strength,
+        "linewidth": 2 if marker else 1.5,
+        "markersize": 5,
+    }
+
+
+def _contour(axes: Axes, field: Field, levels: np.ndarray) -> None:
+    values = np.ma.masked_invalid(np.array(field.values, float))
+    drawn = axes.contourf(field.positions, field.positions, values, levels, cmap="viridis")
+    axes.contour(drawn, colors="black", linewidths=0.4, linestyles="solid")
+    axes.plot(0, 0, "+", color="white", markersize=10)
+    axes.set_aspect("equal")
+    axes.grid(False)
+
+
+def _legend(figure: Figure, chart: Chart) -> None:
+    entries = chart.legend()
+    handles = [Line2D([], [], label=_plain(series.label), **_look(series)) for series in entries]
+    if len(chart.panels) == 1:
+        figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
+    elif handles:
+        columns = min(len(handles), 3 * min(len(chart.panels), COLUMNS))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _plain(name: str) -> str:
+    """A name as it is, not mathematics between dollars."""
+    return name.replace("$", r"\$")
+
+
+def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
+    """Step time, time to compile and memory against depth, logarithmic but for compilation."""
+    panels = {
+        "step_ms": "step, ms",
+        "build_s": "trace and compile, s",
+        "temporary_mb": "memory beside the state, MiB",
+    }
+    costs = costs.assign(build_s=costs["trace_s"] + costs["compile_s"])
+    with style():
+        figure = Figure(figsize=(12, 3.8), layout="constrained")
+        for axes, (column, label) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
+            for (program, rows), (color, marker, _) in zip(
+                costs.groupby("program", sort=False), itertools.cycle(KIND_STYLES), strict=False
+            ):
+                look = {"color": color, "marker": marker, "linewidth": 2}
+                axes.loglog(rows["depth"], rows[column], label=program, **look)
+            if column == "build_s":
+                axes.set_yscale("linear")
+                axes.set_ylim(bottom=0)
+            depths = sorted(costs["depth"].unique())
+            axes.set_xticks(depths, [str(depth) for depth in depths])
+            axes.minorticks_off()
+            axes.set_xlabel("depth (weighted layers)")
+            axes.set_title(label)
+        axes.legend(frameon=False)
+        _save(figure, paths)
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+
+
+def _save(figure: Figure, paths: list[AnyPath]) -> None:
+    for path in paths:
+        kind, drawn = path.suffix.removeprefix("."), io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(drawn, format=kind, metadata=metadata)
+        filesystem.write_bytes(path, drawn.getvalue())

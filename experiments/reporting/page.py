@@ -1,0 +1,150 @@
+"""report.html: a sweep on one page that needs nothing but itself, from its tables and charts.
+
+All that stands in a sweep's files is text to it: escaped by Jinja, and barred from running by the
+page's content security policy.
+"""
+
+import functools
+import json
+import secrets
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from plotly.offline import get_plotlyjs
+
+from experiments.reporting import charts, plots, published, run_tables
+from experiments.reporting.charts import Chart
+from experiments.sweeping import monitor
+from resnet_flax.storage import filesystem, recipe, run_folder
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sweep_folder import SweepFolder
+
+_ENDED = (*monitor.ENDED, "incomplete")
+_MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
+_OF_ATTEMPT = ("attempt", "started", "parameters")
+
+
+def write(workdir: AnyPath, tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
+    """Replaces report.html at once; returns its path."""
+    path = workdir / "report.html"
+    text = render(workdir, tables, diagnostics)
+    # A folder's name can hold half of a surrogate pair, UTF-8 cannot.
+    filesystem.write_text(path, text.encode(errors="replace").decode())
+    return path
+
+
+def render(workdir: AnyPath, tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
+    runs, summary, measured, kinds, apart = tables
+    styles = charts.kind_styles(kinds)
+    configs = run_tables.read_configs(workdir)
+    headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
+    curves = [] if measured.empty else [charts.run_curves(measured)]
+    sizes = {name: point.batch_size for name, point in SweepFolder(workdir).points.items()}
+    taken = run_tables.costs(measured, sizes)
+    costs = [] if taken.empty else [charts.costs(taken, styles)]
+    shown = charts.drawable([*headline, *curves, *diagnostics, *costs])
+    return _template().render(
+        name=workdir.name,
+        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        going=not runs["state"].isin(_ENDED).all(),
+        apart=apart,
+        states=Counter(runs["state"]).most_common(),
+        readings=_readings(summary),
+        colors={kind: style.color for kind, style in styles.items()},
+        marks={kind: _MARKS[style.marker] for kind, style in styles.items()},
+        charts={chart.name: chart for chart in shown},
+        diagnostics=[chart.name for chart in diagnostics],
+        plots={chart.name: plots.draw(chart) for chart in shown},
+        dashes=plots.DASHES,
+        symbols=_MARKS,
+        summary=summary.to_dict("records"),
+        sources=published.comparable(configs.values()),
+        shortcuts=run_tables.shortcuts(runs, configs),
+        runs=runs.to_dict("records"),
+        switches=_switches(measured),
+        environments=_environments(workdir, runs["run"]),
+        **_recipe(configs),
+        nonce=secrets.token_urlsafe(16),
+        plotly=get_plotlyjs(),
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": run_tables.percent, "minutes": run_tables.minutes}
+    return environment.get_template("report.html.j2")
+
+
+def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each kind the least and the largest depth that have finished, and the change between."""
+    readings = []
+    for kind, rows in summary.groupby("kind"):
+        ends = rows.sort_values("depth").iloc[[0, -1]]
+        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
+        shown = ends.drop_duplicates("depth").to_dict("records")
+        readings.append({"kind": kind, "ends": shown, "change": change})
+    return readings
+
+
+def _change(errors: list[float], deviation: float) -> str:
+    """In words; `deviation`: the larger of both ends', NaN where both are of one seed."""
+    points = 100 * (errors[-1] - errors[0])
+    if f"{abs(points):.2f}" == "0.00":
+        return "does not change"
+    if abs(points) <= 100 * deviation:
+        return "no clear change"
+    return f"{'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"
+
+
+def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each kind and depth, the runs that have a curve."""
+    colors = charts.depth_colors(measured["depth"])
+    rows = measured.drop_duplicates("run").groupby(["kind", "depth"])
+    return [
+        {
+            "kind": kind,
+            "depth": depth,
+            "color": colors[depth],
+            "runs": of[["run", "seed"]].to_dict("records"),
+        }
+        for (kind, depth), of in rows
+    ]
+
+
+def _environments(workdir: AnyPath, names: pd.Series) -> list[dict[str, Any]]:
+    """The different ones, with how many attempts ran on each and when they began."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for attempt in run_folder.RunFolder(workdir / name).environments():
+            fields = {key: value for key, value in attempt.items() if key not in _OF_ATTEMPT}
+            one = found.setdefault(
+                json.dumps(fields, sort_keys=True),
+                {"fields": recipe.flat(fields), "attempts": 0, "started": []},
+            )
+            one["attempts"] += 1
+            one["started"].append(str(attempt.get("started", "")))
+    return list(found.values())
+
+
+def _recipe(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The fields that all runs share, and the values of those in which they differ."""
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    values = {
+        name: list(dict.fromkeys(json.dumps(config.get(name)) for config in configs.values()))
+        for name in names
+    }
+    return {
+        "shared": {name: json.loads(of[0]) for name, of in values.items() if len(of) == 1},
+        "varied": {name: list(map(json.loads, of)) for name, of in values.items() if len(of) > 1},
+    }

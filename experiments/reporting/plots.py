@@ -1,0 +1,121 @@
+"""Turns charts into Plotly's figures; the page, light or dark, colours text and grid."""
+
+import math
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+from experiments.reporting.charts import Chart, Field, Panel, Series
+
+_SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+_FEW = 12  # As many points have room for marks.
+_DECADES = 8  # As many have room for labels.
+_FONT = 13  # Pixels.
+
+
+def draw(chart: Chart) -> list[dict[str, Any]]:
+    """A Plotly figure for each panel, as JSON's types."""
+    figures = []
+    for panel in chart.panels:
+        layout = _field_layout(chart) if panel.field else _layout(chart)
+        figure = go.Figure(_traces(chart, panel), layout)
+        figures.append(figure.to_plotly_json())
+        figures[-1]["layout"].pop("template", None)
+    return figures
+
+
+def _traces(chart: Chart, panel: Panel) -> list[Any]:
+    if panel.field:
+        return [_contour(panel.field, *chart.extent()), _middle()]
+    return [_line(series, chart) for series in panel.series]
+
+
+def _line(series: Series, chart: Chart) -> go.Scatter:
+    color, marker, line = series.style
+    marked = marker and (len(series.x) <= _FEW or not line)
+    value = "%{y:.2%}" if chart.percent else "%{y:.4~g}"
+    names = [escape(name) for name in series.names]
+    what = "%{text}" if any(names) else f"{escape(chart.x.partition(' (')[0])} %{{x}}"
+    trace = go.Scatter(
+        x=list(series.x),
+        y=[None if y is None else float(f"{y:.5g}") for y in series.y],
+        name=escape(series.run or series.label),
+        text=names or None,
+        mode="+".join([*(["lines"] if line else []), *(["markers"] if marked else [])]),
+        opacity=series.strength,
+        line={"color": color, "dash": DASHES.get(line, "solid"), "width": 2 if marker else 1.5},
+        marker={"color": color, "symbol": _SYMBOLS.get(marker), "size": 8 if line else 6},
+        hovertemplate=f"{what}: {value}"
+        + ("" if not line else "<br>%{fullData.name}")
+        + "<extra></extra>",
+        meta={"run": series.run},
+    )
+    if len(series.deviations):
+        trace.error_y = {"array": list(series.deviations), "thickness": 1.5}
+    return trace
+
+
+def _contour(field: Field, low: float, high: float) -> go.Contour:
+    return go.Contour(
+        x=list(field.positions),
+        y=list(field.positions),
+        z=[list(row) for row in field.values],
+        autocontour=False,
+        contours={"start": low, "end": high, "size": (high - low) / 15},
+        zmin=low,
+        zmax=high,
+        colorscale="Viridis",
+        line={"width": 0.5},
+        colorbar={"title": {"text": field.label, "side": "right"}, "thickness": 12},
+        hovertemplate="%{x:.2f}, %{y:.2f}: %{z:.2f}<extra></extra>",
+    )
+
+
+def _middle() -> go.Scatter:
+    marker = {"symbol": "cross-thin", "size": 12, "line": {"width": 2, "color": "white"}}
+    return go.Scatter(x=[0], y=[0], mode="markers", marker=marker, hoverinfo="skip")
+
+
+def _layout(chart: Chart) -> dict[str, Any]:
+    x: dict[str, Any] = {"title": {"text": chart.x}}
+    if chart.ticks:
+        x |= {"tickvals": list(chart.ticks)}
+    y: dict[str, Any] = {"title": {"text": chart.y}, "automargin": True}
+    if chart.log:
+        # Plotly writes powers larger by a quarter.
+        y |= {"type": "log", "exponentformat": "power", "tickfont": {"size": _FONT / 1.25}}
+        low, high = _range(chart)
+        y |= {"dtick": math.ceil((high - low) / _DECADES)}
+    if chart.percent:
+        y |= {"tickformat": "~%", "rangemode": "tozero"}
+    if chart.y and len(chart.panels) > 1:
+        y |= {"range": _range(chart)}
+    return _frame(x, y)
+
+
+def _range(chart: Chart) -> list[float]:
+    """Of y, for all panels, which the page may stand in a row or a column."""
+    panels = [series.y for panel in chart.panels for series in panel.series]
+    values = [value for values in panels for value in values if value is not None] or [1.0]
+    if chart.log:
+        return [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
+    return [min(0.0, *values), 1.05 * max(values)]
+
+
+def _field_layout(chart: Chart) -> dict[str, Any]:
+    y = {"title": {"text": chart.y}, "scaleanchor": "x", "constrain": "domain"}
+    return _frame({"title": {"text": chart.x}, "constrain": "domain"}, y)
+
+
+def _frame(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+    margin = {"l": 56, "r": 8, "t": 8, "b": 44}
+    return {
+        "xaxis": x,
+        "yaxis": y,
+        "font": {"size": _FONT},
+        "margin": margin,
+        "showlegend": False,
+        "hovermode": "closest",
+    }

@@ -1,0 +1,158 @@
+"""Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
+
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from resnet_flax.storage import findings
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.findings import Initial
+from resnet_flax.storage.recipe import flat
+from resnet_flax.storage.run_folder import RunFolder
+from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
+
+ERRORS = ("train_error", "running_error", "test_error")
+
+
+class Tables(NamedTuple):
+    """What the functions below read from a sweep's folder."""
+
+    runs: pd.DataFrame
+    summary: pd.DataFrame
+    records: pd.DataFrame
+    kinds: list[str]
+    apart: list[str]
+    """Lines on runs of other recipes than the first; the tables give them kinds of their own."""
+
+
+def read(workdir: AnyPath) -> Tables:
+    """All tables. Raises UserError if the folder is no sweep's, or a file of it is damaged."""
+    runs = read_runs(workdir)
+    apart = SweepFolder(workdir).apart
+    return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir), apart)
+
+
+def read_kinds(workdir: AnyPath) -> list[str]:
+    """Of the sweep's runs and of the networks that were looked at before training, sorted."""
+    initial = findings.load(workdir / findings.INITIAL, Initial)
+    networks = initial.networks if initial else ()
+    kinds = {point.kind for point in SweepFolder(workdir).points.values()}
+    return sorted(kinds | {network.kind for network in networks})
+
+
+def read_runs(workdir: AnyPath) -> pd.DataFrame:
+    """One row a run of the grid, whatever has become of it.
+
+    Columns: run, kind, depth, seed, state, step, reason (what a failure said, or ""), parameters,
+    and of finished runs `train_error` (clean training split, eval mode), `running_error` (last
+    interval, augmented, train mode) and `test_error`, a run that lacks one of which is
+    `incomplete`, and `minutes` (wall time). Raises UserError if the folder is no sweep's.
+    """
+    sweep = SweepFolder(workdir)
+    return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
+
+
+def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
+    status = folder.status()
+    row: dict[str, Any] = {"run": point.name, "kind": point.kind}
+    row |= {"depth": point.depth, "seed": point.seed}
+    row["state"] = status.state if status else "not begun"
+    row["step"] = status.step if status else 0
+    row["reason"] = (status.error or "") if status else ""
+    environments = folder.environments()
+    row["parameters"] = environments[-1].get("parameters") if environments else None
+    finals = _final_errors(folder) if row["state"] == "finished" else {}
+    known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
+    if row["state"] == "finished" and None in known:
+        row["state"] = "incomplete"
+    row |= {name: finals.get(name) for name in ERRORS}
+    seconds = folder.wall_seconds(status)
+    return row | {"minutes": math.nan if seconds is None else seconds / 60}
+
+
+def _final_errors(folder: RunFolder) -> dict[str, float | None]:
+    """The last error of each kind of a run, by the names in `ERRORS`."""
+    return {
+        f"{record.get('split', 'running')}_error": record.get("error")
+        for record in folder.metrics()
+    }
+
+
+def read_records(workdir: AnyPath) -> pd.DataFrame:
+    """All records of all runs, one row each.
+
+    Columns: run, kind, depth, seed, step, measure (of `ERRORS`), error, images_per_second (of train
+    records).
+    """
+    names = ["run", "kind", "depth", "seed", "step", "split"]
+    frame = SweepFolder(workdir).frame()
+    by_metric = frame.drop_duplicates([*names, "metric"]).set_index([*names, "metric"])["value"]
+    records = by_metric.unstack("metric", sort=False).reindex(
+        columns=["error", "images_per_second"]
+    )
+    records = records.reset_index().rename_axis(columns=None)
+    return records.assign(measure=records["split"] + "_error").drop(columns="split")
+
+
+def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
+    """Run name -> its config, flat: `{"model.depth": 20, ...}`."""
+    sweep = SweepFolder(workdir)
+    return {name: flat(sweep.config(name)) for name in sweep}
+
+
+def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Kind -> the `model.shortcut` of its runs."""
+    return {row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()}
+
+
+def percent(mean: float | None, deviation: float | None = None) -> str:
+    """A fraction as `8.75 ± 0.12`, or without a deviation; absent: a dash."""
+    if mean is None or pd.isna(mean):
+        return "–"
+    return f"{100 * mean:.2f}" + _deviation(deviation)
+
+
+def _deviation(deviation: float | None) -> str:
+    return "" if deviation is None or pd.isna(deviation) else f" ± {100 * deviation:.2f}"
+
+
+def minutes(mean: float) -> str:
+    """Not known: a dash."""
+    return "–" if pd.isna(mean) else f"{mean:.{1 if mean >= 10 else 2}f}"
+
+
+def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
+    """What runs took, from their train records: one row for each that has at least two.
+
+    Columns: run, kind, depth, images_per_second (median after the first record), minutes (in
+    training steps), startup_seconds (of the first interval, beyond that pace).
+    """
+    rows = []
+    rates = pd.to_numeric(records["images_per_second"], errors="coerce")
+    possible = rates.between(1e-6, 1e12)
+    timed = records.assign(images_per_second=rates)[possible]
+    for (run, kind, depth), of_run in timed.groupby(["run", "kind", "depth"]):
+        if len(of_run) < 2:
+            continue
+        size, rate = batch_sizes[run], of_run["images_per_second"]
+        images = of_run["step"].diff().fillna(of_run["step"]) * size
+        pace = rate.iloc[1:].median()
+        startup = images.iloc[0] / rate.iloc[0] - images.iloc[0] / pace
+        rows.append((run, kind, depth, pace, (images / rate).sum() / 60, max(startup, 0.0)))
+    names = ["run", "kind", "depth", "images_per_second", "minutes", "startup_seconds"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+    """Over the seeds of finished runs: one row a kind and depth.
+
+    Columns: kind, depth, parameters, n, for each of `ERRORS` its mean and `_std` (the sample's
+    deviation, ddof 1; absent for one seed), and minutes (mean of those known).
+    """
+    finished = runs[runs["state"] == "finished"]
+    columns: dict[str, Any] = {"parameters": ("parameters", "first"), "n": ("run", "count")}
+    for name in ERRORS:
+        columns |= {name: (name, "mean"), f"{name}_std": (name, "std")}
+    columns["minutes"] = ("minutes", "mean")
+    return finished.groupby(["kind", "depth"], as_index=False).agg(**columns)

@@ -1,0 +1,91 @@
+"""The grid of a sweep, kind x depth x seed: which runs there are, their names and configs."""
+
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field, NonNegativeInt
+
+from experiments import describe
+from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section, parse
+from resnet_flax.models.resnet import Shortcut
+from resnet_flax.storage import sweep_folder
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.training import build
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"expected distinct values, got {values}")
+    return values
+
+
+class SweepConfig(Section):
+    """A run's config, and what varies."""
+
+    run: RunConfig
+    kinds: Annotated[dict[sweep_folder.KindName, Shortcut], Field(min_length=1)]
+    """Name -> model.shortcut."""
+    depths: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]
+    warmup_from_depth: NonNegativeInt
+    """The depth from which `run.optim.warmup_steps` holds; below it there is no warm-up."""
+
+
+class GridRun(NamedTuple):
+    """One point of the grid."""
+
+    name: str
+    kind: str
+    config: RunConfig
+
+    @property
+    def point(self) -> sweep_folder.GridPoint:
+        config = self.config
+        sizes = config.model.depth, config.seed, config.steps, config.data.batch_size
+        cost = _multiply_adds(config.model, config.data)
+        return sweep_folder.GridPoint(self.name, self.kind, *sizes, cost)
+
+
+def expand(config: Mapping[str, Any]) -> list[GridRun]:
+    """The runs of a sweep's config: by seed, then depth, then kind, so that the figure fills in.
+
+    Raises UserError if the config is wrong.
+    """
+    sweep = parse(config, SweepConfig)
+    runs = []
+    for seed in sweep.seeds:
+        for depth in sweep.depths:
+            for kind, shortcut in sweep.kinds.items():
+                model = sweep.run.model.model_copy(update={"depth": depth, "shortcut": shortcut})
+                optim = sweep.run.optim
+                if depth < sweep.warmup_from_depth:
+                    optim = optim.model_copy(update={"warmup_steps": 0})
+                update = {"seed": seed, "model": model, "optim": optim}
+                run = sweep.run.model_copy(update=update)
+                runs.append(GridRun(f"{kind}-{depth}-s{seed}", kind, run))
+    return runs
+
+
+def save(runs: list[GridRun], workdir: AnyPath) -> None:
+    """Writes `sweep.json`, from which a report knows what to expect.
+
+    Runs of an earlier grid in the same folder stay in it.
+    """
+    entries = {
+        run.name: {
+            "kind": run.kind,
+            "config": run.config.model_dump(mode="json"),
+            "multiply_adds": run.point.multiply_adds,
+        }
+        for run in runs
+    }
+    sweep_folder.add_runs(workdir, entries)
+
+
+@functools.cache
+def _multiply_adds(model: ModelConfig, data: DataConfig) -> int:
+    """Of a forward pass of one image; the data set is not read, but for its description."""
+    image_shape, num_classes = describe.trained_images(data)
+    build.check_image_shape(model, image_shape)
+    return describe.multiply_adds(build.build_model(model, num_classes), image_shape)

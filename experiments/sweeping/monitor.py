@@ -1,0 +1,208 @@
+"""Where the runs of a sweep stand, from their records alone: no JAX, nothing is written.
+
+Made to be asked every few seconds: what has been read is not read again, and whatever stands in
+the files, or vanishes while being read, ends nothing.
+"""
+
+import math
+import statistics
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from resnet_flax.errors import UserError, printable
+from resnet_flax.storage import filesystem, run_folder
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.lock import Heartbeat
+from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.sweep_folder import GridPoint
+
+ENDED = ("finished", "diverged", "failed")
+
+
+class RunMonitor:
+    """One run."""
+
+    def __init__(self, folder: RunFolder, point: GridPoint):
+        self.point, self._folder = point, folder
+        self.state = "not begun"
+        """A `records.State`; or "not begun"; "interrupted" if it runs by its status and nobody
+        is at work on it; "unreadable"."""
+        self.without_status = "not begun"
+        """The state where the records say none: a sweep may know more of a run that it began."""
+        self.status: Status | None = None
+        self.last: dict[str, dict[str, Any]]
+        """The last record of each split, of train records under "running"."""
+        self.seconds: float | None = None
+        """What it took, if it has finished in one attempt."""
+        self._heartbeat = Heartbeat(folder.path)
+        self._seen: tuple[int | str, ...] = ()
+        self._said: set[tuple[int, str]] = set()
+        self._forget_metrics()
+
+    @property
+    def step(self) -> int:
+        """The last one recorded."""
+        saved = self.status.step if self.status else 0
+        return max([saved, *(record["step"] for record in self.last.values())])
+
+    @property
+    def work_left(self) -> int:
+        """Of the point's `work`, what is still to be done."""
+        steps = 0 if self.state in ENDED else max(0, self.point.steps - self.step)
+        return self.point._replace(steps=steps).work
+
+    @property
+    def error(self) -> float | None:
+        """Of the clean training split once it is known, else the running one; a fraction."""
+        return self._shown("error")
+
+    @property
+    def loss(self) -> float | None:
+        """Of what `error` is of; in nats."""
+        return self._shown("loss")
+
+    @property
+    def images_per_second(self) -> float | None:
+        """When last measured; above 0."""
+        rate = number(self.last.get("running", {}), "images_per_second")
+        return rate if rate and rate > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None unless it is running, and its rate has been measured."""
+        rate = self.images_per_second
+        if self.state != "running" or rate is None:
+            return None
+        return self.work_left / self.point.multiply_adds / rate
+
+    def _shown(self, metric: str) -> float | None:
+        return number(self.last.get("train") or self.last.get("running", {}), metric)
+
+    def refresh(self) -> list[str]:
+        """Reads what is new; returns a line for each change of state and each evaluation."""
+        before, self.state = self.state, self._read_state()
+        # Afterwards, so that of a run that has ended all is known.
+        new = self._read_metrics()
+        evaluations = [record for record in new if "split" in record and self._is_new(record)]
+        lines = [self._evaluation_line(record) for record in evaluations]
+        return lines + ([self.state_line()] if self.state != before else [])
+
+    def state_line(self) -> str:
+        reason = self.status.error if self.status else None
+        return self._line(self.step, self.state + (f": {printable(reason)}" if reason else ""))
+
+    def _evaluation_line(self, record: Mapping[str, Any]) -> str:
+        error, split = number(record, "error"), printable(record["split"])
+        return self._line(
+            record["step"], f"{split} error {'?' if error is None else f'{error:.2%}'}"
+        )
+
+    def _line(self, step: int, what: str) -> str:
+        return f"{self.point.name}  step {step}/{self.point.steps}  {what}"
+
+    def _is_new(self, evaluation: Mapping[str, Any]) -> bool:
+        """Not one that a resumed run has kept, or has repeated."""
+        key = (evaluation["step"], evaluation["split"])
+        known = key in self._said
+        self._said.add(key)
+        return not known
+
+    def _read_state(self) -> str:
+        state = self._read_status()
+        if state == "running" and not self._heartbeat.is_alive():
+            state = self._read_status()  # It may have ended between the two looks.
+            return "interrupted" if state == "running" else state
+        return state
+
+    def _read_status(self) -> str:
+        try:
+            now = filesystem.identity(self._folder.status_file)
+            if now != self._seen:
+                self.status, self._seen = self._folder.status(), now
+                once = self.status and self.status.attempt == 1
+                self.seconds = self._folder.wall_seconds(self.status) if once else None
+        except FileNotFoundError:
+            self.status, self._seen = None, ()
+        except (OSError, UserError):
+            self._seen = ()
+            return "unreadable"
+        return self.status.state if self.status else self.without_status
+
+    def _forget_metrics(self) -> None:
+        self._place, self.last = filesystem.Place(), {}
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
+        """Takes note of the new records; a line that is none is passed over."""
+        path = self._folder.metrics_file
+        try:
+            whole, place = filesystem.read_on(path, self._place, run_folder.LARGEST[path.name])
+        except FileNotFoundError:
+            self._forget_metrics()
+            return []
+        except OSError:
+            return []
+        # A run that goes on from a checkpoint replaces the file by what it keeps of it.
+        anew = place.file != self._place.file or place.offset < self._place.offset
+        self._place = place
+        new = [record for line in whole.split(b"\n") if (record := _record(line))]
+        # Replaced, not changed: another thread may be drawing it.
+        known = {} if anew else self.last
+        self.last = known | {record.get("split", "running"): record for record in new}
+        return new
+
+
+class SweepMonitor:
+    """The runs of a sweep. Threads may share it."""
+
+    def __init__(self, workdir: AnyPath, points: Iterable[GridPoint]):
+        self.runs = [RunMonitor(RunFolder(workdir / point.name), point) for point in points]
+        self._lock = threading.Lock()
+
+    def refresh(self) -> list[str]:
+        """Reads what is new; returns a line for each change of state and each evaluation."""
+        with self._lock:
+            return [line for run in self.runs for line in run.refresh()]
+
+    @property
+    def is_over(self) -> bool:
+        return all(run.state in ENDED for run in self.runs)
+
+    @property
+    def work(self) -> int:
+        return sum(run.point.work for run in self.runs)
+
+    @property
+    def work_left(self) -> int:
+        return sum(run.work_left for run in self.runs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By what finished runs took, or else by rates; as many runs at a time as now.
+
+        None before anything is measured.
+        """
+        took = [
+            (run.point.work, run.seconds) for run in self.runs if run.seconds and run.seconds > 0
+        ]
+        rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in self.runs]
+        if took:
+            speed = sum(work for work, _ in took) / sum(seconds for _, seconds in took)
+        elif any(rates):
+            speed = statistics.median(filter(None, rates))
+        else:
+            return None
+        return self.work_left / speed / max(1, sum(run.state == "running" for run in self.runs))
+
+
+def number(record: Mapping[str, Any], metric: str) -> float | None:
+    """None for what is absent, no number or not finite."""
+    value = record.get(metric)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        return run_folder.parse_record(line)
+    except ValueError:
+        return None

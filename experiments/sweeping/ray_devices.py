@@ -1,0 +1,220 @@
+"""The engine that takes the runs of a grid to their ends on Ray.
+
+Each run is a task that holds its devices, on this machine or wherever a cluster has them, or a
+gang over the hosts of a TPU slice (`ray_slices.py`). Ray finds the places. Here is decided what comes
+next, the longest first, and what is tried again: a run whose node is lost without limit, one that
+fails by itself a stated number of times. It goes on from its last checkpoint, and its folder's lock
+keeps out a process that lives on where it was thought dead.
+"""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import exceptions
+
+from experiments import cli
+from experiments.sweeping import engine
+from experiments.sweeping.engine import OnChange
+from experiments.sweeping.grid import GridRun
+from resnet_flax.errors import UserError, summary
+from resnet_flax.runtime.interrupt import StopRequest
+from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.lock import STALE_SECONDS
+from resnet_flax.storage.run_folder import RunFolder, State
+from resnet_flax.training import loop
+
+POLL_SECONDS = 0.2
+REST_SECONDS = 2.0
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # Never both.
+GPU_MEMORY = 0.9  # What runs that share a GPU may take of it, all together.
+PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
+
+
+class Places(Protocol):
+    """Where runs are placed."""
+
+    def count(self) -> int:
+        """How many runs to leave to Ray at once, to be at work or to wait for a place."""
+        ...
+
+    def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
+        """Hands a run to Ray, as a task that may be cancelled.
+
+        It gives the state, and why; "preempted" if the run is to be placed again.
+        """
+        ...
+
+
+class Devices:
+    """So many devices of one node for each run: TPU chips, else GPUs, else cores."""
+
+    def __init__(self, per_run: int, sharing: int, variables: dict[str, str]):
+        """`sharing`: how many runs have a GPU at once; `variables`: of the tasks' environment.
+
+        Raises UserError if no node has the devices, or if they cannot be shared.
+        """
+        self._per_run, self._sharing = per_run, sharing
+        everywhere = ray.cluster_resources()
+        self.kind = next((kind for kind in ("TPU", "GPU") if everywhere.get(kind)), "CPU")
+        largest = max(self._of_each_node(), default=0)
+        if per_run > largest:
+            raise UserError(
+                f"Expected --devices_per_run of at most {largest}, the {self.kind} count of the"
+                f" largest node, got {per_run}."
+            )
+        if sharing > 1 and (self.kind, per_run) != ("GPU", 1):
+            raise UserError(
+                f"Expected --runs_per_device=1, or runs that take one GPU each, got {sharing} where"
+                f" runs take {per_run} of the {self.kind}s."
+            )
+        held: dict[str, Any]
+        if self.kind == "CPU":
+            held = {"num_cpus": per_run}
+            variables = variables | {"JAX_NUM_CPU_DEVICES": str(per_run)}
+        elif self.kind == "TPU":
+            held = {"num_cpus": 1, "resources": {"TPU": per_run}}
+            variables = of_accelerators(variables)
+        else:
+            held = {"num_cpus": 1 / sharing, "num_gpus": per_run / sharing}
+            variables = of_accelerators(variables)
+        if sharing > 1:
+            share = f"{GPU_MEMORY / sharing:.3f}"
+            variables = {name: of for name, of in variables.items() if name not in MEMORY}
+            variables |= {MEMORY[0]: share}
+        try:
+            self._task = ray.remote(
+                **held,
+                max_retries=0,
+                # In a process, JAX keeps the accelerators that it first saw.
+                max_calls=0 if self.kind == "CPU" else 1,
+                runtime_env={"env_vars": variables},
+            )(_train)
+        except ValueError as error:  # Such as three chips of a TPU host.
+            raise UserError(f"Cannot use --devices_per_run={per_run}: {error}") from error
+
+    def count(self) -> int:
+        # As many wait as work: no device idles, and an autoscaler sees what is wanted.
+        of_each = (devices * self._sharing // self._per_run for devices in self._of_each_node())
+        return 2 * sum(of_each)
+
+    def _of_each_node(self) -> list[int]:
+        return [int(node["Resources"].get(self.kind, 0)) for node in nodes(alive=True)]
+
+    def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
+        return self._task.options(name=run.name).remote(run, workdir, Path.cwd())
+
+
+def of_accelerators(variables: dict[str, str]) -> dict[str, str]:
+    """All but JAX_PLATFORMS: what this machine has may not be what the nodes have."""
+    return {name: value for name, value in variables.items() if name != "JAX_PLATFORMS"}
+
+
+def nodes(*, alive: bool) -> list[dict[str, Any]]:
+    """The nodes that there are, or those that are gone, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"] == alive]
+
+
+def _train(run: GridRun, workdir: AnyPath, here: Path) -> tuple[State, str]:
+    """What a task does."""
+    set_up(here)
+    return attempt(run, workdir)
+
+
+def set_up(here: Path) -> None:
+    """What a run's process begins with; `here`: to which the paths of its config are relative."""
+    with contextlib.suppress(OSError):  # Not every node needs to have it.
+        os.chdir(here)
+    cli.set_up()
+
+
+def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
+    """As `engine.attempt`, but patient: a process that was thought lost may hold the lock a while.
+
+    Several processes of a run wait equally often.
+    """
+    with RunProgress(quiet=True) as progress, StopRequest() as stop:
+        for _ in range(PATIENCE):
+            state, line = engine.attempt(run, workdir, progress, stop)
+            if state != "running" or stop.reached():
+                break
+            time.sleep(REST_SECONDS)
+    return state, line
+
+
+def run_on(
+    places: Places,
+    max_failures: int,
+    runs: Sequence[GridRun],
+    workdir: AnyPath,
+    progress: RunProgress,
+    stop: StopRequest,
+    on_change: OnChange,
+) -> None:
+    """An `Engine` once `places`, and how many failures of its own a run is forgiven, are set."""
+    queue = _unended(runs, workdir, on_change)
+    begun: dict[ray.ObjectRef, GridRun] = {}
+    failures, stopping = Counter[str](), False
+    while queue or begun:
+        while queue and len(begun) < max(places.count(), 1):
+            run = queue.pop(0)
+            begun[places.begin(run, workdir)] = run
+            on_change(run, "running", "")
+        ended, _ = ray.wait(list(begun), timeout=POLL_SECONDS)
+        for task in ended:
+            run, (state, line) = begun.pop(task), _outcome(task)
+            failures[run.name] += state == "failed"
+            again = _why_again(state, line, failures[run.name], max_failures)
+            if again and not stopping:
+                progress.say(f"{run.name}: {again}")
+                queue.insert(0, run)
+            else:
+                on_change(run, state, line)
+        if stop.reached() and not stopping:
+            stopping = True
+            queue.clear()
+            for task in begun:
+                ray.cancel(task)
+
+
+def _why_again(state: State, line: str, failures: int, max_failures: int) -> str:
+    """What to say of a run that goes on, "" of one that does not."""
+    if state == "preempted":
+        return f"{line or 'stopped from elsewhere'}; it is placed again."
+    if state == "failed" and failures <= max_failures:
+        return f"tried again, {failures} of {max_failures}: {line}"
+    return ""
+
+
+def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> list[GridRun]:
+    """What is to be run, the longest first."""
+    queue = []
+    for run in sorted(runs, key=lambda run: run.point.work, reverse=True):
+        status = None
+        with contextlib.suppress(UserError, OSError):  # Its own attempt will say what is wrong.
+            status = RunFolder(workdir / run.name).status()
+        if status and status.state in loop.DONE:
+            on_change(run, status.state, "")
+        else:
+            queue.append(run)
+    return queue
+
+
+def _outcome(task: ray.ObjectRef) -> tuple[State, str]:
+    """How a task ended, and why."""
+    try:
+        return ray.get(task)
+    except exceptions.TaskCancelledError:
+        return "preempted", "stopped"
+    except exceptions.NodeDiedError:
+        return "preempted", "its node was lost"
+    except exceptions.RayTaskError as error:
+        return "failed", summary(error.cause)
+    except Exception as error:  # One run's, whatever it is.
+        return "failed", summary(error)

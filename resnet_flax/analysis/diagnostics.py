@@ -1,0 +1,200 @@
+"""Why a network does or does not train: gradient flow and layer responses (Sec. 4.1, Fig. 7).
+
+Gradients are carried from part to part of a network by hand, so that what lies between can be
+looked at, and so that a block is compiled once however often it is there: depth costs no compile
+time. Everything sees batches in train mode, with their own BN statistics, on one device.
+
+B: batch; K: classes.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from resnet_flax.errors import UserError
+from resnet_flax.models import blocks
+from resnet_flax.models.resnet import ResNet
+from resnet_flax.runtime import cpu
+from resnet_flax.storage.findings import Layer, Layers
+from resnet_flax.training import metrics
+from resnet_flax.training.steps import Batch
+
+WEIGHTED = (nn.Conv, nn.Dense)
+NORMS = (nn.BatchNorm, blocks.Identity)
+
+
+class Seen(NamedTuple):
+    """What one part of a network computes within, by the names of its layers."""
+
+    inputs: dict[str, jax.Array]  # What each weighted layer reads.
+    responses: dict[str, jax.Array]  # What each norm gives.
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """A network's parts for `layer_statistics`: block by block, in train mode, on one device.
+
+    Raises UserError for VGG, which has none.
+    """
+    if not isinstance(model, ResNet):
+        raise UserError("Expected a plain or residual network, got VGG.")
+    parts: list[Any] = model.clone(scan=False, remat=False, norm_axis=None).parts(train=True)
+    return parts  # Without loops over blocks, all are modules.
+
+
+def layer_statistics(
+    parts: Sequence[nn.Module],
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
+    step: int = 0,
+) -> Layers:
+    """Gradient flow and responses of every weighted layer; numbers are means over batches.
+
+    - `parts`: modules called one after another, the last of which gives logits [B, K].
+    - `variables`: `params` and `batch_stats` of each part, below its name; not stacked.
+    """
+    measured = [_of_batch(parts, variables, batch) for batch in batches]
+    if not measured:
+        raise ValueError("Expected at least one batch, got none.")
+    names = list(measured[0][1])  # In order; a tree's keys are sorted.
+    losses, by_batch, sizes = zip(*jax.device_get(measured), strict=True)
+    lost = ~np.isfinite(losses)
+    layers = []
+    for name in names:
+        means = {}
+        for key in by_batch[0][name]:
+            values = np.array([of_batch[name][key] for of_batch in by_batch])
+            # ReLU passes no gradient where it has seen NaN: that is not a gradient of 0.
+            means[key] = _mean(values if key == "response_std" else np.where(lost, np.nan, values))
+        layers.append(Layer(name=name, **means))
+    return Layers(
+        step=step,
+        batches=len(measured),
+        batch_size=int(sizes[0]),
+        loss=_mean(np.array(losses)),
+        layers=tuple(layers),
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(np.mean(values))
+    return mean if np.isfinite(mean) else None
+
+
+def _of_batch(
+    parts: Sequence[nn.Module], variables: dict[str, Any], batch: Batch
+) -> tuple[jax.Array, dict[str, dict[str, jax.Array]], int]:
+    """The mean loss, the statistics of each layer, and B."""
+    own = [{key: tree[p.name] for key, tree in variables.items() if p.name in tree} for p in parts]
+    nameless = [part.clone(name=None) for part in parts]
+    forward, backward = _compiled()
+    xs = [batch.image]
+    for part, of_part in zip(nameless, own, strict=True):
+        xs.append(forward(part, of_part, xs[-1]))
+    loss, dy = _loss_and_gradient(xs[-1], batch.label)
+    found = []
+    for part, of_part, x in zip(reversed(nameless), reversed(own), reversed(xs[:-1]), strict=True):
+        dy, statistics = backward(part, of_part, x, dy)
+        found.append(statistics)
+    layers: dict[str, dict[str, jax.Array]] = {}
+    for part, statistics in zip(parts, reversed(found), strict=True):
+        for path, values in statistics.items():
+            name = "/".join(filter(None, (part.name, path)))
+            layers.setdefault(_of_norm(name), {}).update(values)
+    return loss, layers, len(batch.label)
+
+
+def _of_norm(name: str) -> str:
+    """The convolution before a norm: block/bn1 -> block/conv1, bn -> conv; others as they are."""
+    block, slash, last = name.rpartition("/")
+    return block + slash + last.replace("bn", "conv")
+
+
+@functools.cache
+def _compiled() -> tuple[Callable, Callable]:
+    """`_forward` and `_backward`."""
+    options = cpu.quick_compilation()
+    compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
+    return compiled(_forward), compiled(_backward)
+
+
+def _forward(part: nn.Module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+    return _seen(part, variables, x, {})[0]
+
+
+@jax.jit
+def _loss_and_gradient(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(logits: jax.Array) -> jax.Array:
+        return metrics.cross_entropy(logits, label).mean()
+
+    return jax.value_and_grad(loss)(logits)
+
+
+def _backward(
+    part: nn.Module, variables: dict[str, Any], x: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+    """dL/dx of a part from dL/dy, and the statistics of its layers and norms."""
+    seen = _seen(part, variables, x, {})[1]
+
+    def output(params: Any, x: jax.Array, probes: dict[str, jax.Array]) -> jax.Array:
+        return _seen(part, {**variables, "params": params}, x, probes)[0]
+
+    # A probe is added to what a layer reads: its gradient is what comes through that layer.
+    probes = jax.tree.map(jnp.zeros_like, seen.inputs)
+    params = variables.get("params", {})
+    dparams, dx, through = jax.vjp(output, params, x, probes)[1](dy)
+    statistics: dict[str, dict[str, jax.Array]] = {}
+    for path, read in seen.inputs.items():
+        of_layer = dparams[path] if path else dparams
+        of_kernel = _norm_and_rms("weight_gradient", of_layer["kernel"])
+        # A block's input is read by its shortcut, too.
+        of_input = _norm_and_rms("input_gradient", dx if read is x else through[path])
+        statistics[path] = of_kernel | of_input
+    for path, response in seen.responses.items():
+        statistics[path] = {"response_std": jnp.std(response.astype(jnp.float32))}
+    if isinstance(part, blocks.Block):
+        by_f = _norm(through["conv1"])
+        by_h = _norm(dx - through["conv1"])
+        statistics["conv1"]["identity_share"] = by_h / (by_h + by_f)
+    return dx, statistics
+
+
+def _seen(
+    part: nn.Module, variables: dict[str, Any], x: jax.Array, probes: dict[str, jax.Array]
+) -> tuple[jax.Array, Seen]:
+    """A part's output, and what is seen within when `probes` are added to its layers' inputs."""
+    seen = Seen({}, {})
+
+    def look(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if isinstance(context.module, WEIGHTED):
+            seen.inputs[path] = args[0]
+            args = (args[0] + probes[path], *args[1:]) if probes else args
+        y = call(*args, **kwargs)
+        if isinstance(context.module, NORMS):
+            seen.responses[path] = y
+        return y
+
+    with nn.intercept_methods(look):
+        y, _ = part.apply(variables, x, mutable=["batch_stats"])
+    return y, seen
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """L2, also where squares would be too small or too large for float32."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(jnp.float32).tiny)
+    return scale * jnp.linalg.norm(x / scale)
+
+
+def _norm_and_rms(name: str, x: jax.Array) -> dict[str, jax.Array]:
+    norm = _norm(x)
+    return {f"{name}_norm": norm, f"{name}_rms": norm / x.size**0.5}

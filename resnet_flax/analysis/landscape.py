@@ -1,0 +1,153 @@
+"""The training loss on the way from the initial to the last weights, and around these.
+
+In train mode, so with each batch's own BN statistics, on one device.
+
+B, H, W, C: batch, height, width, channels; N: batches; P: points; D: directions.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from resnet_flax.models import stacking
+from resnet_flax.storage.findings import Line, Plane
+from resnet_flax.training import metrics
+from resnet_flax.training.steps import Batch
+
+# Passes an iterable on, and may show how far it is.
+Shown = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
+
+
+def line(
+    model: nn.Module,
+    first: dict[str, Any],
+    last: dict[str, Any],
+    batches: Batch,
+    positions: np.ndarray,
+    *,
+    step: int,
+    shown: Shown = iter,
+) -> Line:
+    """Goodfellow et al. (2015), arXiv 1412.6544: the loss at `first + position * (last - first)`.
+
+    - `first`, `last`: variables of the network, block by block; `last` those of `step`.
+    - `batches`: `image` [N, B, H, W, C], `label` [N, B].
+    - `positions`: [P] float.
+    """
+    way = jax.tree.map(np.subtract, last["params"], first["params"])
+    rows = positions.astype(np.float32)[:, None, None]
+    losses, errors = _scores(model, first, [way], rows, batches, shown)
+    return Line(
+        step=step,
+        images=batches.label.size,
+        positions=tuple(positions.tolist()),
+        losses=tuple(row[0] for row in losses),
+        errors=tuple(row[0] for row in errors),
+    )
+
+
+def plane(
+    model: nn.Module,
+    variables: dict[str, Any],
+    batches: Batch,
+    positions: np.ndarray,
+    *,
+    step: int,
+    seed: int,
+    shown: Shown = iter,
+) -> Plane:
+    """The loss at `variables` moved by all pairs of `positions` along two random directions.
+
+    They are `filter_normalized_direction` of `seed` and `seed + 1`; the rest is as in `line`.
+    """
+    params = variables["params"]
+    directions = [filter_normalized_direction(seed + i, params) for i in (0, 1)]
+    rows = np.stack(np.meshgrid(positions, positions, indexing="ij"), axis=-1).astype(np.float32)
+    losses, errors = _scores(model, variables, directions, rows, batches, shown)
+    return Plane(
+        step=step,
+        images=batches.label.size,
+        seed=seed,
+        positions=tuple(positions.tolist()),
+        losses=losses,
+        errors=errors,
+    )
+
+
+def filter_normalized_direction(seed: int, params: Any) -> Any:
+    """A random direction in which each filter is as long as that of `params`.
+
+    Li et al. (2018), arXiv 1712.09913, Sec. 4: Gaussian, d <- d |w| / |d| for each output channel
+    of each kernel; zero for biases and BN. For trees whose blocks are not stacked.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    random = np.random.RandomState(seed)
+
+    def direction(w: np.ndarray) -> np.ndarray:
+        if w.ndim < 2:
+            return np.zeros_like(w)
+        d = random.standard_normal(w.shape).astype(w.dtype)
+        return d * _filter_lengths(w) / _filter_lengths(d)
+
+    return jax.tree.unflatten(treedef, [direction(np.asarray(leaf)) for leaf in leaves])
+
+
+def _filter_lengths(w: np.ndarray) -> np.ndarray:
+    """[..., O] -> [1, ..., 1, O]."""
+    return np.sqrt(np.sum(np.square(w), axis=tuple(range(w.ndim - 1)), keepdims=True))
+
+
+Rows = tuple[tuple[float | None, ...], ...]
+
+
+def _scores(
+    model: nn.Module,
+    origin: dict[str, Any],
+    directions: Sequence[Any],
+    rows: np.ndarray,
+    batches: Batch,
+    shown: Shown,
+) -> tuple[Rows, Rows]:
+    """Losses and errors at rows [R, P, D] of points; a loss that is not finite is None."""
+    if getattr(model, "scan", False):
+        origin, directions = stacking.stack((origin, list(directions)))
+    losses, errors = [], []
+    for row in shown(rows):
+        totals = jax.device_get(_totals_along(model, origin, directions, row, batches))
+        means = totals.loss.astype(float) / totals.images
+        losses.append(tuple(loss if np.isfinite(loss) else None for loss in means.tolist()))
+        errors.append(tuple((totals.errors / totals.images).tolist()))
+    return tuple(losses), tuple(errors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _totals_along(
+    model: nn.Module,
+    origin: dict[str, Any],
+    directions: Sequence[Any],
+    points: jax.Array,
+    batches: Batch,
+) -> metrics.Totals:
+    """Totals [P] over all batches at points [P, D], in units of the D directions."""
+
+    def at(point: jax.Array) -> metrics.Totals:
+        def moved(w: jax.Array, *ds: jax.Array) -> jax.Array:
+            return w + sum(point[i] * d for i, d in enumerate(ds))
+
+        params = jax.tree.map(moved, origin["params"], *directions)
+
+        def add_batch(sums: metrics.Totals, batch: Batch) -> tuple[metrics.Totals, None]:
+            logits, _ = model.apply(
+                {**origin, "params": params}, batch.image, train=True, mutable=["batch_stats"]
+            )
+            totals = metrics.totals(logits, batch.label, jnp.ones_like(batch.label, bool))
+            return jax.tree.map(jnp.add, sums, totals), None
+
+        return jax.lax.scan(add_batch, metrics.zeros(), batches)[0]
+
+    return jax.lax.map(at, points)

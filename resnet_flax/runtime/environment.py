@@ -1,0 +1,103 @@
+"""What a run ran on: the facts a sceptic asks for, and no path, name or address of a machine."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_flax.runtime import bits, cpu
+
+_CODE = Path(__file__).parents[1]
+COMMIT_VARIABLE = "RESNET_FLAX_GIT_COMMIT"
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "array_record",
+    "ml-collections", "numpy",
+)  # fmt: skip
+
+KIND = ("platform", "device_kind", "processor", "device_count", "process_count")
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices, processes, git commit and the time, in JSON types."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpu_cores": cpu.cores(),
+        "platform": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "settings": bits.settings(),
+    }
+
+
+def program() -> dict[str, Any]:
+    """What is computed: versions, code, settings, in JSON types; no device is used.
+
+    The same in all processes of a run. Python may be of several versions: it computes nothing.
+    """
+    return {
+        "git_commit": git_commit(),
+        "code": _code_digest(),
+        "packages": _versions(),
+        "settings": bits.settings(),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _code_digest() -> str:
+    """Of this library's source, which may differ where the commit does not."""
+    sha = hashlib.sha256()
+    for path in sorted(_CODE.rglob("*.py")):
+        sha.update(f"{path.relative_to(_CODE)}\0".encode() + path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+def kind(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the bits of a run depend on, of what `describe` said: equal on machines of one kind."""
+    packages = entry.get("packages", {})
+    return {name: entry.get(name) for name in KIND} | {
+        name: packages.get(name) for name in ("jax", "jaxlib")
+    }
+
+
+def _processor() -> str:
+    """On which, too, the bits of a run on CPU depend."""
+    with contextlib.suppress(OSError):  # Where there is no such file.
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
+
+
+def git_commit() -> str | None:
+    """Of the checkout this file is in, with a `-dirty` mark; None if it is in none.
+
+    A copy of the code that was sent elsewhere has it in COMMIT_VARIABLE.
+    """
+    if given := os.environ.get(COMMIT_VARIABLE):
+        return given
+    # A checkout of another user's is trusted: it is what is being run.
+    trust = ["-c", "safe.directory=*"]
+    command = ["git", *trust, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,304 @@
+"""Saves, verifies and restores training states."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from flax import serialization
+
+from resnet_flax.errors import GOES_ON, FaultError, UserError, complain, summary
+from resnet_flax.models import stacking
+from resnet_flax.storage import trees
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.step_folders import (
+    Held,
+    config_of,
+    damage_of,
+    kept_steps,
+    label,
+    step_folders,
+)
+
+T = TypeVar("T")
+
+
+class Checkpoints:
+    """The checkpoints of one run, `folder/<step>/`, each with the SHA-256 sums of its files.
+
+    `RunFolder.config_digest` of the run that saved it is in each, unless an older version did.
+
+    States are stored as nested dicts of host arrays, so they restore on any number of devices and
+    without the code that made them. A step appears at once and whole, sums included; `sha256sum
+    --check SHA256SUMS` verifies it by hand.
+    """
+
+    def __init__(
+        self,
+        folder: AnyPath,
+        *,
+        config: str | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Opens a folder to restore from it; nothing in it is ever changed.
+
+        - `config`: the digest of the run's config, for steps of another one to be refused.
+        - `say`: hears of damage; by default it stands on stderr.
+
+        Raises UserError if there is no such folder.
+        """
+        self.folder, self._config, self._say = folder, config, say or complain
+        self._folders = step_folders(folder)
+        with self._readable():
+            if not self._folders.exists():
+                raise UserError(f"No checkpoint in {folder}.")
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Cannot read {self.folder}: {trees.reason(error)}.") from error
+
+    def steps(self) -> list[int]:
+        """The steps there are, ascending."""
+        return self._folders.steps()
+
+    def last_good(self) -> int | None:
+        """The newest step whose files are what was saved, None if there is none.
+
+        Raises UserError if another run saved it.
+        """
+        with self._newest_whole() as (step, _):
+            return step
+
+    @contextlib.contextmanager
+    def _newest_whole(self) -> Iterator[tuple[int | None, Path]]:
+        """That step and its files."""
+        damaged = []
+        with contextlib.ExitStack() as stack:
+            for step in reversed(self.steps()):
+                files = stack.enter_context(self._folders.files(step))
+                damage = damage_of(files)
+                if damage is None:
+                    break
+                stack.close()
+                damaged.append(
+                    f"{self.folder / str(step)} is damaged ({damage}){self._set_aside(step)}"
+                )
+            else:
+                step, files = None, Path()
+            if damaged:
+                others = f", and so are {len(damaged) - 1} before it" if damaged[1:] else ""
+                used = "no other is whole" if step is None else f"step {step} is used"
+                self._say(f"{damaged[0]}{others}; {used}.")
+            if step is not None:
+                self._check_config(files)
+            yield step, files
+
+    def _check_config(self, files: Path) -> None:
+        """Raises UserError if a step was saved under another config than this run's."""
+        found = config_of(files)
+        if found and self._config and found != self._config:
+            raise UserError(
+                f"{self.folder / files.name} was saved by a run of another config (SHA-256"
+                f" {found[:12]}...; this run's is {self._config[:12]}...). Move that folder out of"
+                " here, or put back the config.json that belongs to it."
+            )
+
+    def _set_aside(self, step: int) -> str:
+        """What was done with a damaged step: nothing, by one who only reads."""
+        return ""
+
+    def restore(self, step: int | None = None) -> dict[str, Any]:
+        """The state dict saved at `step`, by default the newest whole one, as host arrays.
+
+        Raises UserError if there is none, naming the steps there are, or if it is damaged or
+        another run's.
+        """
+        with self._readable(), self._whole(step) as (step, files):
+            try:
+                return trees.load(files)
+            except Exception as error:  # Orbax lets through what its many parts raise.
+                path = self.folder / str(step)
+                raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
+
+    @contextlib.contextmanager
+    def _whole(self, step: int | None) -> Iterator[tuple[int, Path]]:
+        """A step that is whole, by default the newest, and its files. Raises UserError if not."""
+        if step is None:
+            with self._newest_whole() as (step, files):
+                if step is None:
+                    raise UserError(f"No checkpoint in {self.folder}.")
+                yield step, files
+                return
+        if step not in self.steps():
+            raise UserError(
+                f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
+            )
+        with self._folders.files(step) as files:
+            if damage := damage_of(files):
+                raise UserError(
+                    f"{self.folder / str(step)} is damaged ({damage}); steps there are:"
+                    f" {self.steps()}."
+                )
+            self._check_config(files)
+            yield step, files
+
+    def restore_into(self, state: T, step: int | None = None) -> T:
+        """`state`, whose leaves need a shape and dtype alone, with the values saved at `step`.
+
+        Raises UserError if what was saved has other leaves: it is another model's.
+        """
+        saved = self.restore(step)
+        expected = serialization.to_state_dict(state)
+        if saved.keys() < expected.keys():
+            missing = ", ".join(sorted(expected.keys() - saved.keys()))
+            raise UserError(
+                f"The checkpoint in {self.folder} lacks {missing}, as an exported run's does: no"
+                " training can go on from it, but with --config.init_from a new one can begin."
+            )
+        if stacking.is_stacked(state):
+            saved = stacking.stack(saved)
+        self.check_same(expected, saved)
+        return serialization.from_state_dict(state, saved)
+
+    def check_same(self, expected: Any, found: Any) -> None:
+        """Raises UserError unless two state dicts have leaves of the same names and shapes."""
+        expected, found = trees.shapes(expected), trees.shapes(found)
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise UserError(
+                    f"The checkpoint in {self.folder} is of another model: expected {name} to be"
+                    f" {expected.get(name, 'absent')}, got {found.get(name, 'absent')}."
+                )
+
+
+class CheckpointWriter(Checkpoints):
+    """Saves too, in the background: with several processes all call, and the first one writes.
+
+    A step is there only after it was read back. Use as a context manager, which waits for the last
+    save.
+    """
+
+    def __init__(
+        self,
+        folder: AnyPath,
+        *,
+        keep_every: int,
+        attempt: int,
+        held: Held,
+        say: Callable[[str], None],
+        config: str | None = None,
+    ):
+        """Makes the folder if need be, and clears away what a crash left half-written.
+
+        - `keep_every`: as in `kept_steps`.
+        - `attempt`: sets what it has half-written apart from what an earlier writer has.
+        - `held`: a context to write in, which raises if the run has become another process's.
+        """
+        self.folder, self._say, self._config = folder, say, config
+        self._folders = step_folders(folder)
+        self._first = jax.process_index() == 0
+        if self._first:
+            with held():
+                self._folders.prepare()
+        self._keep_every, self._attempt, self._held = keep_every, attempt, held
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._save: Future[None] | None = None
+        self.saved: int | None = None
+        """The last step saved, whole and on disk."""
+
+    def __enter__(self) -> "CheckpointWriter":
+        self._quiet = trees.quiet()
+        self._quiet.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Waits for the last save; its error is raised, unless another is on its way."""
+        try:
+            with contextlib.suppress(*([Exception] if kind else [])):
+                self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._first:
+                self._folders.close()
+            self._quiet.__exit__(None, None, None)
+
+    def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
+        """Begins to save; the state may be donated as soon as this returns.
+
+        - `state`: or its `trees.host_tree`.
+        - `test_errors`: of the steps evaluated so far, to know the best one.
+
+        Raises FaultError if the save before this one failed.
+        """
+        self.wait()
+        tree = trees.host_tree(state)
+        part = self._folders.part(step, self._attempt)
+        with self._faults(step, part), contextlib.ExitStack() as stack:
+            if self._first:
+                stack.enter_context(self._held())  # Orbax would make a vanished folder anew.
+            write = trees.save(part, tree)
+        self._save = self._thread.submit(self._finish, step, part, write, dict(test_errors))
+
+    def wait(self) -> None:
+        """Until the last save is whole and on disk. Raises FaultError if it failed."""
+        save, self._save = self._save, None
+        if save is not None:
+            save.result()
+
+    def close(self, test_errors: Mapping[int, float]) -> None:
+        """Waits, and keeps what is to be kept by the errors known at the end."""
+        self.wait()
+        if self._first:
+            self._delete_old(test_errors)
+
+    def poll(self) -> None:
+        """Raises FaultError if the last save has failed."""
+        if self._save is not None and self._save.done():
+            self.wait()
+
+    def _finish(
+        self, step: int, part: Path, write: trees.Write, test_errors: Mapping[int, float]
+    ) -> None:
+        with self._faults(step, part):
+            write()
+            if self._first:
+                label(part, step, self._config)
+                self._folders.publish(part, step, self._held)
+                self._delete_old(test_errors)
+            self.saved = step
+
+    @contextlib.contextmanager
+    def _faults(self, step: int, part: Path) -> Iterator[None]:
+        """What goes wrong with a save becomes one line, and leaves nothing half-written."""
+        try:
+            yield
+        except Exception as error:
+            if self._first:
+                self._folders.discard(part)
+            if isinstance(error, FaultError):
+                raise
+            raise FaultError(
+                f"Cannot save step {step} in {self.folder}: {trees.reason(error)}. {GOES_ON}"
+            ) from error
+
+    def _delete_old(self, test_errors: Mapping[int, float]) -> None:
+        steps = self.steps()
+        try:
+            for step in set(steps) - kept_steps(steps, self._keep_every, test_errors):
+                with self._held():  # Another's steps are not this one's to judge.
+                    self._folders.delete(step)
+        except OSError as error:  # No reason to stop: what is to be kept is there.
+            self._say(f"Cannot delete an old checkpoint in {self.folder}: {trees.reason(error)}.")
+
+    def _set_aside(self, step: int) -> str:
+        with self._held():
+            return f", set aside as {self._folders.set_aside(step)}"
+
+    def has_damaged(self) -> bool:
+        """Whether a step was ever set aside."""
+        return any(self.folder.glob("*.damaged*"))

@@ -1,0 +1,147 @@
+"""What diagnostics found, in files beside a run's other records. No JAX: a report needs none.
+
+RUN/diagnostics/layers-STEP.json  `Layers` at a step, 0 for the initial values
+RUN/diagnostics/line.json         `Line`
+RUN/diagnostics/plane.json        `Plane`
+SWEEP/initial.json                `Initial`: networks of a sweep, and others, before training
+
+A number that is not finite is null there and None here.
+"""
+
+from typing import Annotated, Self, TypeVar
+
+import pydantic
+
+from resnet_flax.errors import UserError
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
+
+F = TypeVar("F", bound="Finding")
+LARGEST = 2**26  # Bytes of a file.
+LAYERS, LINE, PLANE, INITIAL = "layers", "line.json", "plane.json", "initial.json"
+
+
+class Finding(pydantic.BaseModel):
+    """Anything that is stored."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Layer(Finding):
+    """A weighted layer; gradients are of the mean loss over a batch, numbers means over batches."""
+
+    name: str
+    """As in the parameters: `stage1_block2/conv1`."""
+    weight_gradient_norm: float | None
+    """L2 norm of the gradient with respect to the layer's kernel."""
+    weight_gradient_rms: float | None
+    input_gradient_norm: float | None
+    """L2 norm of the gradient with respect to what the layer reads, over a batch."""
+    input_gradient_rms: float | None
+    response_std: float | None = None
+    """Standard deviation of its output after BN, before ReLU and addition (Fig. 7); None for the
+    fully connected layer."""
+    identity_share: float | None = None
+    """Where a block begins: the share of the gradient that reaches its input through h of Eqn. (1),
+    not through F, |h| / (|h| + |F|) in L2 norms; 0 in plain networks. None for other layers."""
+
+
+class Layers(Finding):
+    """All weighted layers of a network, in order, at one step."""
+
+    step: int
+    batches: int
+    batch_size: int
+    loss: float | None
+    """Mean over these batches, with their own statistics (nats)."""
+    layers: tuple[Layer, ...]
+
+
+class _Path(Finding):
+    step: int
+    images: int
+    positions: Annotated[tuple[pydantic.FiniteFloat, ...], pydantic.Field(min_length=2)]
+
+
+class Line(_Path):
+    """Training loss between the initial (position 0) and the last weights (position 1)."""
+
+    losses: tuple[float | None, ...]
+    errors: tuple[float | None, ...]
+
+    @pydantic.model_validator(mode="after")
+    def _a_value_for_each_position(self) -> Self:
+        if not len(self.positions) == len(self.losses) == len(self.errors):
+            raise ValueError("expected a loss and an error for each position")
+        return self
+
+
+class Plane(_Path):
+    """Training loss around the last weights, along two filter-normalised random directions.
+
+    Li et al. (2018), arXiv 1712.09913, Sec. 4. Row i, column j: positions i and j along the first
+    and the second direction.
+    """
+
+    seed: int
+    losses: tuple[tuple[float | None, ...], ...]
+    errors: tuple[tuple[float | None, ...], ...]
+
+    @pydantic.model_validator(mode="after")
+    def _a_value_for_each_pair(self) -> Self:
+        size = len(self.positions)
+        for values in (self.losses, self.errors):
+            if [len(row) for row in values] != [size] * size:
+                raise ValueError("expected a loss and an error for each pair of positions")
+        return self
+
+
+class Network(Finding):
+    """A network before training."""
+
+    kind: str
+    depth: int
+    norm: str
+    seed: int
+    at: Layers
+
+
+class Initial(Finding):
+    networks: tuple[Network, ...]
+
+
+def save(path: AnyPath, finding: Finding) -> None:
+    """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
+    if path.name != INITIAL:  # A sweep's folder may be a link, that of a run's findings not.
+        filesystem.refuse_links(path.parent.parent, path.parent.name)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        filesystem.write_json(path, finding.model_dump(mode="json"))
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def load(path: AnyPath, kind: type[F]) -> F | None:
+    """None if there is no such file. Raises UserError if it holds something else."""
+    try:
+        return kind.model_validate_json(filesystem.read_bytes(path, LARGEST))
+    except FileNotFoundError:
+        return None
+    except (OSError, pydantic.ValidationError) as error:
+        said = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error
+
+
+def folder(run: AnyPath) -> AnyPath:
+    """Where a run's findings are."""
+    return run / "diagnostics"
+
+
+def layers_file(run: AnyPath, step: int) -> AnyPath:
+    return folder(run) / f"{LAYERS}-{step}.json"
+
+
+def load_layers(run: AnyPath) -> list[Layers]:
+    """By step, those of every step that has been looked at."""
+    found = (load(path, Layers) for path in folder(run).glob(f"{LAYERS}-*.json"))
+    return sorted((layers for layers in found if layers), key=lambda layers: layers.step)

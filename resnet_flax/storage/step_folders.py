@@ -1,0 +1,230 @@
+"""Where the checkpoints of a run lie: folders of files, one a step, on a disk or in a bucket.
+
+On both, a step is there at once and whole, sums included, or it is not there. On a disk it is
+renamed into its place. In a bucket its files are put one by one, `SHA256SUMS` last, and it is there
+as long as that is; they are written to, and read from, a temporary folder of this machine.
+"""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.bucket import BucketPath
+from resnet_flax.storage.filesystem import SUMS, AnyPath
+
+Held = Callable[[], contextlib.AbstractContextManager[None]]
+"""A context to write in; it raises if that is no more this process's to do."""
+KEPT = 2
+STEP, CONFIG = "STEP", "CONFIG_SHA256"
+STEP_NAME = "0|[1-9][0-9]{0,17}"
+# What a save, a failed one or an unfinished deletion may leave; also of earlier versions.
+_LEFT = re.compile(rf"\.({STEP_NAME})\.(\w+\.)?(part|old)(\..*)?")
+
+
+def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, float]) -> set[int]:
+    """Of these steps, ascending, those that are not to be deleted.
+
+    They are the last `KEPT`, the first of those with the least test error, and every
+    `keep_every`-th, unless that is 0.
+    """
+    kept = set(steps[-KEPT:])
+    kept |= {step for step in steps if keep_every and step % keep_every == 0}
+    evaluated = [step for step in steps if step in test_errors]
+    return kept | set(sorted(evaluated, key=test_errors.__getitem__)[:1])
+
+
+def label(part: Path, step: int, config: str | None) -> None:
+    """Adds to the files of a step which one it is, the digest of its run's config, and the sums."""
+    (part / STEP).write_text(f"{step}\n")
+    if config is not None:
+        (part / CONFIG).write_text(f"{config}\n")
+    filesystem.write_sums(part)
+
+
+def damage_of(files: Path) -> str | None:
+    """What is wrong with the files of a step, None if nothing is."""
+    damage = "it is a symbolic link" if files.is_symlink() else filesystem.damage(files)
+    if damage is None and (step := (files / STEP).read_text().strip()) != files.name:
+        return f"it was saved as step {step}"
+    return damage
+
+
+def config_of(files: Path) -> str | None:
+    """The digest of the config of the run that saved a step; None if an older version did."""
+    return (files / CONFIG).read_text().strip() if (files / CONFIG).exists() else None
+
+
+class StepFolders(Protocol):
+    """The steps below a folder."""
+
+    def exists(self) -> bool:
+        """Whether there is the folder."""
+
+    def steps(self) -> list[int]:
+        """Those there are, ascending; also what is damaged."""
+
+    def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        """A local folder of the step's name, with its files, as long as the context lasts."""
+
+    def prepare(self) -> None:
+        """Makes the folder if need be, and clears away what a crash left half-written."""
+
+    def close(self) -> None:
+        """Ends what `prepare` began."""
+
+    def part(self, step: int, attempt: int) -> Path:
+        """A local path, at which there is nothing, to write a step to."""
+
+    def publish(self, part: Path, step: int, held: Held) -> None:
+        """Makes what was written to `part` the step, while it is held."""
+
+    def discard(self, part: Path) -> None:
+        """Deletes what was, or was not quite, written to `part`."""
+
+    def delete(self, step: int) -> None:
+        """The step is gone at once."""
+
+    def set_aside(self, step: int) -> str:
+        """Gives a damaged step another name, which it returns."""
+
+
+def step_folders(folder: AnyPath) -> StepFolders:
+    return _InBucket(folder) if isinstance(folder, BucketPath) else _OnDisk(folder)
+
+
+class _OnDisk:
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def exists(self) -> bool:
+        return self._folder.is_dir()
+
+    def steps(self) -> list[int]:
+        named = [path for path in self._folder.iterdir() if re.fullmatch(STEP_NAME, path.name)]
+        return sorted(int(path.name) for path in named if path.is_symlink() or path.is_dir())
+
+    def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
+        return contextlib.nullcontext(self._folder / str(step))
+
+    def prepare(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        for path in self._folder.iterdir():
+            if _LEFT.fullmatch(path.name):
+                with contextlib.suppress(OSError):  # Perhaps the next time.
+                    _delete(path)
+
+    def close(self) -> None:
+        pass
+
+    def part(self, step: int, attempt: int) -> Path:
+        # What an earlier writer has half-written has another name.
+        return self._folder / f".{step}.{attempt}.part"
+
+    def publish(self, part: Path, step: int, held: Held) -> None:
+        with held():
+            part.rename(self._folder / str(step))
+            filesystem.sync(self._folder)
+
+    def discard(self, part: Path) -> None:
+        _delete_all(self._folder, f"{part.name}*")
+
+    def delete(self, step: int) -> None:
+        # What could not be deleted earlier has another name.
+        old = self._folder / f".{step}.{uuid.uuid4().hex}.old"
+        _delete((self._folder / str(step)).rename(old))
+
+    def set_aside(self, step: int) -> str:
+        name = _free_name(self._folder, step)
+        (self._folder / str(step)).rename(self._folder / name)
+        return name
+
+
+class _InBucket:
+    def __init__(self, folder: BucketPath):
+        self._folder = folder
+        # Always the same name: the next writer clears away what a crash left there.
+        key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
+
+    def exists(self) -> bool:
+        return self._folder.is_dir()
+
+    def steps(self) -> list[int]:
+        whole = re.compile(rf"({STEP_NAME})/{SUMS}")
+        return sorted(
+            int(found[1]) for found in map(whole.fullmatch, self._folder.objects()) if found
+        )
+
+    @contextlib.contextmanager
+    def files(self, step: int) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="resnet_flax-") as temporary:
+            local, remote = Path(temporary) / str(step), self._folder / str(step)
+            for name in remote.objects():
+                # One that was deleted since it was listed will be missed by the sums.
+                with contextlib.suppress(FileNotFoundError):
+                    (remote / name).download(local / name)
+            yield local
+
+    def prepare(self) -> None:
+        steps = set(map(str, self.steps()))
+        for name in self._folder.objects():
+            step, _, inner = name.partition("/")
+            if inner and re.fullmatch(STEP_NAME, step) and step not in steps:
+                (self._folder / name).unlink()
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(mode=0o700)
+
+    def close(self) -> None:
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def part(self, step: int, attempt: int) -> Path:
+        return self._staging / f"{step}.{attempt}.part"
+
+    def publish(self, part: Path, step: int, held: Held) -> None:
+        names = [str(path.relative_to(part)) for path in part.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: name == SUMS):
+            with held():  # Each: one that lost its lock spoils as little as can be.
+                (self._folder / str(step) / name).upload(part / name)
+        self.discard(part)
+
+    def discard(self, part: Path) -> None:
+        _delete_all(self._staging, f"{part.name}*")
+
+    def delete(self, step: int) -> None:
+        (self._folder / str(step) / SUMS).unlink()
+        for name in (self._folder / str(step)).objects():
+            (self._folder / str(step) / name).unlink()
+
+    def set_aside(self, step: int) -> str:
+        aside = _free_name(self._folder, step)
+        for name in (self._folder / str(step)).objects():
+            (self._folder / str(step) / name).copy_to(self._folder / aside / name)
+        self.delete(step)
+        return aside
+
+
+def _delete_all(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a folder or a file; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _free_name(folder: AnyPath, step: int) -> str:
+    name = f"{step}.damaged"
+    while (folder / name).exists():
+        name += "-again"
+    return name

@@ -1,0 +1,85 @@
+"""TensorBoard's event files, written in the caller's thread, so that a full disk is its error.
+
+In a bucket a file is put with each checkpoint: of a run that is killed TensorBoard may lack what
+came after it; its records do not.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import histogram_raw, scalar, text
+
+from resnet_flax.storage.filesystem import AnyPath, LocalFolder
+
+BUCKETS = 30
+
+
+class EventFile:
+    """What one attempt has to show."""
+
+    def __init__(self, folder: AnyPath, attempt: int, step: int):
+        """Makes the folder if need be; readers forget what earlier attempts wrote past `step`."""
+        self._folder = LocalFolder(folder)
+        self._writer = EventsWriter(
+            str(self._folder.path / "events"), filename_suffix=f".{attempt}"
+        )
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Tag -> value."""
+        for tag, value in values.items():
+            self._write(Event(step=step, summary=scalar(tag, value)))
+        self._writer.flush()
+
+    def add_config(self, step: int, config: dict[str, Any]) -> None:
+        """As text, under the tag `config`."""
+        block = f"```\n{json.dumps(config, indent=2)}\n```"
+        self._write(Event(step=step, summary=text("config", block)))
+        self._publish()
+
+    def add_weights(self, step: int, params: Mapping[str, Any]) -> None:
+        """Parameters as nested host arrays -> a histogram of each layer's kernel.
+
+        Tags are the layers' names: `weights/stage1_block2/conv1`. What is not finite is left out.
+        """
+        for name, kernel in _kernels(params, "weights"):
+            finite = kernel[np.isfinite(kernel)]
+            if finite.size:
+                self._write(Event(step=step, summary=_histogram(name, finite)))
+        self._publish()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._folder.close()
+
+    def _publish(self) -> None:
+        self._writer.flush()
+        self._folder.publish()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+def _kernels(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _kernels(value, f"{prefix}/{name}")
+        elif name == "kernel":
+            yield prefix, value
+
+
+def _histogram(name: str, values: np.ndarray) -> Summary:
+    # Not tensorboardX's own, whose dot product in float64 takes four times as long as all the rest.
+    counts, edges = np.histogram(values, BUCKETS)
+    total, squares = values.sum(dtype=np.float64), np.square(values).sum(dtype=np.float64)
+    extent = float(values.min()), float(values.max())
+    return histogram_raw(
+        name, *extent, values.size, total, squares, edges[1:].tolist(), counts.tolist()
+    )

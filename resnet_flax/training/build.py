@@ -1,0 +1,172 @@
+"""Turns a config into the parts of a run, or says in one line what is wrong with it.
+
+Everything below this file takes typed arguments, not the config.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig, parse
+from resnet_flax.data import augment, sources
+from resnet_flax.data.sources import Split
+from resnet_flax.data.stream import Crops, Stream, open_stream
+from resnet_flax.errors import UserError
+from resnet_flax.models import vgg
+from resnet_flax.models.cpu_convolution import conv_general_dilated
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.runtime.parallel import DATA_AXIS, Devices
+from resnet_flax.training import optim, steps
+from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
+from resnet_flax.training.steps import Batch
+
+# With `model.scan="auto"`, deeper networks are scanned: see experiments/results/benchmarks.
+DEEPEST_UNROLLED = 110
+
+
+class Experiment(NamedTuple):
+    """The parts of a run, made and checked; nothing is compiled or written yet."""
+
+    config: RunConfig
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    devices: Devices
+    train: Split | Stream
+    test: Split | Stream
+
+
+def build(config: Mapping[str, Any], devices: Devices | None = None) -> Experiment:
+    """Checks a whole config and reads its data. Raises UserError in one line.
+
+    `devices`: what it is for; all by default.
+    """
+    parsed = parse(config, RunConfig)
+    data = parsed.data
+    # With a class count to check the network by, before the data set is read.
+    build_model(parsed.model, num_classes=1)
+    devices = devices or Devices(parsed.parallel)
+    devices.check_divisible("data.batch_size", data.batch_size)
+    train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
+    if data.batch_size > train.size:
+        raise UserError(
+            f"Expected data.batch_size of at most {train.size}, the images of"
+            f" data.train_split={data.train_split!r}, got {data.batch_size}."
+        )
+    check_image_shape(parsed.model, train.image_shape)
+    if data.color and train.image_shape[-1] != 3:
+        raise UserError(
+            "Expected data.color=False for images that are not of three colours, got images of"
+            f" {train.image_shape}."
+        )
+    schedule = build_schedule(parsed.optim)
+    return Experiment(
+        config=parsed,
+        model=build_model(parsed.model, train.num_classes),
+        schedule=schedule,
+        optimizer=build_optimizer(parsed.optim, schedule),
+        devices=devices,
+        train=train,
+        test=test,
+    )
+
+
+def open_split(config: DataConfig, split: str) -> Split | Stream:
+    """A split in memory, or one to be read as needed if crops are cut from its images."""
+    if config.crop == "none":
+        return sources.load_split(config.name, split, config.data_dir)
+    crops = Crops(config.crop, config.image_size, config.shorter_side)
+    return open_stream(config.name, split, crops, config.channel_mean, config.data_dir)
+
+
+def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) -> Feed:
+    """What the steps take from a split; `say` hears of damaged images."""
+    if isinstance(split, Stream):
+        return StreamFeed(split, devices, say)
+    return ResidentFeed(split, devices)
+
+
+def training_batches(config: RunConfig, image_mean: np.ndarray, count: int) -> list[Batch]:
+    """At most `count` whole batches of the training split, not augmented, on the first device.
+
+    Always the same: the first of the split, or all of it, if that is less than a batch.
+    """
+    device = Devices(config.parallel, jax.devices()[:1])
+    images = feed(open_split(config.data, config.data.train_split), device, print)
+    batch_size = min(config.data.batch_size, images.size)
+    batches = []
+    with images.evaluation(batch_size) as fed:
+        for of_devices, _ in itertools.islice(fed, min(count, images.size // batch_size)):
+            share = jax.tree.map(lambda x: x[0], of_devices)
+            seen, labels = steps.select(images.resident, share)
+            batches.append(Batch(augment.normalize(seen, jnp.asarray(image_mean)), labels))
+    return batches
+
+
+def scans(config: ModelConfig) -> bool:
+    """Whether the network that a config names has its blocks stacked."""
+    if config.scan == "auto":
+        return config.family != "vgg" and config.depth > DEEPEST_UNROLLED
+    return config.scan == "on"
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network that a config names. Raises UserError if its family has none such."""
+    dtype = jnp.dtype(config.dtype)
+    if config.family == "vgg":
+        if config.shortcut != "none" or config.widths:
+            raise UserError(
+                'Expected model.shortcut="none" and model.widths=() for VGG, got'
+                f" {config.shortcut!r} and {config.widths}."
+            )
+        if config.scan == "on" or config.remat:
+            raise UserError(
+                'Expected model.scan="auto" or "off" and model.remat=False for VGG, which has no'
+                f" blocks, got {config.scan!r} and {config.remat}."
+            )
+        return vgg.build_vgg(config.depth, num_classes, dtype)
+    return build_resnet(
+        config.family,
+        config.depth,
+        config.shortcut,
+        config.widths,
+        num_classes=num_classes,
+        bottleneck_stride=config.bottleneck_stride,
+        norm=config.norm,
+        bn_momentum=config.bn_momentum,
+        bn_epsilon=config.bn_epsilon,
+        norm_axis=DATA_AXIS if config.bn_scope == "global" else None,
+        dtype=dtype,
+        scan=scans(config),
+        remat=config.remat,
+        conv_general_dilated=conv_general_dilated if jax.default_backend() == "cpu" else None,
+    )
+
+
+def check_image_shape(config: ModelConfig, shape: Sequence[int]) -> None:
+    """Raises UserError if the network cannot take images of shape (H, W, C)."""
+    if config.family == "vgg" and min(shape[:2]) < vgg.SMALLEST_IMAGE:
+        raise UserError(
+            f"Expected images of at least {vgg.SMALLEST_IMAGE} pixels a side for VGG, got"
+            f" {tuple(shape)}."
+        )
+
+
+def build_schedule(config: OptimConfig) -> optax.Schedule:
+    """Step -> learning rate."""
+    return optim.learning_rate(
+        config.lr, config.boundaries, config.decay_factor, config.warmup_steps, config.warmup_lr
+    )
+
+
+def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD at that schedule's rate."""
+    return optim.sgd(
+        schedule, config.momentum, config.nesterov, config.weight_decay, config.decay_bn_and_bias
+    )

@@ -1,0 +1,120 @@
+"""What the steps take from a split, on the devices: indices into it, or its images as they come.
+
+k: steps of a dispatch; D: devices of this process.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from resnet_flax.data import crops
+from resnet_flax.data.order import batch_indices, padded_batch
+from resnet_flax.data.sources import Split
+from resnet_flax.data.stream import (
+    Batch,
+    EvaluationBatches,
+    Stream,
+    TrainingBatches,
+    in_background,
+)
+from resnet_flax.runtime.parallel import Devices
+from resnet_flax.training.steps import Fed, Images
+
+
+class Feed(Protocol):
+    """A split, as `steps.train_steps` and `steps.eval_step` take it."""
+
+    size: int
+    """Images of the split."""
+    resident: Images | None
+    """What lies on each device, if anything does."""
+
+    def training(
+        self, seed: int, batch_size: int, steps: range, per_dispatch: int
+    ) -> contextlib.AbstractContextManager[Iterator[Fed]]:
+        """What the dispatches of these steps are fed, [D, k, B, ...], while the context lasts."""
+
+    def evaluation(
+        self, batch_size: int
+    ) -> contextlib.AbstractContextManager[Iterator[tuple[Fed, jax.Array]]]:
+        """What batches of the whole split are fed, [D, B, ...], and masks [D, B]."""
+
+
+class ResidentFeed:
+    """A split that lies whole on each device."""
+
+    def __init__(self, split: Split, devices: Devices):
+        self.size, self.devices = split.size, devices
+        self.resident: Images | None = devices.replicate(Images(split.images, split.labels))
+
+    @contextlib.contextmanager
+    def training(
+        self, seed: int, batch_size: int, steps: range, per_dispatch: int
+    ) -> Iterator[Iterator[Fed]]:
+        starts = range(0, len(steps), per_dispatch)
+        dispatches = (steps[start : start + per_dispatch] for start in starts)
+        yield (
+            self.devices.shard(
+                np.stack([batch_indices(seed, step, batch_size, self.size) for step in dispatch])
+            )
+            for dispatch in dispatches
+        )
+
+    @contextlib.contextmanager
+    def evaluation(self, batch_size: int) -> Iterator[Iterator[tuple[Fed, jax.Array]]]:
+        numbers = range(-(-self.size // batch_size))
+        batches = (padded_batch(self.size, batch_size, number) for number in numbers)
+        yield ((self.devices.shard(i), self.devices.shard(mask)) for i, mask in batches)
+
+
+class StreamFeed:
+    """A split that is read as it is needed."""
+
+    resident: Images | None = None
+
+    def __init__(self, stream: Stream, devices: Devices, say: Callable[[str], None]):
+        """`say` hears of damaged images."""
+        self.stream, self.devices, self.say = stream, devices, say
+        self.size = stream.size
+
+    @contextlib.contextmanager
+    def training(
+        self, seed: int, batch_size: int, steps: range, per_dispatch: int
+    ) -> Iterator[Iterator[Fed]]:
+        places = self.devices.places(batch_size)
+        load = TrainingBatches(self.stream, seed, batch_size, places, steps, per_dispatch)
+
+        def on_devices(batch: Batch) -> Images:
+            steps = len(batch.labels) // len(places)
+            return self._shard(batch, (steps, len(places)))
+
+        with in_background(load, on_devices, self.say) as fed:
+            yield fed
+
+    @contextlib.contextmanager
+    def evaluation(self, batch_size: int) -> Iterator[Iterator[tuple[Fed, jax.Array]]]:
+        places = self.devices.places(batch_size)
+        _, side, (shorter, _) = self.stream.crops
+        numbers = range(-(-self.size // batch_size))
+        batches = [padded_batch(self.size, batch_size, number) for number in numbers]
+        plan = [(indices[places], (1, side, side)) for indices, _ in batches]
+        cut = functools.partial(crops.center_crop, size=side, shorter=shorter)
+
+        def on_devices(batch: Batch) -> Images:
+            return self._shard(batch, (len(places),))
+
+        load = EvaluationBatches(self.stream, cut, plan)
+        with in_background(load, on_devices, self.say) as fed:
+            masks = (self.devices.shard(mask) for _, mask in batches)
+            yield zip(fed, masks, strict=True)
+
+    def _shard(self, batch: Batch, shape: tuple[int, ...]) -> Images:
+        """Batches of one view, to the devices; the last of `shape` is shared out."""
+        axis = len(shape) - 1
+        images = batch.images.reshape(*shape, *self.stream.image_shape)
+        labels = batch.labels.reshape(shape)
+        return Images(*(self.devices.shard_places(part, axis) for part in (images, labels)))

@@ -1,0 +1,165 @@
+"""The training state and the pure steps: state in, state out.
+
+B: images on this device; k: steps of one dispatch; N: images of the data set; H, W, C: height,
+width, channels. Every step needs an axis named DATA_AXIS (`parallel.py` maps it over devices).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from resnet_flax.data import augment
+from resnet_flax.runtime import bits
+from resnet_flax.runtime.parallel import DATA_AXIS, means_and_sums
+from resnet_flax.training import metrics
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training depends on besides the data set; the same on every device."""
+
+    step: jax.Array  # [] int32, steps taken.
+    seed: jax.Array  # [] uint32; with `step`, all that randomness depends on.
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    totals: metrics.Totals  # Since the last multiple of `log_every`.
+    image_mean: jax.Array  # [H, W, C] or [1, 1, C] float32, of the training split.
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """As `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """This device's share of a global batch."""
+
+    image: jax.Array  # [B, H, W, C] float32, normalised.
+    label: jax.Array  # [B] int32.
+
+
+class Images(NamedTuple):
+    """A whole split, resident on each device, or images as they are fed."""
+
+    images: jax.Array | np.ndarray  # [N, H, W, C] or [..., B, H, W, C] uint8.
+    labels: jax.Array | np.ndarray  # [N] or [..., B] int32.
+
+
+# What a step is fed: indices [..., B] int32 into resident images, or, without these, images.
+Fed = jax.Array | Images
+
+
+@bits.pinned()
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_mean: jax.Array,
+    image_shape: tuple[int, int, int] | None = None,
+) -> TrainState:
+    """The state before the first step; parameters depend on the seed and their names alone.
+
+    `image_shape`: (H, W, C) of what the network is trained on; None: the mean's.
+    """
+    image = jnp.zeros((1, *(image_shape or image_mean.shape)), jnp.float32)
+    variables = model.init(bits.key(seed), image)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        totals=metrics.zeros(),
+        image_mean=jnp.asarray(image_mean),
+    )
+
+
+def train_step(
+    state: TrainState, batch: Batch, model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """One SGD step: gradients and running BN averages are means over the global batch.
+
+    `state.totals` grows by the batch's loss and errors, in train mode, before the update.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = model.apply(variables, batch.image, train=True, mutable=["batch_stats"])
+        loss = metrics.cross_entropy(logits, batch.label).mean()
+        return loss, (logits, updates.get("batch_stats", {}))
+
+    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    totals = metrics.totals(logits, batch.label, jnp.ones_like(batch.label, bool))
+    (grads, batch_stats), totals = means_and_sums((grads, batch_stats), totals)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        totals=jax.tree.map(jnp.add, state.totals, totals),
+    )
+
+
+@bits.pinned()
+def train_steps(
+    state: TrainState,
+    resident: Images | None,
+    fed: Fed,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    pad: int,
+    flip: bool,
+    color: bool,
+    log_every: int,
+) -> TrainState:
+    """k steps; `fed` is this device's share, [k, B, ...]."""
+
+    def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
+        images, labels = select(resident, fed)
+        image = augment.normalize(images, state.image_mean)
+        places = jax.lax.axis_index(DATA_AXIS) * len(labels) + jnp.arange(len(labels))
+        keys = augment.image_keys(state.seed, state.step, places)
+        image = augment.augment(keys, image, pad=pad, flip=flip, color=color)
+        starts = state.step % log_every == 0
+        totals = jax.tree.map(lambda t: jnp.where(starts, 0, t), state.totals)
+        batch = Batch(image, labels)
+        return train_step(state.replace(totals=totals), batch, model, optimizer), None
+
+    return jax.lax.scan(body, state, fed)[0]
+
+
+def select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
+    """What a step sees of its share of `fed`: images [B, H, W, C] uint8, labels [B] int32."""
+    images, labels = fed if resident is None else (part[fed] for part in resident)
+    return jnp.asarray(images), jnp.asarray(labels)
+
+
+@bits.pinned()
+def eval_step(
+    variables: Any,
+    image_mean: jax.Array,
+    resident: Images | None,
+    fed: Fed,
+    mask: jax.Array,
+    *,
+    model: nn.Module,
+) -> metrics.Totals:
+    """Totals over the images of `fed` [B, ...] where `mask` [B] bool, with running averages."""
+    images, labels = select(resident, fed)
+    logits = eval_logits(model, variables, augment.normalize(images, image_mean))
+    return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
+
+
+@bits.pinned()
+def eval_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] float32, normalised -> [B, K] float32, with running averages; no axis."""
+    logits = model.apply(variables, images, train=False)
+    assert isinstance(logits, jax.Array)  # No collection is mutable.
+    return logits

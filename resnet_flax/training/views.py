@@ -1,0 +1,120 @@
+"""Scores a split by the mean prediction over several views of each image (Sec. 3.4).
+
+B: batch; V: views of an image; H, W: their height and width; K: classes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from resnet_flax.data import augment, crops
+from resnet_flax.data.order import padded_batch
+from resnet_flax.data.stream import Batch, EvaluationBatches, Stream, in_background
+from resnet_flax.runtime.parallel import DATA_AXIS, Devices
+from resnet_flax.training.steps import eval_logits
+
+# Of each batch: positions in the split [B], and V, H, W.
+Plan = list[tuple[np.ndarray, tuple[int, int, int]]]
+
+
+class Views:
+    """Class probabilities of every image of a split, added up over views."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        devices: Devices,
+        variables: Any,
+        image_mean: np.ndarray,
+        say: Callable[[str], None],
+    ):
+        """`say` hears of damaged images and of how far it is."""
+        self.model, self.devices, self.say = model, devices, say
+        self.arguments = devices.replicate(variables), devices.replicate(image_mean)
+
+    def ten_crop(self, stream: Stream, batch_size: int) -> dict[str, float]:
+        """Krizhevsky et al. (2012), Sec. 4.1: five crops and their mirror images.
+
+        Returns loss (nats) and error (fraction) of the mean probabilities, and how many images.
+        """
+        _, size, (shorter, _) = stream.crops
+        cut = functools.partial(crops.five_crops, size=size, shorter=shorter)
+        plan = self._plan(np.arange(stream.size), -(-batch_size // 10), (5, size, size))
+        return _scores(*self._probabilities(stream, cut, plan, mirrored=True))
+
+    def multi_scale(
+        self, stream: Stream, batch_size: int, sides: Sequence[int]
+    ) -> dict[str, float]:
+        """Sec. 3.4: the network slid over whole images, their shorter side resized to each of
+        `sides` and the ratio of sides rounded to sixths.
+
+        `batch_size`: of images of the training crop's size; larger ones are fewer.
+        Returns as `ten_crop` does.
+        """
+        sizes = [crops.read_size(encoded) for encoded in stream.encoded()]
+        total = None
+        for side in sides:
+            shapes = [crops.whole_shape(height, width, side) for height, width in sizes]
+            plan: Plan = []
+            for shape in sorted(set(shapes)):
+                alike = np.array([i for i, other in enumerate(shapes) if other == shape])
+                at_once = max(1, batch_size * stream.crops.size**2 // (shape[0] * shape[1]))
+                plan += self._plan(alike, at_once, (1, *shape))
+            found, labels = self._probabilities(stream, crops.whole, plan, mirrored=False)
+            total = found if total is None else total + found
+            self.say(f"shorter side {side}: error {_scores(found, labels)['error']:.2%}")
+        assert total is not None, "Expected one side or more."
+        return _scores(total / len(sides), labels)
+
+    def _plan(self, positions: np.ndarray, at_once: int, shape: tuple[int, int, int]) -> Plan:
+        """Batches of equal size with every one of `positions`; the last repeats the first."""
+        batch_size = self.devices.rounded_up(min(at_once, len(positions)))
+        count = -(-len(positions) // batch_size)
+        batches = (padded_batch(len(positions), batch_size, number)[0] for number in range(count))
+        return [(positions[indices], shape) for indices in batches]
+
+    def _probabilities(
+        self, stream: Stream, cut: crops.Cut, plan: Plan, *, mirrored: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean probabilities over the views [N, K] float32 and labels [N] int32."""
+        mean = functools.partial(_mean_over_views, model=self.model, mirrored=mirrored)
+        step = self.devices.map(mean, sharded=(False, False, True))
+
+        def on_devices(batch: Batch) -> tuple[jax.Array, np.ndarray]:
+            return self.devices.shard_places(batch.images, 0), batch.labels
+
+        found = np.zeros((stream.size, stream.num_classes), np.float32)
+        labels = np.zeros(stream.size, np.int32)
+        load = EvaluationBatches(stream, cut, plan)
+        with in_background(load, on_devices, self.say) as batches:
+            for (positions, _), (images, of_batch) in zip(plan, batches, strict=True):
+                # What is padding is the same image again.
+                found[positions] = step(*self.arguments, images)
+                labels[positions] = of_batch
+        return found, labels
+
+
+def _mean_over_views(
+    variables: Any, image_mean: jax.Array, images: jax.Array, *, model: nn.Module, mirrored: bool
+) -> jax.Array:
+    """[B, V, H, W, 3] uint8 on this device -> of all devices, the mean over views [D * B, K]."""
+    batch, views = images.shape[:2]
+    x = augment.normalize(images.reshape(-1, *images.shape[2:]), image_mean)
+    found = jax.nn.softmax(eval_logits(model, variables, x))
+    if mirrored:
+        found = (found + jax.nn.softmax(eval_logits(model, variables, x[:, :, ::-1]))) / 2
+    means = found.reshape(batch, views, -1).mean(axis=1)
+    return jax.lax.all_gather(means, DATA_AXIS, tiled=True)
+
+
+def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Of [N, K] probabilities and [N] labels; what is not finite is an error."""
+    wrong = (probabilities.argmax(1) != labels) | ~np.isfinite(probabilities).all(1)
+    smallest = np.finfo(np.float32).tiny
+    of_label = np.maximum(probabilities[np.arange(len(labels)), labels], smallest)
+    loss = -np.log(of_label, dtype=np.float64).mean()
+    return {"loss": float(loss), "error": float(wrong.mean()), "images": len(labels)}

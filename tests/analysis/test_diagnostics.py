@@ -1,0 +1,217 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from resnet_flax.analysis import diagnostics
+from resnet_flax.analysis.diagnostics import layer_statistics
+from resnet_flax.errors import UserError
+from resnet_flax.models import blocks
+from resnet_flax.models.blocks import BasicBlock
+from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
+from resnet_flax.models.vgg import build_vgg
+from resnet_flax.training import metrics
+from resnet_flax.training.steps import Batch
+
+RANDOM = np.random.RandomState(0)
+IMAGES = RANDOM.standard_normal((6, 8, 8, 1)).astype(np.float32)
+LABELS = RANDOM.randint(0, 3, 6)
+# Float32 sums in another order; a wrong axis, factor or sign is off by far more.
+CLOSE = functools.partial(pytest.approx, rel=2e-5)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def random_variables(net):
+    """Not the network's own initial ones, which take long to compile; deviations above 0."""
+    shapes = jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), IMAGES)
+    random = np.random.RandomState(0)
+    return jax.tree.map(lambda s: np.float32(random.uniform(-0.3, 0.5, s.shape)), shapes)
+
+
+def batch(images, labels):
+    return Batch(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+
+
+def test_a_linear_nets_gradients_are_those_of_the_closed_form():
+    x, w, labels = RANDOM.randn(5, 4), RANDOM.randn(4, 3), np.array([0, 1, 2, 2, 0])
+    variables = {"params": {"fc": {"kernel": np.float32(w)}}}
+    parts = [nn.Dense(3, use_bias=False, name="fc")]
+    found = layer_statistics(parts, variables, [batch(np.float32(x), labels)], step=7)
+    # d/dlogits of the mean cross-entropy: (p - y) / B.
+    p = softmax(x @ w)
+    dlogits = (p - np.eye(3)[labels]) / 5
+    (layer,) = found.layers
+    assert layer.name == "fc"
+    assert layer.weight_gradient_norm == CLOSE(np.linalg.norm(x.T @ dlogits))
+    assert layer.weight_gradient_rms == CLOSE(np.sqrt(np.mean(np.square(x.T @ dlogits))))
+    assert layer.input_gradient_norm == CLOSE(np.linalg.norm(dlogits @ w.T))
+    assert layer.input_gradient_rms == CLOSE(np.sqrt(np.mean(np.square(dlogits @ w.T))))
+    assert found.loss == CLOSE(-np.log(p[np.arange(5), labels]).mean())
+    assert (found.step, found.batches, found.batch_size) == (7, 1, 5)
+    assert (layer.response_std, layer.identity_share) == (None, None)
+
+
+def test_two_layers_with_a_relu_are_as_by_hand():
+    # One image, x = (1, 2); hidden (1, -1) -> relu (1, 0); logits (1, 3).
+    first = np.float32([[1, 1], [0, -1]])
+    second = np.float32([[1, 3], [5, 7]])
+    variables = {"params": {"a": {"kernel": first}, "b": {"kernel": second}}}
+    parts = [
+        nn.Dense(2, use_bias=False, name="a"),
+        blocks.ReLU(name="relu"),
+        nn.Dense(2, use_bias=False, name="b"),
+    ]
+    found = layer_statistics(parts, variables, [batch(np.float32([[1, 2]]), [1])])
+    # dlogits = (q, -q) with q = p(first class) = 1 / (1 + e^2); the second hidden unit is off.
+    q = 1 / (1 + np.exp(2))
+    a, b = found.layers
+    assert b.weight_gradient_norm == CLOSE(q * np.sqrt(2))
+    assert b.input_gradient_norm == CLOSE(np.hypot(q * (1 - 3), q * (5 - 7)))
+    assert a.weight_gradient_norm == CLOSE(2 * q * np.sqrt(1 + 4))
+    assert a.input_gradient_norm == CLOSE(2 * q * 1)
+
+
+def block(shortcut):
+    conv = functools.partial(blocks.conv, use_bias=False)
+    return BasicBlock(1, 1, shortcut, conv, blocks.Identity, name="block")
+
+
+def one_pixel(weight):
+    """A 3x3 kernel that multiplies the one pixel that there is."""
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 1] = weight
+    return {"kernel": kernel}
+
+
+@pytest.mark.parametrize("shortcut, share", [("pad", 1 / (1 + 0.5 * 3)), ("none", 0)])
+def test_the_identity_share_is_that_of_the_one_in_one_plus_f(shortcut, share):
+    # y = relu(x + 3 relu(0.5 x)) of one positive pixel: dy/dx = 1 + 1.5.
+    params = {
+        "block": {"conv1": one_pixel(0.5), "conv2": one_pixel(3)},
+        "fc": {"kernel": np.float32([[1, -1]])},
+    }
+    parts = [
+        block(shortcut),
+        GlobalAveragePool(name="global_average_pool"),
+        nn.Dense(2, use_bias=False, name="fc"),
+    ]
+    found = layer_statistics(parts, {"params": params}, [batch(np.ones((1, 1, 1, 1), "f"), [0])])
+    conv1, conv2, fc = found.layers
+    assert [layer.name for layer in found.layers] == ["block/conv1", "block/conv2", "fc"]
+    assert conv1.identity_share == CLOSE(share)
+    assert conv2.identity_share is None and fc.identity_share is None
+    dy = fc.input_gradient_norm
+    # What conv1 reads, the shortcut reads, too; conv2 alone reads relu(0.5 x).
+    assert conv1.input_gradient_norm == CLOSE(dy * (1.5 + (shortcut == "pad")))
+    assert conv2.input_gradient_norm == CLOSE(dy * 3)
+    assert (conv1.response_std, conv2.response_std) == (0, 0)  # One pixel.
+
+
+@pytest.mark.parametrize(
+    "shortcut, norm", [("pad", "batch"), ("projection", "batch"), ("none", "none")]
+)
+def test_a_whole_networks_gradients_are_those_of_autodiff(shortcut, norm):
+    net = build_resnet("cifar", 8, shortcut, (4, 4, 8), num_classes=3, norm=norm)
+    variables = random_variables(net)
+
+    @jax.grad
+    def gradient(params):
+        logits, _ = net.apply(
+            {**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"]
+        )
+        return metrics.cross_entropy(logits, jnp.asarray(LABELS)).mean()
+
+    expected = {
+        "/".join(key.key for key in path[:-1]): np.linalg.norm(leaf)
+        for path, leaf in jax.tree.leaves_with_path(jax.jit(gradient)(variables["params"]))
+        if path[-1].key == "kernel"
+    }
+    found = layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
+    assert found.layers[0].name == "conv" and found.layers[-1].name == "fc"
+    norms = {layer.name: layer.weight_gradient_norm for layer in found.layers}
+    # 1e-4: BN divides by deviations of few values, and rounding grows through the layers.
+    assert norms == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_response_is_what_bn_gives_before_relu_and_addition():
+    net = build_resnet("cifar", 8, "pad", (4, 4, 8), num_classes=3)
+    variables = random_variables(net)
+    for path, leaf in jax.tree.leaves_with_path(variables["params"]):
+        if path[-1].key in ("scale", "bias"):
+            leaf[...] = path[-1].key == "scale"
+    variables["params"]["stage2_block1"]["bn2"]["scale"][...] = 3
+    found = layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
+    responses = {layer.name: layer.response_std for layer in found.layers}
+    # BN's epsilon keeps a deviation a little below 1; 1e-3 of a variance near 0.01.
+    assert responses.pop("stage2_block1/conv2") == pytest.approx(3, rel=2e-3)
+    assert responses.pop("fc") is None
+    assert list(responses.values()) == pytest.approx([1] * len(responses), rel=2e-3)
+
+
+def test_numbers_are_means_over_batches():
+    net = build_resnet("cifar", 8, "pad", (4, 4, 8), num_classes=3)
+    variables = random_variables(net)
+    batches = [batch(IMAGES, LABELS), batch(IMAGES[::-1] + 1, LABELS)]
+    a, b = (layer_statistics(net.parts(train=True), variables, [one]) for one in batches)
+    both = layer_statistics(net.parts(train=True), variables, batches)
+    assert (both.batches, both.batch_size) == (2, 6)
+    assert both.loss == CLOSE((a.loss + b.loss) / 2)
+    for mean, x, y in zip(both.layers, a.layers, b.layers, strict=True):
+        assert mean.input_gradient_rms == CLOSE((x.input_gradient_rms + y.input_gradient_rms) / 2)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_gradients_whose_squares_float32_lacks_have_a_norm(scale):
+    x, labels = np.float32(RANDOM.randn(5, 4) * scale), np.zeros(5, int)
+    variables = {"params": {"fc": {"kernel": np.zeros((4, 3), np.float32)}}}
+    parts = [nn.Dense(3, use_bias=False, name="fc")]
+    (layer,) = layer_statistics(parts, variables, [batch(x, labels)]).layers
+    dlogits = (np.full((5, 3), 1 / 3) - np.eye(3)[labels]) / 5
+    assert layer.weight_gradient_norm == CLOSE(np.linalg.norm(x.astype(float).T @ dlogits))
+
+
+def test_what_is_not_finite_is_none():
+    variables = {"params": {"fc": {"kernel": np.full((4, 3), np.inf, np.float32)}}}
+    parts = [nn.Dense(3, use_bias=False, name="fc")]
+    found = layer_statistics(parts, variables, [batch(np.ones((2, 4), np.float32), [0, 1])])
+    assert found.loss is None
+    assert found.layers[0].weight_gradient_norm is None
+
+
+def test_blocks_of_equal_shape_are_compiled_once_in_networks_of_any_depth():
+    def compiled(depth):
+        net = build_resnet("cifar", depth, "pad", (4, 4, 8), num_classes=3)
+        variables = random_variables(net)
+        layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
+        return diagnostics._compiled()[1]._cache_size()  # type: ignore[attr-defined]
+
+    assert compiled(14) == compiled(20)
+
+
+def test_where_the_loss_is_not_finite_no_gradient_is_zero():
+    # ReLU passes nothing where it has seen NaN.
+    kernel = np.full((2, 2), np.nan, np.float32)
+    variables = {"params": {"a": {"kernel": kernel}, "b": {"kernel": kernel}}}
+    parts = [
+        nn.Dense(2, use_bias=False, name="a"),
+        blocks.ReLU(name="relu"),
+        nn.Dense(2, use_bias=False, name="b"),
+    ]
+    found = layer_statistics(parts, variables, [batch(np.float32([[1, 2]]), [1])])
+    assert {layer.weight_gradient_norm for layer in found.layers} == {None}
+
+
+def test_parts_are_of_one_device_and_one_by_one_and_vgg_has_none():
+    net = build_resnet("cifar", 14, "pad", num_classes=3, scan=True, norm_axis="data")
+    parts = diagnostics.parts_of(net)
+    assert [part.name for part in parts[3:5]] == ["stage1_block1", "stage1_block2"]
+    assert parts[1].axis_name is None and not parts[1].use_running_average
+    with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
+        diagnostics.parts_of(build_vgg(16, num_classes=3))

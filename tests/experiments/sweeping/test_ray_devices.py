@@ -1,0 +1,23 @@
+import pytest
+
+from configs import degradation
+from experiments.sweeping import grid, ray_devices
+from resnet_flax.storage.run_folder import RunFolder, Status
+
+
+@pytest.mark.parametrize("ended", ["finished", "diverged"])
+def test_the_longest_runs_begin_first_and_those_that_have_ended_not_again(tmp_path, ended):
+    config = degradation.get_config("digits")
+    config.depths, config.seeds = (8, 20, 14), (0,)
+    runs = grid.expand(config.to_dict())
+    folder = RunFolder(tmp_path / "residual-20-s0")
+    with folder.claim({}, print):
+        folder.write_status(Status(ended))
+    heard = []
+    queue = ray_devices._unended(
+        runs, tmp_path, lambda run, *state: heard.append((run.name, state))
+    )
+    assert heard == [("residual-20-s0", (ended, ""))]
+    names = [run.name for run in queue]
+    assert names[0] == "plain-20-s0"
+    assert [name.split("-")[1] for name in names] == ["20", "14", "14", "8", "8"]

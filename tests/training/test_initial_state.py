@@ -1,0 +1,100 @@
+import jax
+import numpy as np
+import pytest
+
+from resnet_flax.config import ModelConfig, parse
+from resnet_flax.models import stacking
+from resnet_flax.runs import load_run
+from resnet_flax.storage import checkpoints
+from resnet_flax.storage.run_folder import RunFolder
+from resnet_flax.training import build, initial_state, loop
+
+
+@pytest.fixture
+def two_blocks(tiny_config):
+    """A depth whose stages have blocks to stack."""
+    tiny_config["model"]["depth"] = 14
+    tiny_config["model"]["widths"] = (4, 4, 4)
+    return tiny_config
+
+
+def scanned(config, scan="on"):
+    return config | {"model": config["model"] | {"scan": scan}}
+
+
+def initial(config):
+    return initial_state.initial_state(build.build(config), print)
+
+
+def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
+    stacked, unrolled = initial(scanned(two_blocks)), initial(scanned(two_blocks, "off"))
+    assert stacking.is_stacked(stacked.params)
+    assert not stacking.is_stacked(unrolled.params)
+    jax.tree.map(np.testing.assert_array_equal, stacking.unstack(stacked), unrolled)
+    kernels = [unrolled.params[f"stage1_block{i}"]["conv2"]["kernel"] for i in (1, 2)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("scan", ["on", "off"])
+def test_the_shapes_are_those_of_the_state(two_blocks, scan):
+    config = scanned(two_blocks, scan)
+    shapes = initial_state.state_shapes(build.build(config))
+    state = initial(config)
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
+
+
+def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp_path, monkeypatch):
+    config = scanned(two_blocks)
+    assert loop.train_and_evaluate(config, tmp_path / "whole") == "finished"
+
+    class PulledPlug(BaseException):
+        pass
+
+    def unplugged(self, state):
+        if self.step == 20:
+            raise PulledPlug
+        return original(self, state)
+
+    original = loop._Run._record_training
+    monkeypatch.setattr(loop._Run, "_record_training", unplugged)
+    with pytest.raises(PulledPlug):
+        loop.train_and_evaluate(config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert loop.train_and_evaluate(config, tmp_path / "cut") == "finished"
+    whole, cut = (
+        checkpoints.Checkpoints(RunFolder(tmp_path / name).checkpoints).restore()
+        for name in ("whole", "cut")
+    )
+    assert {"stage1_block1", "stage1_block2"} <= whole["params"].keys()
+    assert not stacking.is_stacked(whole)
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+
+
+def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
+    two_blocks, tmp_path, capsys, monkeypatch
+):
+    config = two_blocks | {"init_partial": False}
+    loop.train_and_evaluate(scanned(config), tmp_path / "scanned")
+    unrolled = scanned(config, "off") | {"init_from": str(tmp_path / "scanned")}
+    state = initial(unrolled)
+    assert "left over: nothing" in capsys.readouterr().out
+    run = load_run(tmp_path / "scanned")
+    jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.params)
+    monkeypatch.setattr(build, "DEEPEST_UNROLLED", 8)
+    deep = load_run(tmp_path / "scanned")
+    assert stacking.is_stacked(deep.variables)
+    built = build.build(unrolled)
+    images = built.test.images
+    logits = built.model.apply(state.variables, run.normalize(images))
+    # 1e-5: probabilities; float32 sums in another order.
+    for loaded in (run, deep):
+        np.testing.assert_allclose(jax.nn.softmax(logits), loaded.predict(images), atol=1e-5)
+
+
+def test_deep_networks_are_scanned_by_themselves():
+    from configs import cifar10
+
+    for net, scan in (("resnet110", False), ("resnet1202", True)):
+        model = cifar10.get_config(net).model.to_dict()
+        config = parse(model, ModelConfig)
+        assert build.build_model(config, 10).scan == scan
