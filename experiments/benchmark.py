@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from absl import flags
 
-from experiments import cli, describe
+from experiments import cli
 from experiments.benchmarks import convolution, engine, input_pipeline
 from experiments.benchmarks.turns import Row, Worker, alternate, ours, theirs
 from experiments.benchmarks.worker import Case
 from experiments.reporting import figures, markdown
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.models import cost
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime import environment
 from resnet_flax.storage import filesystem
@@ -97,7 +98,7 @@ def _multiply_adds(case: Case) -> int:
     classes = 1000 if case.family == "imagenet" else 10
     model = build_resnet(case.family, case.depth, case.shortcut, num_classes=classes)
     image_shape = (case.size, case.size, case.channels)
-    return describe.multiply_adds(model, image_shape)
+    return cost.multiply_adds(model, image_shape)
 
 
 def measure_depth(rounds: int) -> Iterator[Row]:

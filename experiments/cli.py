@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import os
-import runpy
 import shlex
 import sys
 from collections.abc import Callable
@@ -198,9 +197,8 @@ def _load_config(argv: list[str], name: str) -> Any:
     """What the file of --NAME=FILE.py:ARGUMENT gives; None if it cannot be had."""
     given = [arg.partition("=")[2] for arg in argv if arg.startswith(f"--{name}=")]
     given += [value for arg, value in itertools.pairwise(argv) if arg == f"--{name}"]
-    file, _, argument = "".join(given[:1]).partition(":")
     try:
-        return runpy.run_path(file)["get_config"](*filter(None, [argument]))
+        return flags.FLAGS[name].parser.parse("".join(given[:1]))
     except Exception:  # That is what is wrong, then, and said by the caller.
         return None
 

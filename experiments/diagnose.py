@@ -194,7 +194,7 @@ def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
 def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     """Those of a sweep's config, or the one of a run's."""
     if "kinds" in config:
-        return grid.expand(config)
+        return grid.expand(parse(config, grid.SweepConfig))
     run = parse(config, RunConfig)
     kind = "plain" if run.model.shortcut == "none" else "residual"
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]

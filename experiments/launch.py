@@ -18,6 +18,7 @@ from absl import flags
 from experiments import cli
 from experiments.schedulers import jobs
 from experiments.sweeping import grid
+from resnet_flax.config import parse
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import parallel
 from resnet_flax.storage import filesystem
@@ -122,7 +123,7 @@ def _check(args: flags.FlagValues, target: Target) -> None:
 
 def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     """The grid. Raises UserError if there is none, or a network cannot be built."""
-    runs = grid.expand(args.config.to_dict())
+    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
     for run in runs:
         build.build_model(run.config.model, num_classes=1)
         batch_size = run.config.data.batch_size

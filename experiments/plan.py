@@ -247,7 +247,7 @@ def duration(seconds: float) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-    runs = grid.expand(args.config.to_dict())
+    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
     if not args.machine:
         raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
     machine = parse(args.machine.to_dict(), MachineConfig, "machine")

@@ -17,7 +17,7 @@ from experiments.sweeping import devices, engine, grid, live_table
 from experiments.sweeping.engine import Engine
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax.config import resolve
+from resnet_flax.config import parse, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import hosts, parallel
 from resnet_flax.runtime.interrupt import StopRequest
@@ -78,7 +78,7 @@ def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -
     sweep_folder.check_recipe(workdir, zip(kinds, configs, strict=True), resolve)
     for run, config in zip(runs, configs, strict=True):
         if not only or run.name in only:
-            build.build(config)
+            build.build(run.config)
         RunFolder(workdir / run.name).check(config, resolve)
 
 
@@ -124,7 +124,7 @@ def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> N
 
 def _runs(args: flags.FlagValues) -> list[GridRun]:
     """The grid. Raises UserError if that is none, or lacks a run of --only."""
-    runs = grid.expand(args.config.to_dict())
+    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
     names = [run.name for run in runs]
     for name in args.only:
         if name not in names:

@@ -13,11 +13,11 @@ from resnet_flax.training import loop
 
 
 def main(args: flags.FlagValues) -> int:
-    config, workdir = args.config.to_dict(), cli.run_folder(args)
+    workdir = cli.run_folder(args)
     with devices.together(args):
         with hosts.alike():
-            parsed = parse(config, RunConfig)
-        devices.begin(parsed)
+            config = parse(args.config.to_dict(), RunConfig)
+        devices.begin(config)
         state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 

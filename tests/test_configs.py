@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweeping import grid
 from resnet_flax import config
 from resnet_flax.storage.run_folder import differing_fields
 from resnet_flax.training import build
+from tests.given import expanded
 
 RUN_CONFIGS = {
     "digits": ["plain56", "resnet8"],
@@ -65,7 +65,7 @@ def test_the_imagenet_config_is_section_3_4s_recipe():
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_short", "imagenet"])
 def test_a_sweep_has_every_kind_depth_and_seed_once(name):
     config = importlib.import_module("configs.degradation").get_config(name).to_dict()
-    runs = grid.expand(config)
+    runs = expanded(config)
     points = {(run.kind, run.config.model.depth, run.config.seed) for run in runs}
     assert len(points) == len({run.name for run in runs}) == len(runs)
     assert len(runs) == 2 * len(config["depths"]) * len(config["seeds"])
@@ -74,7 +74,7 @@ def test_a_sweep_has_every_kind_depth_and_seed_once(name):
 @pytest.mark.parametrize("depth, kind", [(20, "plain"), (110, "residual")])
 def test_a_sweeps_run_is_the_run_that_train_would_make(depth, kind):
     config = importlib.import_module("configs.degradation").get_config("cifar10").to_dict()
-    (run,) = (run for run in grid.expand(config) if run.name == f"{kind}-{depth}-s0")
+    (run,) = (run for run in expanded(config) if run.name == f"{kind}-{depth}-s0")
     assert run.config == parse("cifar10", f"{'resnet' if kind == 'residual' else kind}{depth}")
 
 
@@ -83,7 +83,7 @@ def test_the_short_cifar10_sweep_divides_the_steps_and_drops_by_eight(kind):
     runs = {}
     for name in ("cifar10", "cifar10_short"):
         config = importlib.import_module("configs.degradation").get_config(name).to_dict()
-        (runs[name],) = (r.config for r in grid.expand(config) if r.name == f"{kind}-56-s0")
+        (runs[name],) = (r.config for r in expanded(config) if r.name == f"{kind}-56-s0")
     whole, short = runs["cifar10"], runs["cifar10_short"]
     assert (whole.steps, whole.optim.boundaries) == (
         8 * short.steps,

@@ -18,7 +18,7 @@ from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.filesystem import SUMS
 from resnet_flax.storage.run_folder import FILES, OWN, RunFolder
 from resnet_flax.storage.step_folders import CONFIG
-from resnet_flax.training import loop
+from tests.given import train
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def finished_run(tiny_config, tmp_path, tmp_path_factory):
     """A copy: it is trained once."""
     trained = tmp_path_factory.getbasetemp() / "trained"
     if not trained.exists():
-        loop.train_and_evaluate(tiny_config, trained)
+        train(tiny_config, trained)
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -113,7 +113,7 @@ def test_an_exported_run_is_half_as_large_and_all_that_readers_need(
     )
     assert kept < 0.55 * whole
     tiny_config |= {"init_from": str(shared.path), "steps": 4}
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "tuned") == "finished"
+    assert train(tiny_config, tmp_path / "tuned") == "finished"
 
 
 def test_an_export_that_is_resumable_goes_on_to_the_same_bits(
@@ -126,7 +126,7 @@ def test_an_export_that_is_resumable_goes_on_to_the_same_bits(
     assert (status.state, status.step, status.attempt, status.error) == ("preempted", 16, 1, None)
     assert status.seconds >= whole.status().seconds
     assert there.metrics() == [r for r in whole.metrics() if r["step"] <= 16]
-    assert loop.train_and_evaluate(tiny_config, there.path) == "finished"
+    assert train(tiny_config, there.path) == "finished"
     assert "another kind" not in capsys.readouterr().out
     states = [Checkpoints(folder.checkpoints).restore(24) for folder in (there, whole)]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(
     runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
     file = tmp_path / "there" / "environment.json"
     file.write_text(file.read_text().replace('"device_kind": "cpu"', '"device_kind": "TPU v4"'))
-    loop.train_and_evaluate(tiny_config, tmp_path / "there")
+    train(tiny_config, tmp_path / "there")
     said = "another kind of machine: device_kind ('TPU v4' there, 'cpu' here). The last bits may"
     assert said in capsys.readouterr().out
 
@@ -152,7 +152,7 @@ def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp
     stop(RunFolder(finished_run))
     runs.export_run(finished_run, tmp_path / "shared", 16)
     with pytest.raises(UserError, match=r"lacks opt_state, seed, totals.*--config\.init_from"):
-        loop.train_and_evaluate(tiny_config, tmp_path / "shared")
+        train(tiny_config, tmp_path / "shared")
 
 
 def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, tmp_path):
@@ -194,13 +194,13 @@ def test_what_a_run_holds_may_not_be_a_link_when_it_is_exported_or_goes_on(
             runs.export_run(finished_run, tmp_path / "shared")
     if name in OWN:
         with pytest.raises(UserError, match=f"{name} is a symbolic link to .*outside. .* the link"):
-            loop.train_and_evaluate(tiny_config, finished_run)
+            train(tiny_config, finished_run)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_runs_folder_may_be_a_link_itself(finished_run, tiny_config, tmp_path):
     (tmp_path / "link").symlink_to(finished_run)
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "link") == "finished"
+    assert train(tiny_config, tmp_path / "link") == "finished"
     runs.export_run(tmp_path / "link", tmp_path / "shared")
     assert runs.load_run(tmp_path / "shared").step == 24
 
@@ -217,8 +217,8 @@ def test_another_runs_checkpoint_is_refused_by_all_who_would_use_it(
         lambda: runs.load_run(other),
         lambda: runs.load_run(other, 16),
         lambda: runs.export_run(other, tmp_path / "shared"),
-        lambda: loop.train_and_evaluate(tiny_config | {"seed": 1}, other),
-        lambda: loop.train_and_evaluate(tiny_config | {"init_from": str(other)}, tmp_path / "new"),
+        lambda: train(tiny_config | {"seed": 1}, other),
+        lambda: train(tiny_config | {"init_from": str(other)}, tmp_path / "new"),
     ):
         with pytest.raises(UserError, match=r"other/checkpoints/\d+ was saved by a run of another"):
             use()

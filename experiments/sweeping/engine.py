@@ -55,9 +55,8 @@ def attempt(
 
     With several processes an error is raised, since they must not part ways.
     """
-    config = run.config.model_dump(mode="json")
     try:
-        return loop.train_and_evaluate(config, workdir / run.name, progress, stop), ""
+        return loop.train_and_evaluate(run.config, workdir / run.name, progress, stop), ""
     except TryAgainError as error:
         return "running", summary(error)
     except Exception as error:

@@ -1,13 +1,12 @@
 """The grid of a sweep, kind x depth x seed: which runs there are, their names and configs."""
 
 import functools
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from experiments import describe
-from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section, parse
+from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section
+from resnet_flax.models import cost
 from resnet_flax.models.resnet import Shortcut
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
@@ -43,16 +42,12 @@ class GridRun(NamedTuple):
     def point(self) -> sweep_folder.GridPoint:
         config = self.config
         sizes = config.model.depth, config.seed, config.steps, config.data.batch_size
-        cost = _multiply_adds(config.model, config.data)
-        return sweep_folder.GridPoint(self.name, self.kind, *sizes, cost)
+        multiply_adds = _multiply_adds(config.model, config.data)
+        return sweep_folder.GridPoint(self.name, self.kind, *sizes, multiply_adds)
 
 
-def expand(config: Mapping[str, Any]) -> list[GridRun]:
-    """The runs of a sweep's config: by seed, then depth, then kind, so that the figure fills in.
-
-    Raises UserError if the config is wrong.
-    """
-    sweep = parse(config, SweepConfig)
+def expand(sweep: SweepConfig) -> list[GridRun]:
+    """The runs of a sweep: by seed, then depth, then kind, so that the figure fills in."""
     runs = []
     for seed in sweep.seeds:
         for depth in sweep.depths:
@@ -86,6 +81,6 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
 @functools.cache
 def _multiply_adds(model: ModelConfig, data: DataConfig) -> int:
     """Of a forward pass of one image; the data set is not read, but for its description."""
-    image_shape, num_classes = describe.trained_images(data)
+    image_shape, num_classes = build.trained_images(data)
     build.check_image_shape(model, image_shape)
-    return describe.multiply_adds(build.build_model(model, num_classes), image_shape)
+    return cost.multiply_adds(build.build_model(model, num_classes), image_shape)

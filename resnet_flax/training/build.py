@@ -4,8 +4,8 @@ Everything below this file takes typed arguments, not the config.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig, parse
+from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_flax.data import augment, sources
 from resnet_flax.data.sources import Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
@@ -42,16 +42,15 @@ class Experiment(NamedTuple):
     test: Split | Stream
 
 
-def build(config: Mapping[str, Any], devices: Devices | None = None) -> Experiment:
-    """Checks a whole config and reads its data. Raises UserError in one line.
+def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
+    """Checks that the fields of a config go together, and reads its data. Raises UserError.
 
     `devices`: what it is for; all by default.
     """
-    parsed = parse(config, RunConfig)
-    data = parsed.data
+    data = config.data
     # With a class count to check the network by, before the data set is read.
-    build_model(parsed.model, num_classes=1)
-    devices = devices or Devices(parsed.parallel)
+    build_model(config.model, num_classes=1)
+    devices = devices or Devices(config.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
     if data.batch_size > train.size:
@@ -59,18 +58,18 @@ def build(config: Mapping[str, Any], devices: Devices | None = None) -> Experime
             f"Expected data.batch_size of at most {train.size}, the images of"
             f" data.train_split={data.train_split!r}, got {data.batch_size}."
         )
-    check_image_shape(parsed.model, train.image_shape)
+    check_image_shape(config.model, train.image_shape)
     if data.color and train.image_shape[-1] != 3:
         raise UserError(
             "Expected data.color=False for images that are not of three colours, got images of"
             f" {train.image_shape}."
         )
-    schedule = build_schedule(parsed.optim)
+    schedule = build_schedule(config.optim)
     return Experiment(
-        config=parsed,
-        model=build_model(parsed.model, train.num_classes),
+        config=config,
+        model=build_model(config.model, train.num_classes),
         schedule=schedule,
-        optimizer=build_optimizer(parsed.optim, schedule),
+        optimizer=build_optimizer(config.optim, schedule),
         devices=devices,
         train=train,
         test=test,
@@ -83,6 +82,14 @@ def open_split(config: DataConfig, split: str) -> Split | Stream:
         return sources.load_split(config.name, split, config.data_dir)
     crops = Crops(config.crop, config.image_size, config.shorter_side)
     return open_stream(config.name, split, crops, config.channel_mean, config.data_dir)
+
+
+def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """Shape (H, W, C) of what a network is trained on, and the class count; nothing is read."""
+    image_shape, num_classes = sources.describe(config.name, config.data_dir)
+    if config.crop != "none":
+        image_shape = (config.image_size, config.image_size, 3)
+    return image_shape, num_classes
 
 
 def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) -> Feed:

@@ -38,7 +38,7 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
 def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Parameters and statistics of a run before its first step, block by block."""
     device = Devices(config.parallel, jax.devices()[:1])
-    built = build.build(config.model_dump(mode="json"), device)
+    built = build.build(config, device)
     return stacking.unstack(initial_state(built, say).variables)
 
 

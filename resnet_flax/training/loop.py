@@ -4,12 +4,10 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 
-from resnet_flax.config import resolve
+from resnet_flax.config import RunConfig, resolve
 from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.runtime import bits, environment, hosts
@@ -33,7 +31,7 @@ from resnet_flax.training.recorder import Recorder, Timer
 
 @bits.pinned()
 def train_and_evaluate(
-    config: Mapping[str, Any],
+    config: RunConfig,
     workdir: str | os.PathLike[str],
     progress: RunProgress | None = None,
     stop: StopRequest | None = None,
@@ -47,10 +45,11 @@ def train_and_evaluate(
     - `from_scratch`: whether to begin again where checkpoints were saved and none is left whole.
 
     Given again, it resumes from the last checkpoint, and ends in the same bits as a run that was
-    never stopped. Returns the state that `status.json` then holds. Raises UserError before anything
-    is written if the config, the data or the folder cannot be used, or if an ended run has lost its
-    records; TryAgainError if another process is at work in the folder. Any other error is recorded
-    as `failed` and raised.
+    never stopped. Returns the state that `status.json` then holds.
+
+    Raises UserError, before it writes anything, if the config, the data or the folder cannot be
+    used, or if an ended run has lost its records. Raises TryAgainError if another process is at
+    work in the folder. Any other error is recorded as `failed` and raised.
 
     With several processes every one calls this, and the first writes. Raises UserError in all of
     them, before the first step, unless they were given the same config and data.
@@ -58,14 +57,13 @@ def train_and_evaluate(
     if progress is None or stop is None:
         with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
             return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
-    folder = RunFolder(workdir, writes=hosts.is_first())
+    folder, fields = RunFolder(workdir, writes=hosts.is_first()), config.model_dump(mode="json")
     with hosts.alike() as facts:
-        resolved = resolve(config)
         # Where a run to begin with lies is each process's own business; what is in it is not.
-        begins = {"init_from": bool(resolved["init_from"])}
+        begins = {"init_from": bool(config.init_from)}
         facts |= {"workdir": str(folder.path), "from_scratch": from_scratch}
-        facts["config"] = identity(resolved) | begins
-        before = folder.status() if folder.check(resolved, resolve) else None
+        facts["config"] = identity(fields) | begins
+        before = folder.status() if folder.check(fields, resolve) else None
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
     ended = hosts.agree(ended)
     if ended < len(DONE):
@@ -84,7 +82,7 @@ def train_and_evaluate(
     run = _Run(built, folder, progress, from_scratch)
     with contextlib.ExitStack() as stack:
         with hosts.alike():
-            stack.enter_context(folder.claim(resolved, progress.say))
+            stack.enter_context(folder.claim(fields, progress.say))
         try:
             return run.run(stop)
         except (Exception, SystemExit) as error:

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from configs import degradation
 from experiments import diagnose
-from experiments.sweeping import grid
 from resnet_flax.storage import findings, sweep_folder
+from tests.given import expanded
 
 RUN = "tests/golden/run"
 
@@ -63,7 +63,7 @@ def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(con
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8,), (3, 4)
     config.run.model.widths = (4, 8, 8)  # As the golden run: compiled once.
-    networks = diagnose.initial_networks(grid.expand(config.to_dict()), 1, console)
+    networks = diagnose.initial_networks(expanded(config.to_dict()), 1, console)
     named = {(n.kind, n.depth, n.norm) for n in networks}
     assert len(named) == len(networks) == 4
     assert {n.seed for n in networks} == {3}

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import degradation, machines
-from experiments import describe, plan
-from experiments.sweeping import grid
+from experiments import plan
 from resnet_flax.config import parse
 from resnet_flax.errors import UserError
+from resnet_flax.models import cost
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.storage.run_folder import RunFolder
+from tests.given import expanded
 
 DURATIONS = st.lists(st.floats(0.1, 1000), min_size=1, max_size=40)
 
@@ -37,7 +38,7 @@ def cifar_chips(chips, share=0.9):
 def sweep(name, **changes):
     config = degradation.get_config(name)
     config.update(changes)
-    return grid.expand(config.to_dict())
+    return expanded(config.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_many_runs_get_a_chip_each_and_few_runs_several():
 def test_no_chip_gets_fewer_images_than_batch_normalisation_needs(changes, counts):
     config = degradation.get_config("cifar10")
     config.run.update_from_flattened_dict(changes)
-    found = plan.options(grid.expand(config.to_dict()), cifar_chips(8))
+    found = plan.options(expanded(config.to_dict()), cifar_chips(8))
     assert [option.chips_a_run for option in found] == counts
 
 
@@ -168,7 +169,7 @@ def test_the_networks_whose_speeds_are_known_cost_what_is_said(counted, family, 
     classes = 10 if family == "cifar" else 1000
     fields = {"num_classes": classes, "bottleneck_stride": "3x3"}
     model = build_resnet(family, depth, shortcut, **fields)
-    assert counted == describe.totals(describe.layer_table(model, shape))[1]
+    assert counted == cost.totals(cost.layer_table(model, shape))[1]
 
 
 def test_the_committed_digits_sweep_took_what_the_plan_of_it_says_within_a_quarter():

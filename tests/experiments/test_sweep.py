@@ -22,6 +22,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.run_folder import RunFolder, Status
 from resnet_flax.training import loop
+from tests.given import expanded
 
 ENTRY = {
     "kind": "plain",
@@ -44,7 +45,7 @@ def tiny_sweep(tiny_config):
 
 
 def begin(config, workdir):
-    runs = grid.expand(config)
+    runs = expanded(config)
     workdir.mkdir(exist_ok=True)
     grid.save(runs, workdir)
     return runs
@@ -95,7 +96,7 @@ def test_two_sweeps_of_one_folder_leave_each_other_the_runs_they_are_at(
 def test_the_exit_status_and_the_last_line_say_what_is_missing(
     tiny_sweep, tmp_path, monkeypatch, capsys, state, status, goes_on
 ):
-    runs = grid.expand(tiny_sweep | {"depths": (8,), "seeds": (0,)})
+    runs = expanded(tiny_sweep | {"depths": (8,), "seeds": (0,)})
 
     def run_sweep(runs, workdir, run_all):
         return {run.name: "finished" if run.kind == "plain" else state for run in runs}
@@ -110,7 +111,7 @@ def test_the_exit_status_and_the_last_line_say_what_is_missing(
 def test_a_part_of_the_grid_leaves_the_report_to_whoever_ends_the_last_run(
     tiny_sweep, tmp_path, capsys
 ):
-    runs = grid.expand(tiny_sweep | {"depths": (8,), "seeds": (0,)})
+    runs = expanded(tiny_sweep | {"depths": (8,), "seeds": (0,)})
     assert sweep.sweep(runs, tmp_path, only=["residual-8-s0"]) == 0
     assert not (tmp_path / "table.csv").exists()
     assert not (tmp_path / "plain-8-s0").exists()
@@ -149,14 +150,14 @@ def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(
 def test_a_wrong_grid_is_refused_in_words(tiny_sweep, change, message):
     tiny_sweep |= change
     with pytest.raises(UserError, match=message):
-        grid.expand(tiny_sweep)
+        expanded(tiny_sweep)
 
 
 @pytest.mark.parametrize("change", [{"depths": (8, 21)}, {"kinds": {"wide": "projection"}}])
 def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, tmp_path, change):
     tiny_sweep["run"]["data"]["batch_size"] = 18 if "kinds" in change else 16
     with pytest.raises(UserError, match="got 21|divisible"):
-        sweep.check(grid.expand(tiny_sweep | change), tmp_path)
+        sweep.check(expanded(tiny_sweep | change), tmp_path)
 
 
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
@@ -174,7 +175,7 @@ def test_a_sweep_of_another_recipe_is_refused_and_nothing_is_written(tiny_sweep,
     tiny_sweep["run"]["steps"] = 8
     for seeds in ((1,), (0, 1)):  # With those that are there, too, though they are not begun again.
         with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.001 here\); steps \(4 there"):
-            sweep.sweep(grid.expand(tiny_sweep | {"seeds": seeds}), tmp_path, only=["plain-8-s1"])
+            sweep.sweep(expanded(tiny_sweep | {"seeds": seeds}), tmp_path, only=["plain-8-s1"])
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
     assert (tmp_path / "sweep.json").read_bytes() == before
 
@@ -203,7 +204,7 @@ def test_a_folder_takes_what_a_grid_varies_and_nothing_else(
     other = tiny_sweep | {"depths": (8,), "seeds": (1,), "warmup_from_depth": 0}
     *sections, name = field.split(".")
     functools.reduce(dict.get, sections, other)[name] = value
-    runs = grid.expand(other)
+    runs = expanded(other)
     pairs = [(run.kind, run.config.model_dump(mode="json")) for run in runs]
     with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
         sweep_folder.check_recipe(tmp_path, pairs, resolve)
@@ -239,7 +240,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
     report.write(written_sweep)
     assert "plain-8-s0: incomplete at step 10; not in the table." in capsys.readouterr().out
     assert pd.read_csv(written_sweep / "table.csv")["n"].tolist() == [1, 1, 2, 2]
-    runs = grid.expand(tiny_sweep)
+    runs = expanded(tiny_sweep)
     states = sweep.run_sweep(runs, written_sweep)  # Nor does it end a sweep that comes upon it.
     assert states.pop("plain-8-s0") == "failed"
     assert set(states.values()) == {"finished"}

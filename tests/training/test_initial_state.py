@@ -8,6 +8,7 @@ from resnet_flax.runs import load_run
 from resnet_flax.storage import checkpoints
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, initial_state, loop
+from tests.given import built, train
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def scanned(config, scan="on"):
 
 
 def initial(config):
-    return initial_state.initial_state(build.build(config), print)
+    return initial_state.initial_state(built(config), print)
 
 
 def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
@@ -38,14 +39,14 @@ def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
 @pytest.mark.parametrize("scan", ["on", "off"])
 def test_the_shapes_are_those_of_the_state(two_blocks, scan):
     config = scanned(two_blocks, scan)
-    shapes = initial_state.state_shapes(build.build(config))
+    shapes = initial_state.state_shapes(built(config))
     state = initial(config)
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
 
 
 def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp_path, monkeypatch):
     config = scanned(two_blocks)
-    assert loop.train_and_evaluate(config, tmp_path / "whole") == "finished"
+    assert train(config, tmp_path / "whole") == "finished"
 
     class PulledPlug(BaseException):
         pass
@@ -58,9 +59,9 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp
     original = loop._Run._record_training
     monkeypatch.setattr(loop._Run, "_record_training", unplugged)
     with pytest.raises(PulledPlug):
-        loop.train_and_evaluate(config, tmp_path / "cut")
+        train(config, tmp_path / "cut")
     monkeypatch.undo()
-    assert loop.train_and_evaluate(config, tmp_path / "cut") == "finished"
+    assert train(config, tmp_path / "cut") == "finished"
     whole, cut = (
         checkpoints.Checkpoints(RunFolder(tmp_path / name).checkpoints).restore()
         for name in ("whole", "cut")
@@ -74,7 +75,7 @@ def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
     two_blocks, tmp_path, capsys, monkeypatch
 ):
     config = two_blocks | {"init_partial": False}
-    loop.train_and_evaluate(scanned(config), tmp_path / "scanned")
+    train(scanned(config), tmp_path / "scanned")
     unrolled = scanned(config, "off") | {"init_from": str(tmp_path / "scanned")}
     state = initial(unrolled)
     assert "left over: nothing" in capsys.readouterr().out
@@ -83,9 +84,9 @@ def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
     monkeypatch.setattr(build, "DEEPEST_UNROLLED", 8)
     deep = load_run(tmp_path / "scanned")
     assert stacking.is_stacked(deep.variables)
-    built = build.build(unrolled)
-    images = built.test.images
-    logits = built.model.apply(state.variables, run.normalize(images))
+    parts = built(unrolled)
+    images = parts.test.images
+    logits = parts.model.apply(state.variables, run.normalize(images))
     # 1e-5: probabilities; float32 sums in another order.
     for loaded in (run, deep):
         np.testing.assert_allclose(jax.nn.softmax(logits), loaded.predict(images), atol=1e-5)

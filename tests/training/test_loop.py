@@ -21,6 +21,7 @@ from resnet_flax.storage.run_folder import RunFolder, Status
 from resnet_flax.training import build, loop, recorder
 from resnet_flax.training.evaluation import Evaluator
 from tests import events
+from tests.given import train
 
 
 def last_state(path):
@@ -73,7 +74,7 @@ def whole_run(tmp_path_factory):
         key = json.dumps(config)
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp("whole") / "run"
-            assert loop.train_and_evaluate(config, folders[key]) == "finished"
+            assert train(config, folders[key]) == "finished"
         return folders[key]
 
     return run
@@ -109,7 +110,7 @@ def test_images_per_second_are_those_of_all_steps_since_the_last_record_or_save(
     )
     tiny_config |= {"steps": 24, "steps_per_dispatch": 2, "log_every": 8, "eval_every": 24}
     tiny_config["checkpoint_every"] = 12
-    loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    train(tiny_config, tmp_path / "run")
     records = RunFolder(tmp_path / "run").metrics()
     rates = [record["images_per_second"] for record in records if "split" not in record]
     batch = tiny_config["data"]["batch_size"]
@@ -127,7 +128,7 @@ def test_digits_are_learned(tiny_config, whole_run):
 
 
 def test_the_same_config_gives_the_same_bits(tiny_config, whole_run, tmp_path):
-    loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    train(tiny_config, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole_run(tiny_config))
 
 
@@ -153,9 +154,9 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_never_stopped(
     with pytest.MonkeyPatch.context() as patch:
         pull_plug(patch, owner, name, calls)
         with pytest.raises(PulledPlug):
-            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+            train(tiny_config, tmp_path / "run")
     assert RunFolder(tmp_path / "run").status().state == "running"
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     assert_same_run(tmp_path / "run", whole_run(tiny_config))
     assert RunFolder(tmp_path / "run").status().attempt == 2
 
@@ -180,12 +181,12 @@ def test_a_signal_stops_the_run_where_it_can_resume(
     if number == signal.SIGHUP:  # These tests may themselves be run under nohup.
         signal.signal(number, signal.SIG_DFL)
     handler = signal.getsignal(number)
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
+    assert train(tiny_config, tmp_path / "run") == "preempted"
     folder = RunFolder(tmp_path / "run")
     assert folder.status()[:2] == ("preempted", 4)
     assert last_state(folder.path)[0] == [4]
     assert signal.getsignal(number) == handler
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     assert measured(folder.path) == measured(undisturbed)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -208,7 +209,7 @@ def test_a_signal_that_nohup_ignores_stops_nothing(monkeypatch):
 def test_an_exit_from_within_is_recorded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: sys.exit(3))
     with pytest.raises(SystemExit):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     assert RunFolder(tmp_path / "run").status()[:4:3] == ("failed", "SystemExit: 3")
 
 
@@ -236,10 +237,10 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "__call__", signalled)
-        assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "preempted"
+        assert train(tiny_config, tmp_path / "run") == "preempted"
     step = 12 if call == 1 else 24
     assert RunFolder(tmp_path / "run").status()[:2] == ("preempted", step)
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     assert measured(tmp_path / "run") == measured(whole_run(tiny_config))
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -253,7 +254,7 @@ def killed_at_the_last_step(config, path):
     with pytest.MonkeyPatch.context() as patch:
         pull_plug(patch, Evaluator, "__call__", 3)
         with pytest.raises(PulledPlug):
-            loop.train_and_evaluate(config, path)
+            train(config, path)
     return RunFolder(path)
 
 
@@ -269,7 +270,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_leads_to_the_sa
 ):
     folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
     name = damage(folder, 24)
-    assert loop.train_and_evaluate(tiny_config, folder.path) == "finished"
+    assert train(tiny_config, folder.path) == "finished"
     assert (
         f"checkpoints/24 is damaged ({name} is not what was saved), set aside as 24.damaged;"
         " step 16 is used.\n"
@@ -286,9 +287,9 @@ def test_with_no_whole_checkpoint_left_a_run_stops_and_starts_anew_only_when_tol
         damage(folder, step)
     for _ in range(2):  # Also when they have been set aside.
         with pytest.raises(UserError, match="no whole checkpoint to go on from.*--from_scratch"):
-            loop.train_and_evaluate(tiny_config, folder.path)
+            train(tiny_config, folder.path)
     assert len(folder.metrics()) == 8
-    end = loop.train_and_evaluate(tiny_config, folder.path, from_scratch=True)
+    end = train(tiny_config, folder.path, from_scratch=True)
     assert end == "finished"
     assert_same_run(folder.path, whole_run(tiny_config))
 
@@ -297,7 +298,7 @@ def test_checkpoints_that_have_vanished_are_missed(tiny_config, tmp_path):
     folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
     shutil.rmtree(folder.checkpoints)
     with pytest.raises(UserError, match="no whole checkpoint"):
-        loop.train_and_evaluate(tiny_config, folder.path)
+        train(tiny_config, folder.path)
 
 
 def test_the_status_says_what_is_saved(tiny_config, tmp_path, monkeypatch):
@@ -305,14 +306,14 @@ def test_the_status_says_what_is_saved(tiny_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         pull_plug(patch, checkpoints.CheckpointWriter, "save", 1)
         with pytest.raises(PulledPlug):
-            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+            train(tiny_config, tmp_path / "run")
     assert RunFolder(tmp_path / "run").status()[:2] == ("running", 0)
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
 
 
 def test_every_nth_checkpoint_and_the_best_stay(tiny_config, tmp_path):
     tiny_config |= {"checkpoint_every": 4, "eval_every": 4, "keep_every": 8}
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     scored = {r["step"]: r["error"] for r in measured(tmp_path / "run") if r.get("split") == "test"}
     best = min(sorted(scored), key=scored.get)
     assert set(last_state(tmp_path / "run")[0]) == {8, 16, 20, 24, best}
@@ -323,7 +324,7 @@ def test_the_best_is_known_by_the_last_evaluation_too(tiny_config, tmp_path, mon
     scores = {"loss": 1.0, "images": 37}
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: scores | {"error": next(errors)})
     tiny_config |= {"checkpoint_every": 4, "eval_every": 4}
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     assert last_state(tmp_path / "run")[0] == [20, 24]
 
 
@@ -336,7 +337,7 @@ def test_a_run_begins_with_another_runs_parameters_and_statistics(
 ):
     source = whole_run(tiny_config)
     config = plain(tiny_config) | {"init_from": str(source), "steps": 2, "optim": no_learning()}
-    assert loop.train_and_evaluate(config, tmp_path / "run") == "finished"
+    assert train(config, tmp_path / "run") == "finished"
     assert "initialised from step 24 of" in capsys.readouterr().out
     ours, theirs = last_state(tmp_path / "run")[1], last_state(source)[1]
     jax.tree.map(np.testing.assert_array_equal, ours["params"], theirs["params"])
@@ -353,13 +354,13 @@ def no_learning():
 def test_an_initialised_run_resumes_without_the_other_one(tiny_config, whole_run, tmp_path):
     shutil.copytree(whole_run(tiny_config), tmp_path / "source")
     config = plain(tiny_config) | {"init_from": str(tmp_path / "source")}
-    assert loop.train_and_evaluate(config, tmp_path / "whole") == "finished"
+    assert train(config, tmp_path / "whole") == "finished"
     with pytest.MonkeyPatch.context() as patch:
         pull_plug(patch, RunFolder, "append_metrics", 1)
         with pytest.raises(PulledPlug):
-            loop.train_and_evaluate(config, tmp_path / "run")
+            train(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "source")
-    assert loop.train_and_evaluate(config, tmp_path / "run") == "finished"
+    assert train(config, tmp_path / "run") == "finished"
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -369,12 +370,12 @@ def test_what_does_not_match_is_listed_and_refused_unless_allowed(
     config = tiny_config | {"init_from": str(whole_run(tiny_config)), "steps": 2}
     config["model"] = config["model"] | {"depth": 14, "widths": (4, 8, 16)}
     with pytest.raises(UserError) as error:
-        loop.train_and_evaluate(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert "params.fc.kernel ([8, 10] there, [16, 10] here)" in str(error.value)
     assert "params.stage1_block2.conv1.kernel (absent there" in str(error.value)
     assert "Give config.init_partial=True" in str(error.value)
     assert not (tmp_path / "run").exists()
-    assert loop.train_and_evaluate(config | {"init_partial": True}, tmp_path / "run") == "finished"
+    assert train(config | {"init_partial": True}, tmp_path / "run") == "finished"
     assert "left over: batch_stats.stage" in capsys.readouterr().out
 
 
@@ -382,7 +383,7 @@ def test_a_run_to_begin_with_that_is_none_is_refused_before_anything_is_written(
     tiny_config, tmp_path
 ):
     with pytest.raises(UserError, match="init_from=nowhere: Expected a file .*nowhere/config.json"):
-        loop.train_and_evaluate(tiny_config | {"init_from": "nowhere"}, tmp_path / "run")
+        train(tiny_config | {"init_from": "nowhere"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -392,7 +393,7 @@ def test_a_folder_made_before_a_field_came_goes_on(tiny_config, tmp_path):
         del old[name]
     folder.config_file.write_text(json.dumps(old))
     killed_at_the_last_step(tiny_config, folder.path)
-    assert loop.train_and_evaluate(tiny_config, folder.path) == "finished"
+    assert train(tiny_config, folder.path) == "finished"
 
 
 def test_a_run_that_another_process_took_over_stops_before_it_writes_again(
@@ -408,7 +409,7 @@ def test_a_run_that_another_process_took_over_stops_before_it_writes_again(
 
     monkeypatch.setattr(loop._Run, "_record_training", taken_over)
     with pytest.raises(FaultError, match="taken over by process 7 on elsewhere"):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert folder.metrics()[-1]["step"] == 8
     assert folder.status().state == "running"
@@ -420,24 +421,24 @@ def test_a_finished_run_that_lost_records_is_not_taken_for_done(tiny_config, who
     metrics = RunFolder(tmp_path / "run").metrics_file
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="9 records then, 8 now. Put back a copy"):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
 
 
 def test_a_finished_run_says_so_and_is_left_alone(tiny_config, whole_run, capsys):
     path = whole_run(tiny_config)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
-    assert loop.train_and_evaluate(tiny_config, path) == "finished"
+    assert train(tiny_config, path) == "finished"
     assert "finished at step 24; nothing to do" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_with_its_record(tiny_config, tmp_path):
     tiny_config["optim"]["lr"] = 1e30
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "diverged"
+    assert train(tiny_config, tmp_path / "run") == "diverged"
     folder = RunFolder(tmp_path / "run")
     assert folder.status()[:2] == ("diverged", 4)
     assert folder.metrics()[-1]["loss"] is None
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "diverged"
+    assert train(tiny_config, tmp_path / "run") == "diverged"
     assert folder.status().attempt == 1
 
 
@@ -450,10 +451,10 @@ def test_with_global_statistics_a_run_may_go_on_on_another_number_of_devices(
     with pytest.MonkeyPatch.context() as patch:
         pull_plug(patch, RunFolder, "append_metrics", 3)
         with pytest.raises(PulledPlug):
-            loop.train_and_evaluate(tiny_config, tmp_path / "run")
+            train(tiny_config, tmp_path / "run")
     one = functools.partial(Devices, devices=jax.devices()[:1])
     monkeypatch.setattr(build, "Devices", one)
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     # 1e-4: float32 sums in another order, through four steps at rate 0.1.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
@@ -471,7 +472,7 @@ def test_a_record_that_cannot_be_read_is_said_before_anything_is_written(
     (tmp_path / "run" / name).write_text("x\n")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     with pytest.raises(UserError, match=name):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
@@ -481,11 +482,11 @@ def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Evaluator, "__call__", fail)
     with pytest.raises(RuntimeError, match="on fire"):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     status = RunFolder(tmp_path / "run").status()
     assert (status.state, status.error) == ("failed", "RuntimeError: the device is on fire")
     monkeypatch.undo()
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
 
 
 @pytest.mark.parametrize(
@@ -505,14 +506,14 @@ def test_a_wrong_config_writes_nothing(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     tiny_config[section][field] = value
     with pytest.raises(UserError, match=message):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_images_too_small_for_vgg_are_refused_before_anything_is_written(tiny_config, tmp_path):
     tiny_config["model"] |= {"family": "vgg", "depth": 16, "shortcut": "none", "widths": ()}
     with pytest.raises(UserError, match="at least 32 pixels a side for VGG"):
-        loop.train_and_evaluate(tiny_config, tmp_path / "run")
+        train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -520,12 +521,12 @@ def test_another_config_is_refused_in_a_folder_with_a_run(tiny_config, whole_run
     path = whole_run(tiny_config)
     tiny_config["optim"]["lr"] = 0.2
     with pytest.raises(UserError, match=r"another config: optim.lr \(0.1 there, 0.2 here\)"):
-        loop.train_and_evaluate(tiny_config, path)
+        train(tiny_config, path)
 
 
 @pytest.mark.parametrize("shortcut, dtype", [("none", "float32"), ("projection", "bfloat16")])
 def test_other_networks_and_types_train_too(tiny_config, tmp_path, shortcut, dtype):
     tiny_config["model"] |= {"shortcut": shortcut, "dtype": dtype, "bn_scope": "global"}
-    assert loop.train_and_evaluate(tiny_config, tmp_path / "run") == "finished"
+    assert train(tiny_config, tmp_path / "run") == "finished"
     losses = [r["loss"] for r in measured(tmp_path / "run") if r["kind"] == "train"]
     assert losses[-1] < losses[0]

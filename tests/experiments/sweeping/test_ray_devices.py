@@ -1,15 +1,16 @@
 import pytest
 
 from configs import degradation
-from experiments.sweeping import grid, ray_devices
+from experiments.sweeping import ray_devices
 from resnet_flax.storage.run_folder import RunFolder, Status
+from tests.given import expanded
 
 
 @pytest.mark.parametrize("ended", ["finished", "diverged"])
 def test_the_longest_runs_begin_first_and_those_that_have_ended_not_again(tmp_path, ended):
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8, 20, 14), (0,)
-    runs = grid.expand(config.to_dict())
+    runs = expanded(config.to_dict())
     folder = RunFolder(tmp_path / "residual-20-s0")
     with folder.claim({}, print):
         folder.write_status(Status(ended))

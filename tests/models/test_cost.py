@@ -1,8 +1,8 @@
 import pytest
 
 from configs import cifar10, imagenet
-from experiments import describe
 from resnet_flax.config import RunConfig, parse
+from resnet_flax.models import cost
 from resnet_flax.training import build
 
 # Table 1 and Sec. 4.1: multiply-adds at 224x224. VGG-16: Table 3 of the paper's comparison.
@@ -20,18 +20,18 @@ PAPER = {
 
 def table(config, image_shape, num_classes):
     parsed = parse(config.to_dict(), RunConfig)
-    return describe.layer_table(build.build_model(parsed.model, num_classes), image_shape)
+    return cost.layer_table(build.build_model(parsed.model, num_classes), image_shape)
 
 
 @pytest.mark.parametrize("net", PAPER)
 def test_multiply_adds_are_the_papers_within_two_per_cent(net):
-    counted = describe.totals(table(imagenet.get_config(net), (224, 224, 3), 1000))[1]
+    counted = cost.totals(table(imagenet.get_config(net), (224, 224, 3), 1000))[1]
     assert counted == pytest.approx(PAPER[net], rel=0.02)
 
 
 def test_a_34_layer_net_costs_18_per_cent_of_vgg_19():
-    plain34 = describe.totals(table(imagenet.get_config("plain34"), (224, 224, 3), 1000))[1]
-    assert plain34 / describe.vgg19_multiply_adds() == pytest.approx(0.18, abs=0.01)
+    plain34 = cost.totals(table(imagenet.get_config("plain34"), (224, 224, 3), 1000))[1]
+    assert plain34 / cost.vgg19_multiply_adds() == pytest.approx(0.18, abs=0.01)
 
 
 def test_the_parts_of_a_network_are_all_there_in_order():
@@ -63,7 +63,7 @@ def test_the_parts_of_a_network_are_all_there_in_order():
     "net, parameters, multiply_adds", [("plain20", 269_722, 40.6e6), ("resnet56", 853_018, 126e6)]
 )
 def test_totals_count_every_part_once(net, parameters, multiply_adds):
-    counted = describe.totals(table(cifar10.get_config(net), (32, 32, 3), 10))
+    counted = cost.totals(table(cifar10.get_config(net), (32, 32, 3), 10))
     assert counted[0] == parameters
     assert counted[1] == pytest.approx(multiply_adds, rel=0.005)  # The reference has 3 digits.
 
@@ -74,5 +74,5 @@ def test_multiply_adds_of_a_whole_network_are_those_of_its_table(net, shortcut):
     config = cifar10.get_config(net)
     config.model.update(shortcut=shortcut, scan="on", remat=True)
     model = build.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
-    whole = describe.layer_table(model.clone(remat=False), (8, 8, 1))
-    assert describe.multiply_adds(model, (8, 8, 1)) == describe.totals(whole)[1]
+    whole = cost.layer_table(model.clone(remat=False), (8, 8, 1))
+    assert cost.multiply_adds(model, (8, 8, 1)) == cost.totals(whole)[1]

@@ -1,0 +1,109 @@
+"""The layer table of a network, and what a forward pass costs; nothing is computed or read."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from resnet_flax.models import blocks, resnet, vgg
+from resnet_flax.runtime import bits
+
+KINDS: dict[type[nn.Module], str] = {
+    nn.Conv: "convolution",
+    nn.BatchNorm: "BN",
+    blocks.Identity: "identity",
+    blocks.ReLU: "ReLU",
+    resnet.MaxPool: "max pool",
+    vgg.MaxPool: "max pool",
+    resnet.GlobalAveragePool: "global average pool",
+    nn.Dense: "fully connected",
+}
+
+
+class Part(NamedTuple):
+    """A row of the layer table; a block's row counts what its parts hold."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]  # Of the output, without the batch.
+    parameters: int
+    multiply_adds: int  # For one image, as the paper counts FLOPs: convolutions and dense layers.
+
+
+def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
+    """The parts in the order of computation, blocks before what they hold, softmax last.
+
+    Nothing is computed: shapes alone are traced.
+    """
+    if getattr(model, "scan", False):
+        model = model.clone(scan=False)  # A line for each block.
+    parts: list[Part] = []
+
+    def record(call, args, kwargs, context):  # type: ignore[no-untyped-def]
+        module = context.module
+        if context.method_name != "__call__" or not module.path:
+            return call(*args, **kwargs)
+        place = len(parts)
+        parts.append(Part("", "", (), 0, 0))
+        out = call(*args, **kwargs)
+        params = module.variables.get("params", {})
+        kernel = params.get("kernel")
+        held = sum(part.multiply_adds for part in parts[place + 1 :])
+        parts[place] = Part(
+            "/".join(module.path),
+            _kind(module, args[0]),
+            out.shape[1:],
+            sum(leaf.size for leaf in jax.tree.leaves(params)),
+            held if kernel is None else kernel.size * int(np.prod(out.shape[1:-1])),
+        )
+        return out
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, *image_shape)))
+    return [*parts, Part("softmax", "softmax", parts[-1].shape, 0, 0)]
+
+
+def _kind(module: nn.Module, x: jax.Array) -> str:
+    if not isinstance(module, blocks.Block):
+        return KINDS[type(module)]
+    if module.shortcut == "none":
+        return "plain block"
+    if module.shortcut == "projection":
+        return "convolution block"
+    grows = module.stride > 1 or module.features * module.expansion != x.shape[-1]
+    return "identity block, padded" if grows else "identity block"
+
+
+def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Of a forward pass of one image, in any depth's time: two blocks of a stage are traced.
+
+    The blocks of a stage after its first are equal.
+    """
+    if not isinstance(model, resnet.ResNet):
+        return totals(layer_table(model, image_shape))[1]
+    counts = model.blocks_per_stage
+    repeats = {f"stage{stage}_block2": count - 1 for stage, count in enumerate(counts, 1)}
+    short = model.clone(scan=False, remat=False, blocks_per_stage=tuple(min(n, 2) for n in counts))
+    return sum(
+        part.multiply_adds * repeats.get(part.name, 1) for part in _short_table(short, image_shape)
+    )
+
+
+@functools.cache
+def _short_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
+    """The rows that are not inside another."""
+    return [part for part in layer_table(model, image_shape) if "/" not in part.name]
+
+
+def totals(parts: list[Part]) -> tuple[int, int]:
+    """Parameters and multiply-adds of a whole network: the rows that are not inside another."""
+    whole = [part for part in parts if "/" not in part.name]
+    return sum(part.parameters for part in whole), sum(part.multiply_adds for part in whole)
+
+
+def vgg19_multiply_adds() -> int:
+    """Of VGG-19 at 224x224, the paper's yardstick."""
+    return totals(layer_table(vgg.build_vgg(19, num_classes=1000), (224, 224, 3)))[1]
