@@ -26,6 +26,7 @@ from experiments.reporting import (
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sweep_folder import SweepFolder
 
 REST_SECONDS = 5.0
 _HEADINGS = {
@@ -36,9 +37,12 @@ _HEADINGS = {
 
 
 def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
-    """A sweep's tables, and the charts of what diagnostics found in it."""
-    tables = run_tables.read(workdir)
-    return tables, diagnostic_charts.read(workdir, charts.kind_styles(tables.kinds))
+    """A sweep's tables, and the charts of what diagnostics found in it.
+
+    Raises UserError if the folder is no sweep's, or a file of it is damaged.
+    """
+    tables = run_tables.read(SweepFolder(workdir))
+    return tables, diagnostic_charts.read(tables.sweep, charts.kind_styles(tables.kinds))
 
 
 def write(workdir: AnyPath) -> None:
@@ -48,10 +52,10 @@ def write(workdir: AnyPath) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     tables, diagnostics = read(workdir)
-    runs, summary, records, kinds, apart = tables
+    sweep, runs, summary, records, kinds, _ = tables
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
-    for line in apart:
+    for line in sweep.apart:
         console.print(line, markup=False)
     shown = list(diagnostics)
     written = []
@@ -61,7 +65,7 @@ def write(workdir: AnyPath) -> None:
         written = [workdir / "table.csv", workdir / "table.md"]
         # A function of the configs alone, it has no times.
         filesystem.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
-        filesystem.write_text(written[1], in_markdown(workdir, tables))
+        filesystem.write_text(written[1], in_markdown(tables))
         shown = [
             charts.degradation(runs, summary, charts.kind_styles(kinds)),
             charts.curves(records),
@@ -70,16 +74,15 @@ def write(workdir: AnyPath) -> None:
         console.print(_printed(summary))
     for chart in charts.drawable(shown):
         written += figures.save(chart, workdir)
-    written.append(page.write(workdir, tables, diagnostics))
+    written.append(page.write(tables, diagnostics))
     for path in written:
         console.print(str(path), markup=False)
 
 
-def in_markdown(workdir: AnyPath, tables: run_tables.Tables) -> str:
+def in_markdown(tables: run_tables.Tables) -> str:
     """The table for a README, beside what others measured where that is comparable."""
-    configs = run_tables.read_configs(workdir)
-    sources = published.comparable(configs.values())
-    shortcuts = run_tables.shortcuts(tables.runs, configs)
+    sources = published.comparable(tables.configs.values())
+    shortcuts = run_tables.shortcuts(tables.runs, tables.configs)
     timed = tables.summary["minutes"].notna().any()
     rows = []
     for row in tables.summary.to_dict("records"):
@@ -94,7 +97,7 @@ def in_markdown(workdir: AnyPath, tables: run_tables.Tables) -> str:
     notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
     if sources:
         notes.append(f"{', '.join(one.title for one in sources)}: test errors.")
-    notes += tables.apart
+    notes += tables.sweep.apart
     return f"{markdown.table(rows)}\n{' '.join(notes)}\n"
 
 
@@ -110,7 +113,7 @@ class LivePage:
         if time.monotonic() < self._due:
             return
         try:
-            page.write(self._workdir, *read(self._workdir))
+            page.write(*read(self._workdir))
         except Exception as error:
             self._say(f"Cannot write report.html, the sweep goes on: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS

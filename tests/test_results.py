@@ -14,6 +14,7 @@ from resnet_flax.runs import load_run
 from resnet_flax.storage import findings
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.run_folder import RunFolder
+from resnet_flax.storage.sweep_folder import SweepFolder
 from tests.prepared import needs_cifar10
 
 DIGITS = Path("experiments/results/digits")
@@ -24,7 +25,7 @@ TEXT = " ".join(README.split())
 
 def summary(folder):
     """Of finished runs, by kind and depth."""
-    runs = run_tables.read_runs(folder)
+    runs = run_tables.read_runs(SweepFolder(folder))
     assert set(runs["state"]) == {"finished"}
     return run_tables.summarize(runs).set_index(["kind", "depth"])
 
@@ -67,7 +68,7 @@ def test_the_networks_that_come_with_the_records_score_what_these_say(kind):
 
 @pytest.mark.parametrize("folder", [DIGITS, CIFAR10_SHORT])
 def test_the_readmes_tables_are_the_records(folder):
-    table = report.in_markdown(folder, run_tables.read(folder))
+    table = report.in_markdown(run_tables.read(SweepFolder(folder)))
     assert (folder / "table.md").read_text() == table
     assert README.count(f"\n\n{table}\n") == 1
 
@@ -208,7 +209,7 @@ def test_another_processor_and_bfloat16_change_what_the_readme_says():
 
 
 def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
-    runs = run_tables.read_runs(Path("experiments/results/digits_110"))
+    runs = run_tables.read_runs(SweepFolder(Path("experiments/results/digits_110")))
     errors = runs.groupby("kind")["train_error"].agg(["mean", "std", "min"]) * 100
     plain, residual = errors.loc["plain"], errors.loc["residual"]
     assert f"plain {plain['mean']:.1f} ± {plain['std']:.1f} %" in TEXT
@@ -217,7 +218,9 @@ def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
 
 
 def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
-    runs = run_tables.read_runs(Path("experiments/results/digits_no_bn")).set_index("run")
+    runs = run_tables.read_runs(SweepFolder(Path("experiments/results/digits_no_bn"))).set_index(
+        "run"
+    )
     errors = (runs["train_error"] * 100).map("{:.1f} %".format)
     assert f"plain 20 ends at {errors['plain-20-s0']} training error" in TEXT
     assert (

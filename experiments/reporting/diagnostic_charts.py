@@ -18,24 +18,24 @@ from experiments.reporting.charts import (
     strengths,
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
-from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sweep_folder import SweepFolder
 
 _SEEDS = "Medians over the runs that were looked at."
 _SHADES = "The deeper, the stronger the colour."
 
 
-def read(workdir: AnyPath, styles: Styles) -> list[Chart]:
+def read(sweep: SweepFolder, styles: Styles) -> list[Chart]:
     """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
-    layers = diagnostic_tables.read_layers(workdir)
-    initial = diagnostic_tables.read_initial(workdir)
-    planes = diagnostic_tables.read_planes(workdir)
+    layers = diagnostic_tables.read_layers(sweep)
+    initial = diagnostic_tables.read_initial(sweep)
+    planes = diagnostic_tables.read_planes(sweep)
     charts = [
         gradients(layers, styles),
         identity_share(layers, styles),
         responses(layers, styles),
         initialisation(initial, styles),
         gradient_ratio(initial, styles),
-        line(diagnostic_tables.read_lines(workdir), styles),
+        line(diagnostic_tables.read_lines(sweep), styles),
     ]
     charts += [plane(planes)] if planes else []
     return drawable(charts)

@@ -22,13 +22,13 @@ class Planes(NamedTuple):
     planes: dict[str, Plane]
 
 
-def read_layers(workdir: AnyPath) -> pd.DataFrame:
+def read_layers(sweep: SweepFolder) -> pd.DataFrame:
     """One row a layer of a run, at step 0 and after the last step of its config.
 
     Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
     """
     rows = []
-    for folder, point in _runs(workdir):
+    for folder, point in _runs(sweep):
         moments = {0: BEFORE, point.steps: AFTER}
         for layers in findings.load_layers(folder):
             if layers.step in moments:
@@ -37,9 +37,9 @@ def read_layers(workdir: AnyPath) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_RUN, "moment", "layer", "name", *MEASURES])
 
 
-def read_initial(workdir: AnyPath) -> pd.DataFrame:
+def read_initial(sweep: SweepFolder) -> pd.DataFrame:
     """One row a layer of a network before training: kind, depth, norm, seed, layer, `MEASURES`."""
-    initial = findings.load(workdir / findings.INITIAL, Initial)
+    initial = findings.load(sweep.path / findings.INITIAL, Initial)
     rows = [
         {"kind": network.kind, "depth": network.depth, "norm": network.norm, "seed": network.seed}
         | row
@@ -49,10 +49,10 @@ def read_initial(workdir: AnyPath) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "depth", "norm", "seed", "layer", "name", *MEASURES])
 
 
-def read_lines(workdir: AnyPath) -> pd.DataFrame:
+def read_lines(sweep: SweepFolder) -> pd.DataFrame:
     """One row a point between initial and last weights: run, kind, depth, position, loss."""
     rows = []
-    for folder, point in _runs(workdir):
+    for folder, point in _runs(sweep):
         line = findings.load(findings.folder(folder) / findings.LINE, Line)
         if line and line.step == point.steps:
             places = zip(line.positions, line.losses, strict=True)
@@ -60,20 +60,19 @@ def read_lines(workdir: AnyPath) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_RUN, "position", "loss"])
 
 
-def read_planes(workdir: AnyPath) -> Planes | None:
+def read_planes(sweep: SweepFolder) -> Planes | None:
     """None if there is none."""
     found: dict[int, dict[str, Plane]] = {}
-    for folder, point in _runs(workdir):
+    for folder, point in _runs(sweep):
         plane = findings.load(findings.folder(folder) / findings.PLANE, Plane)
         if plane and plane.step == point.steps:
             found.setdefault(point.depth, {}).setdefault(point.kind, plane)
     return Planes(max(found), found[max(found)]) if found else None
 
 
-def _runs(workdir: AnyPath) -> Iterator[tuple[AnyPath, GridPoint]]:
-    points = SweepFolder(workdir).points.values()
-    for point in sorted(points, key=lambda point: point.seed):
-        yield workdir / point.name, point
+def _runs(sweep: SweepFolder) -> Iterator[tuple[AnyPath, GridPoint]]:
+    for point in sorted(sweep.points.values(), key=lambda point: point.seed):
+        yield sweep.path / point.name, point
 
 
 def _of_run(point: GridPoint) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from experiments.reporting import charts, plots, published, run_tables
 from experiments.reporting.charts import Chart
 from experiments.sweeping import monitor
-from resnet_flax.storage import filesystem, recipe, run_folder
+from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.sweep_folder import SweepFolder
 
@@ -28,30 +28,29 @@ _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
 _OF_ATTEMPT = ("attempt", "started", "parameters")
 
 
-def write(workdir: AnyPath, tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
+def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
     """Replaces report.html at once; returns its path."""
-    path = workdir / "report.html"
-    text = render(workdir, tables, diagnostics)
+    path = tables.sweep.path / "report.html"
+    text = render(tables, diagnostics)
     # A folder's name can hold half of a surrogate pair, UTF-8 cannot.
     filesystem.write_text(path, text.encode(errors="replace").decode())
     return path
 
 
-def render(workdir: AnyPath, tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
-    runs, summary, measured, kinds, apart = tables
+def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
+    sweep, runs, summary, measured, kinds, configs = tables
     styles = charts.kind_styles(kinds)
-    configs = run_tables.read_configs(workdir)
     headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
     curves = [] if measured.empty else [charts.run_curves(measured)]
-    sizes = {name: point.batch_size for name, point in SweepFolder(workdir).points.items()}
+    sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
     shown = charts.drawable([*headline, *curves, *diagnostics, *costs])
     return _template().render(
-        name=workdir.name,
+        name=sweep.path.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         going=not runs["state"].isin(_ENDED).all(),
-        apart=apart,
+        apart=sweep.apart,
         states=Counter(runs["state"]).most_common(),
         readings=_readings(summary),
         colors={kind: style.color for kind, style in styles.items()},
@@ -66,7 +65,7 @@ def render(workdir: AnyPath, tables: run_tables.Tables, diagnostics: list[Chart]
         shortcuts=run_tables.shortcuts(runs, configs),
         runs=runs.to_dict("records"),
         switches=_switches(measured),
-        environments=_environments(workdir, runs["run"]),
+        environments=_environments(sweep),
         **_recipe(configs),
         nonce=secrets.token_urlsafe(16),
         plotly=get_plotlyjs(),
@@ -122,11 +121,11 @@ def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _environments(workdir: AnyPath, names: pd.Series) -> list[dict[str, Any]]:
+def _environments(sweep: SweepFolder) -> list[dict[str, Any]]:
     """The different ones, with how many attempts ran on each and when they began."""
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        for attempt in run_folder.RunFolder(workdir / name).environments():
+    for name in sweep:
+        for attempt in sweep.records(name).environments():
             fields = {key: value for key, value in attempt.items() if key not in _OF_ATTEMPT}
             one = found.setdefault(
                 json.dumps(fields, sort_keys=True),

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from resnet_flax.storage import findings
-from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.recipe import flat
 from resnet_flax.storage.run_folder import RunFolder
@@ -16,40 +15,38 @@ ERRORS = ("train_error", "running_error", "test_error")
 
 
 class Tables(NamedTuple):
-    """What the functions below read from a sweep's folder."""
+    """A sweep, and what the functions below read from its folder."""
 
+    sweep: SweepFolder
     runs: pd.DataFrame
     summary: pd.DataFrame
     records: pd.DataFrame
     kinds: list[str]
-    apart: list[str]
-    """Lines on runs of other recipes than the first; the tables give them kinds of their own."""
+    configs: dict[str, dict[str, Any]]
 
 
-def read(workdir: AnyPath) -> Tables:
-    """All tables. Raises UserError if the folder is no sweep's, or a file of it is damaged."""
-    runs = read_runs(workdir)
-    apart = SweepFolder(workdir).apart
-    return Tables(runs, summarize(runs), read_records(workdir), read_kinds(workdir), apart)
+def read(sweep: SweepFolder) -> Tables:
+    """All tables. Raises UserError if a file of the folder is damaged."""
+    runs, records = read_runs(sweep), read_records(sweep)
+    return Tables(sweep, runs, summarize(runs), records, read_kinds(sweep), read_configs(sweep))
 
 
-def read_kinds(workdir: AnyPath) -> list[str]:
+def read_kinds(sweep: SweepFolder) -> list[str]:
     """Of the sweep's runs and of the networks that were looked at before training, sorted."""
-    initial = findings.load(workdir / findings.INITIAL, Initial)
+    initial = findings.load(sweep.path / findings.INITIAL, Initial)
     networks = initial.networks if initial else ()
-    kinds = {point.kind for point in SweepFolder(workdir).points.values()}
+    kinds = {point.kind for point in sweep.points.values()}
     return sorted(kinds | {network.kind for network in networks})
 
 
-def read_runs(workdir: AnyPath) -> pd.DataFrame:
+def read_runs(sweep: SweepFolder) -> pd.DataFrame:
     """One row a run of the grid, whatever has become of it.
 
     Columns: run, kind, depth, seed, state, step, reason (what a failure said, or ""), parameters,
     and of finished runs `train_error` (clean training split, eval mode), `running_error` (last
     interval, augmented, train mode) and `test_error`, a run that lacks one of which is
-    `incomplete`, and `minutes` (wall time). Raises UserError if the folder is no sweep's.
+    `incomplete`, and `minutes` (wall time).
     """
-    sweep = SweepFolder(workdir)
     return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
 
 
@@ -79,14 +76,14 @@ def _final_errors(folder: RunFolder) -> dict[str, float | None]:
     }
 
 
-def read_records(workdir: AnyPath) -> pd.DataFrame:
+def read_records(sweep: SweepFolder) -> pd.DataFrame:
     """All records of all runs, one row each.
 
     Columns: run, kind, depth, seed, step, measure (of `ERRORS`), error, images_per_second (of train
     records).
     """
     names = ["run", "kind", "depth", "seed", "step", "split"]
-    frame = SweepFolder(workdir).frame()
+    frame = sweep.frame()
     by_metric = frame.drop_duplicates([*names, "metric"]).set_index([*names, "metric"])["value"]
     records = by_metric.unstack("metric", sort=False).reindex(
         columns=["error", "images_per_second"]
@@ -95,9 +92,8 @@ def read_records(workdir: AnyPath) -> pd.DataFrame:
     return records.assign(measure=records["split"] + "_error").drop(columns="split")
 
 
-def read_configs(workdir: AnyPath) -> dict[str, dict[str, Any]]:
+def read_configs(sweep: SweepFolder) -> dict[str, dict[str, Any]]:
     """Run name -> its config, flat: `{"model.depth": 20, ...}`."""
-    sweep = SweepFolder(workdir)
     return {name: flat(sweep.config(name)) for name in sweep}
 
 

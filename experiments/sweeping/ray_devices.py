@@ -1,10 +1,10 @@
 """The engine that takes the runs of a grid to their ends on Ray.
 
 A run is a Ray task that holds its devices, on this machine or anywhere in a cluster. On a TPU slice
-it is one task for each host (`ray_slices.py`). Ray places the tasks. This file chooses the next run,
-the longest first, and which runs to try again. A run whose node is lost is always tried again. A
-run that fails by itself is tried again a given number of times. Each attempt goes on from the last
-checkpoint. The folder's lock keeps out a process that was thought dead and is not.
+it is one task for each host (`ray_slices.py`). Ray places the tasks. This file chooses the next
+run, the longest first, and which runs to try again. A run whose node is lost is always tried again.
+A run that fails by itself is tried again a given number of times. Each attempt goes on from the
+last checkpoint. The folder's lock keeps out a process that was thought dead and is not.
 """
 
 import contextlib

@@ -41,19 +41,16 @@ class Checkpoints:
         *,
         config: str | None = None,
         say: Callable[[str], None] | None = None,
+        set_aside: Callable[[int], str] | None = None,
     ):
-        """Opens a folder to restore from it; nothing in it is ever changed.
+        """Opens a folder to restore from it.
 
-        - `config`: the digest of the run's config, for steps of another one to be refused.
-        - `say`: hears of damage; by default it stands on stderr.
-
-        Raises UserError if there is no such folder.
+        - `config`: the digest of the run's config; steps of another run are then refused.
+        - `say`: hears of damage; by default it is printed on stderr.
+        - `set_aside`: renames a damaged step and returns the new name; by default nothing is.
         """
         self.folder, self._config, self._say = folder, config, say or complain
-        self._folders = step_folders(folder)
-        with self._readable():
-            if not self._folders.exists():
-                raise UserError(f"No checkpoint in {folder}.")
+        self._folders, self._set_aside = step_folders(folder), set_aside
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
@@ -63,8 +60,9 @@ class Checkpoints:
             raise UserError(f"Cannot read {self.folder}: {trees.reason(error)}.") from error
 
     def steps(self) -> list[int]:
-        """The steps there are, ascending."""
-        return self._folders.steps()
+        """The steps there are, ascending. Raises UserError if the folder cannot be read."""
+        with self._readable():
+            return self._folders.steps()
 
     def last_good(self) -> int | None:
         """The newest step whose files are what was saved, None if there is none.
@@ -85,9 +83,8 @@ class Checkpoints:
                 if damage is None:
                     break
                 stack.close()
-                damaged.append(
-                    f"{self.folder / str(step)} is damaged ({damage}){self._set_aside(step)}"
-                )
+                aside = f", set aside as {self._set_aside(step)}" if self._set_aside else ""
+                damaged.append(f"{self.folder / str(step)} is damaged ({damage}){aside}")
             else:
                 step, files = None, Path()
             if damaged:
@@ -108,9 +105,9 @@ class Checkpoints:
                 " here, or put back the config.json that belongs to it."
             )
 
-    def _set_aside(self, step: int) -> str:
-        """What was done with a damaged step: nothing, by one who only reads."""
-        return ""
+    def has_damaged(self) -> bool:
+        """Whether a step was ever set aside."""
+        return any(self.folder.glob("*.damaged*"))
 
     def restore(self, step: int | None = None) -> dict[str, Any]:
         """The state dict saved at `step`, by default the newest whole one, as host arrays.
@@ -176,8 +173,8 @@ class Checkpoints:
                 )
 
 
-class CheckpointWriter(Checkpoints):
-    """Saves too, in the background: with several processes all call, and the first one writes.
+class CheckpointWriter:
+    """Saves in the background. With several processes all call, and the first one writes.
 
     A step is there only after it was read back. Use as a context manager, which waits for the last
     save.
@@ -199,7 +196,9 @@ class CheckpointWriter(Checkpoints):
         - `attempt`: sets what it has half-written apart from what an earlier writer has.
         - `held`: a context to write in, which raises if the run has become another process's.
         """
-        self.folder, self._say, self._config = folder, say, config
+        self.reader = Checkpoints(folder, config=config, say=say, set_aside=self._set_aside)
+        """Reads this folder, and sets aside the steps that it finds damaged."""
+        self._folder, self._say, self._config = folder, say, config
         self._folders = step_folders(folder)
         self._first = jax.process_index() == 0
         if self._first:
@@ -210,9 +209,9 @@ class CheckpointWriter(Checkpoints):
         self._save: Future[None] | None = None
         self.saved: int | None = None
         """The last step saved, whole and on disk."""
+        self._quiet = trees.quiet()
 
     def __enter__(self) -> "CheckpointWriter":
-        self._quiet = trees.quiet()
         self._quiet.__enter__()
         return self
 
@@ -283,22 +282,18 @@ class CheckpointWriter(Checkpoints):
             if isinstance(error, FaultError):
                 raise
             raise FaultError(
-                f"Cannot save step {step} in {self.folder}: {trees.reason(error)}. {GOES_ON}"
+                f"Cannot save step {step} in {self._folder}: {trees.reason(error)}. {GOES_ON}"
             ) from error
 
     def _delete_old(self, test_errors: Mapping[int, float]) -> None:
-        steps = self.steps()
+        steps = self.reader.steps()
         try:
             for step in set(steps) - kept_steps(steps, self._keep_every, test_errors):
                 with self._held():  # Another's steps are not this one's to judge.
                     self._folders.delete(step)
         except OSError as error:  # No reason to stop: what is to be kept is there.
-            self._say(f"Cannot delete an old checkpoint in {self.folder}: {trees.reason(error)}.")
+            self._say(f"Cannot delete an old checkpoint in {self._folder}: {trees.reason(error)}.")
 
     def _set_aside(self, step: int) -> str:
         with self._held():
-            return f", set aside as {self._folders.set_aside(step)}"
-
-    def has_damaged(self) -> bool:
-        """Whether a step was ever set aside."""
-        return any(self.folder.glob("*.damaged*"))
+            return self._folders.set_aside(step)

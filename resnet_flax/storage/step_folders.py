@@ -64,11 +64,8 @@ def config_of(files: Path) -> str | None:
 class StepFolders(Protocol):
     """The steps below a folder."""
 
-    def exists(self) -> bool:
-        """Whether there is the folder."""
-
     def steps(self) -> list[int]:
-        """Those there are, ascending; also what is damaged."""
+        """Those there are, ascending, damaged ones too. None if there is no such folder."""
 
     def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
         """A local folder of the step's name, with its files, as long as the context lasts."""
@@ -103,11 +100,9 @@ class _OnDisk:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def exists(self) -> bool:
-        return self._folder.is_dir()
-
     def steps(self) -> list[int]:
-        named = [path for path in self._folder.iterdir() if re.fullmatch(STEP_NAME, path.name)]
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
+        named = [path for path in paths if re.fullmatch(STEP_NAME, path.name)]
         return sorted(int(path.name) for path in named if path.is_symlink() or path.is_dir())
 
     def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
@@ -152,9 +147,6 @@ class _InBucket:
         # Always the same name: the next writer clears away what a crash left there.
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
-
-    def exists(self) -> bool:
-        return self._folder.is_dir()
 
     def steps(self) -> list[int]:
         whole = re.compile(rf"({STEP_NAME})/{SUMS}")

@@ -1,4 +1,4 @@
-"""The state that a run begins with."""
+"""Where a run begins: at its seed, at another run's checkpoint, or at its own last one."""
 
 import functools
 import hashlib
@@ -13,7 +13,8 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.runtime import cpu, hosts
 from resnet_flax.runtime.parallel import Devices
-from resnet_flax.storage.checkpoints import Checkpoints
+from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, steps
 from resnet_flax.training.build import Experiment
@@ -33,6 +34,56 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
     return stacking.stack(state) if build.scans(built.config.model) else state
+
+
+class Beginning:
+    """Where an attempt at a run begins.
+
+    The initial state of a new run is made at once, before anything is written: `config.init_from`
+    may not fit.
+    """
+
+    def __init__(
+        self, built: Experiment, folder: RunFolder, progress: RunProgress, *, from_scratch: bool
+    ):
+        """`from_scratch`: whether to begin again where no saved step is left whole."""
+        self.built, self.folder, self.progress = built, folder, progress
+        self._from_scratch = from_scratch
+        begun = hosts.agree(folder.checkpoints.is_dir())
+        self._initial = None if begun else initial_state(built, self._say)
+
+    def state(self, checkpoints: CheckpointWriter, saved: int) -> tuple[int, steps.TrainState]:
+        """The step that the attempt begins at, and the state there, on all devices.
+
+        - `checkpoints`: those of the run.
+        - `saved`: the last step saved, as far as the records know.
+
+        Raises UserError if steps were saved and none is whole.
+        """
+        with hosts.alike():
+            found = self._last_whole(checkpoints.reader, saved) if hosts.is_first() else None
+        step = hosts.agree(-1 if found is None else found)
+        if step >= 0:
+            state = checkpoints.reader.restore_into(state_shapes(self.built), step)
+            self._say(f"resuming from step {step}.")
+            return step, self.built.devices.replicate(state)
+        initial, self._initial = self._initial or initial_state(self.built, self._say), None
+        if self.built.config.init_from:  # From here on the other run may change.
+            checkpoints.save(0, initial, {})
+        return 0, self.built.devices.replicate(initial)
+
+    def _last_whole(self, reader: Checkpoints, saved: int) -> int | None:
+        step = reader.last_good()
+        if step is None and (saved or reader.has_damaged()) and not self._from_scratch:
+            folder = self.folder
+            raise UserError(
+                f"{folder.path} has a history, but no whole checkpoint to go on from. Put one back"
+                f" into {folder.checkpoints}, or begin again: train ... --from_scratch."
+            )
+        return step
+
+    def _say(self, line: str) -> None:
+        self.progress.say(f"{self.folder.name}: {line}")
 
 
 def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:

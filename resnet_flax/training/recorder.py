@@ -1,22 +1,101 @@
-"""What a run writes down as it goes on: metrics, event files, which evaluations there are."""
+"""What a run writes down and shows as it goes on."""
 
+import contextlib
 import time
+from types import TracebackType
 from typing import Any
 
-from resnet_flax.runtime import hosts
-from resnet_flax.storage.run_folder import RunFolder
+import jax
+
+from resnet_flax.errors import GOES_ON, FaultError, summary
+from resnet_flax.runtime import environment, hosts
+from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage.run_folder import RunFolder, State, Status, differing_fields
 from resnet_flax.storage.tensorboard import EventFile
 from resnet_flax.training.build import Experiment
 
 _TAGS = ("loss", "error", "lr", "images_per_second")
 
 
-class Recorder:
-    """The records of one attempt, from the step it begins at; the first process writes them."""
+class Attempt:
+    """One process's work on a claimed run, as `status.json` shows it.
 
-    def __init__(self, folder: RunFolder, built: Experiment, attempt: int, step: int):
-        """Forgets what lies past `step`, which will be recorded again."""
+    Use as a context manager. An error is recorded before it leaves the context.
+    """
+
+    def __init__(self, folder: RunFolder, *, from_scratch: bool):
+        """`from_scratch`: whether to forget which steps were saved."""
+        before = folder.status()  # Until the claim another process may have been at work.
+        self._folder = folder
+        self.number = hosts.agree(before.attempt + 1 if before else 1)
+        """Counts from 1."""
+        self.saved = before.step if before and not from_scratch else 0
+        """The last step saved, or the last one taken of a run that has ended."""
+
+    def __enter__(self) -> "Attempt":
+        self._write("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception | SystemExit):
+            return
+        end: State = "preempted" if hosts.lost_peer(error) else "failed"
+        with contextlib.suppress(FaultError):  # Where nothing can be written any more.
+            self._write(end, summary(error))
+        if isinstance(error, OSError):
+            raise FaultError(f"{self._folder.name}: {error}. {GOES_ON}") from error
+
+    def note_saved(self, step: int | None) -> None:
+        """Keeps the status true to the checkpoints; `step`: the last one saved, if any was."""
+        if step not in (None, self.saved):
+            self.saved = step
+            self._write("running")
+
+    def end(self, state: State, step: int) -> None:
+        """Records how the attempt ended, and after which step."""
+        self.saved = step
+        self._write(state)
+
+    def _write(self, state: State, error: str | None = None) -> None:
+        self._folder.write_status(Status(state, self.saved, self.number, error))
+
+
+def record_environment(
+    folder: RunFolder, attempt: int, params: Any, progress: RunProgress, *, resumes: bool
+) -> None:
+    """Records what the attempt runs on; a run that goes on on another kind of machine says so."""
+    here = environment.describe()
+    for before in folder.environments()[-1:] if resumes else ():
+        other = "; ".join(differing_fields(environment.kind(before), environment.kind(here)))
+        if other:
+            progress.say(
+                f"{folder.name}: goes on on another kind of machine: {other}."
+                " The last bits may differ from those of a run that stayed on one."
+            )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    folder.add_environment({"attempt": attempt, "parameters": parameters, **here})
+
+
+class Recorder:
+    """The records of one attempt: metrics.jsonl, event files, and what a terminal shows.
+
+    The first process writes them.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        built: Experiment,
+        attempt: int,
+        step: int,
+        progress: RunProgress,
+    ):
+        """Forgets the records after `step`, where the attempt begins; they will be made again."""
         folder.drop_metrics_after(step)
+        self.progress = progress
+        progress.start(folder.name, step, built.config.steps)
         self._folder, self._size = folder, built.train.size
         self._batch_size = built.config.data.batch_size
         self.evaluated = _evaluated(folder, step)
@@ -37,9 +116,14 @@ class Recorder:
         errors = self.evaluated.items()
         return {step: e for (step, split), e in errors if split == "test" and e is not None}
 
+    def say(self, line: str) -> None:
+        """Prints a line on this run."""
+        self.progress.say(f"{self._folder.name}: {line}")
+
     def add_training(self, step: int, values: dict[str, Any]) -> None:
-        """Means since the record before this one."""
+        """Means since the record before this one: loss, error, lr and images_per_second."""
         self._add(step, "running", {"kind": "train", **values})
+        self.progress.update(step, values["loss"], values["error"], values["images_per_second"])
 
     def add_evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
         """Scores of a whole split."""

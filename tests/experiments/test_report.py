@@ -44,7 +44,7 @@ def begun_sweep(tmp_path):
 
 
 def rendered(workdir):
-    return page.render(workdir, *report.read(workdir))
+    return page.render(*report.read(workdir))
 
 
 def end(workdir, state):
@@ -92,7 +92,7 @@ def test_a_page_is_replaced_at_once_and_leaves_nothing_beside_it(begun_sweep):
 
 
 def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun_sweep):
-    records = run_tables.read_records(begun_sweep)
+    records = run_tables.read_records(SweepFolder(begun_sweep))
     costs = run_tables.costs(records, {"plain-8-s0": 10}).to_dict("records")
     seconds = 20 / 5, 20 / 10, 20 / 20
     assert costs == [
@@ -222,7 +222,7 @@ def test_a_kind_has_one_style_in_every_chart(begun_sweep):
         if "residual" in series.label
     ]
     assert drawn == [residual[:2]] * 4
-    assert f"--kind: {residual.color}" in page.render(begun_sweep, tables, diagnostics)
+    assert f"--kind: {residual.color}" in page.render(tables, diagnostics)
 
 
 def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one():
@@ -316,7 +316,7 @@ def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, 
     square = ((1.0, 1.0), (1.0, 1.0))
     plane = Plane(**place, seed=0, losses=square, errors=square)
     findings.save(findings.folder(run) / findings.PLANE, plane)
-    table = diagnostic_tables.read_layers(begun_sweep)
+    table = diagnostic_tables.read_layers(SweepFolder(begun_sweep))
     assert table["moment"].tolist() == ([BEFORE, AFTER] if last == 9 else [BEFORE])
     _, diagnostics = report.read(begun_sweep)
     of_the_end = {"responses", "line", "plane"}

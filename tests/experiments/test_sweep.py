@@ -21,6 +21,7 @@ from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.training import loop
 from tests.given import expanded
 
@@ -163,7 +164,7 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
     begin(tiny_sweep, tmp_path)
     begin(tiny_sweep | {"seeds": (3,), "depths": (20,)}, tmp_path)
-    runs = run_tables.read_runs(tmp_path)
+    runs = run_tables.read_runs(SweepFolder(tmp_path))
     assert len(runs) == 8 + 2
     assert set(runs["state"]) == {"not begun"}
 
@@ -250,7 +251,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
 def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: ENTRY}}))
     with pytest.raises(UserError, match="sweep.json: .*String should match"):
-        run_tables.read_runs(tmp_path)
+        run_tables.read_runs(SweepFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
 def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="sweep.json"):
-        run_tables.read_runs(tmp_path)
+        run_tables.read_runs(SweepFolder(tmp_path))
 
 
 def write_run(folder, config, error, test_error, steps=10):
@@ -412,7 +413,7 @@ def test_a_report_before_the_first_run_says_so(tiny_sweep, tmp_path, capsys):
 
 def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match=r"it has no sweep\.json"):
-        run_tables.read_runs(tmp_path)
+        run_tables.read_runs(SweepFolder(tmp_path))
 
 
 @pytest.mark.parametrize("module, said", [("report", "degradation.svg"), ("watch", "finished")])

@@ -221,7 +221,7 @@ def test_a_step_appears_at_once_and_whole_while_others_read(tmp_path):
 
 def test_a_reader_makes_no_folder(tmp_path):
     with pytest.raises(UserError, match="No checkpoint in"):
-        Checkpoints(tmp_path / "checkpoints")
+        Checkpoints(tmp_path / "checkpoints").restore()
     assert not list(tmp_path.iterdir())
 
 
@@ -253,14 +253,15 @@ def flip_a_bit(path, rng):
 
 def assert_step_1_is_used_instead(folder, damaged):
     """By a reader, who changes nothing, and by a writer, who sets step 2 aside."""
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    for opened in readers:
         before = files(folder)
         np.testing.assert_array_equal(opened.restore()["value"], np.full(300, 1))
         (line,) = said
         assert str(damaged) in line
         assert "step 1 is used" in line
         said.clear()
-        if type(opened) is Checkpoints:
+        if opened is readers[0]:
             assert files(folder) == before
             with pytest.raises(UserError, match=f"2 is damaged .*{damaged}"):
                 opened.restore(2)
@@ -313,7 +314,7 @@ def test_a_second_damaged_save_of_the_same_step_is_set_aside_beside_the_first(tm
     for _ in range(3):
         save(tmp_path, 2)
         (tmp_path / "2" / SUMS).unlink()
-        assert writer(tmp_path).last_good() is None
+        assert writer(tmp_path).reader.last_good() is None
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -344,8 +345,8 @@ def test_a_step_of_another_run_is_refused_and_one_of_an_older_version_is_not(two
             refused()
     with writer(shutil.copytree(two_steps, tmp_path / "copy"), config="theirs") as resuming:
         with pytest.raises(UserError, match="another config"):
-            resuming.last_good()
-        assert resuming.steps() == [1, 2]
+            resuming.reader.last_good()
+        assert resuming.reader.steps() == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["Thumbs.db", "Desktop.ini", ".DS_Store", "._d", ".nfs0001"])
@@ -362,7 +363,8 @@ def test_many_damaged_steps_are_one_line(two_steps, tmp_path):
     folder = shutil.copytree(two_steps, tmp_path / "copy")
     for step in range(10, 110):
         (folder / str(step)).mkdir()
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    for opened in readers:
         assert opened.last_good() == 2
         assert "copy/109 is damaged (SHA256SUMS is missing)" in said[-1]
         assert "and so are 99 before it; step 2 is used." in said[-1]
@@ -377,7 +379,8 @@ def test_a_step_that_is_a_link_is_not_used_and_what_it_leads_to_is_left(two_step
     for step in ("0", "9"):
         (folder / step).symlink_to(outside)
     before = files(outside)
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    for opened in readers:
         assert opened.last_good() == 2
         assert "9 is damaged (it is a symbolic link)" in said[-1]
     save(folder, 3)

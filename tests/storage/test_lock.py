@@ -290,7 +290,7 @@ def write_everything(folder):
             saving.close({})
             with folder.held():
                 (folder.checkpoints / "3" / filesystem.SUMS).unlink()
-            assert saving.last_good() == 2
+            assert saving.reader.last_good() == 2
 
 
 def writer(folder):

@@ -50,7 +50,7 @@ def test_what_was_saved_is_restored_and_only_the_bucket_keeps_it(bucket, tempora
 
 def test_a_folder_without_a_step_is_answered_in_words(bucket):
     with pytest.raises(UserError, match="No checkpoint in s3://"):
-        Checkpoints(bucket)
+        Checkpoints(bucket).restore()
 
 
 def test_a_flipped_bit_is_never_loaded_and_the_step_before_is_used(bucket):

@@ -7,7 +7,8 @@ from resnet_flax.models import stacking
 from resnet_flax.runs import load_run
 from resnet_flax.storage import checkpoints
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, initial_state, loop
+from resnet_flax.training import build, initial_state
+from resnet_flax.training.recorder import Recorder
 from tests.given import built, train
 
 
@@ -51,13 +52,13 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp
     class PulledPlug(BaseException):
         pass
 
-    def unplugged(self, state):
-        if self.step == 20:
+    def unplugged(self, step, values):
+        if step == 20:
             raise PulledPlug
-        return original(self, state)
+        original(self, step, values)
 
-    original = loop._Run._record_training
-    monkeypatch.setattr(loop._Run, "_record_training", unplugged)
+    original = Recorder.add_training
+    monkeypatch.setattr(Recorder, "add_training", unplugged)
     with pytest.raises(PulledPlug):
         train(config, tmp_path / "cut")
     monkeypatch.undo()

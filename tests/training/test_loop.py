@@ -18,8 +18,9 @@ from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.storage import checkpoints
 from resnet_flax.storage.run_folder import RunFolder, Status
-from resnet_flax.training import build, loop, recorder
+from resnet_flax.training import build, recorder
 from resnet_flax.training.evaluation import Evaluator
+from resnet_flax.training.recorder import Recorder
 from tests import events
 from tests.given import train
 
@@ -165,19 +166,19 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_never_stopped(
 def test_a_signal_stops_the_run_where_it_can_resume(
     tiny_config, whole_run, tmp_path, monkeypatch, number
 ):
-    original = loop._Run._record_training
+    original = Recorder.add_training
 
-    def signalled(self, state):
-        if self.step == 4:
+    def signalled(self, step, values):
+        if step == 4:
             # A terminal that closes may send several SIGHUP, timeout(1) two SIGTERM.
             for _ in range(2):
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)
-        return original(self, state)
+        original(self, step, values)
 
     undisturbed = whole_run(tiny_config)
     monkeypatch.setattr(interrupt, "SAME_REQUEST_SECONDS", 60.0)
-    monkeypatch.setattr(loop._Run, "_record_training", signalled)
+    monkeypatch.setattr(Recorder, "add_training", signalled)
     if number == signal.SIGHUP:  # These tests may themselves be run under nohup.
         signal.signal(number, signal.SIG_DFL)
     handler = signal.getsignal(number)
@@ -399,15 +400,15 @@ def test_a_folder_made_before_a_field_came_goes_on(tiny_config, tmp_path):
 def test_a_run_that_another_process_took_over_stops_before_it_writes_again(
     tiny_config, tmp_path, monkeypatch
 ):
-    original = loop._Run._record_training
+    original = Recorder.add_training
 
-    def taken_over(self, state):
-        if self.step == 12:
-            lock = self.folder.path / "lock.json"
+    def taken_over(self, step, values):
+        if step == 12:
+            lock = tmp_path / "run" / "lock.json"
             lock.write_text(json.dumps({"token": "another's", "pid": 7, "host": "elsewhere"}))
-        return original(self, state)
+        original(self, step, values)
 
-    monkeypatch.setattr(loop._Run, "_record_training", taken_over)
+    monkeypatch.setattr(Recorder, "add_training", taken_over)
     with pytest.raises(FaultError, match="taken over by process 7 on elsewhere"):
         train(tiny_config, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")

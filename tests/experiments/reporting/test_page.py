@@ -82,7 +82,7 @@ def write_sweep(workdir, seeds=(0, 1)):
 
 
 def write_page(workdir):
-    return page.write(workdir, *report.read(workdir))
+    return page.write(*report.read(workdir))
 
 
 @pytest.fixture(scope="module")
