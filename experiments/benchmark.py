@@ -230,7 +230,7 @@ def main(args: flags.FlagValues) -> None:
                 f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
             )
     folder = filesystem.path(args.workdir)
-    filesystem.check(folder)
+    filesystem.check_reachable(folder)
     rows = []
     for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
         print(json.dumps(row), flush=True)

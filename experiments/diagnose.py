@@ -200,7 +200,7 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 
-def _check(args: flags.FlagValues) -> None:
+def _check_flags(args: flags.FlagValues) -> None:
     """Raises UserError for flags of which one would do nothing."""
     useless = [f"--{name}" for name in OF_RUNS if args.config and args[name].present]
     if useless:
@@ -212,9 +212,9 @@ def _check(args: flags.FlagValues) -> None:
 
 
 def main(args: flags.FlagValues) -> int | None:
-    _check(args)
+    _check_flags(args)
     parallel.open_devices()
-    filesystem.check(filesystem.path(args.workdir))
+    filesystem.check_reachable(filesystem.path(args.workdir))
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
     return (_diagnose_config if args.config else _diagnose_runs)(args, console)
 

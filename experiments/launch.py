@@ -70,7 +70,7 @@ OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
 
 def main(args: flags.FlagValues) -> int:
     target = TARGETS[args.target]
-    _check(args, target)
+    _check_flags(args, target)
     sweep = jobs.Sweep(
         flags=cli.config_as_given(args["config"]),
         runs=[run.name for run in _expand(args)],
@@ -104,7 +104,7 @@ def notes(target: str, workdir: str, count: int) -> list[str]:
     return []
 
 
-def _check(args: flags.FlagValues, target: Target) -> None:
+def _check_flags(args: flags.FlagValues, target: Target) -> None:
     """Raises UserError if a flag is missing, or given that says nothing to this scheduler."""
     accepted = [*target.needs, *target.takes]
     taken = f"--target={args.target}, which takes {', '.join(f'--{name}' for name in accepted)}"

@@ -68,7 +68,7 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
     return f"{run.point.name}: {', '.join(parts)}"
 
 
-def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -> None:
+def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -> None:
     """Raises UserError if the folder is of another recipe, or a run cannot be begun or resumed.
 
     Writes nothing. `only`: the names of the runs that are to be begun; all by default.
@@ -79,7 +79,7 @@ def check(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -
     for run, config in zip(runs, configs, strict=True):
         if not only or run.name in only:
             build.build(run.config)
-        RunFolder(workdir / run.name).check(config, resolve)
+        RunFolder(workdir / run.name).has_run(config, resolve)
 
 
 def main(args: flags.FlagValues) -> int:
@@ -145,7 +145,7 @@ def sweep(
     whole, runs = runs, [run for run in runs if not only or run.name in only]
     with hosts.alike() as facts:
         facts["runs"] = {run.name: "begun" for run in runs}  # Each run's config it compares itself.
-        check(whole, workdir, only)
+        check_grid(whole, workdir, only)
         if hosts.is_first():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from resnet_flax.storage import findings
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.recipe import flat
-from resnet_flax.storage.run_folder import RunFolder
+from resnet_flax.storage.run_folder import RunFolder, series_of
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 ERRORS = ("train_error", "running_error", "test_error")
@@ -70,10 +70,7 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
 
 def _final_errors(folder: RunFolder) -> dict[str, float | None]:
     """The last error of each kind of a run, by the names in `ERRORS`."""
-    return {
-        f"{record.get('split', 'running')}_error": record.get("error")
-        for record in folder.metrics()
-    }
+    return {f"{series_of(record)}_error": record.get("error") for record in folder.metrics()}
 
 
 def read_records(sweep: SweepFolder) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from resnet_flax.errors import UserError, printable
 from resnet_flax.storage import filesystem, run_folder
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import Heartbeat
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.run_folder import LARGEST, RUNNING, RunFolder, Status, series_of
 from resnet_flax.storage.sweep_folder import GridPoint
 
 ENDED = ("finished", "diverged", "failed")
@@ -32,7 +32,7 @@ class RunMonitor:
         """The state where the records say none: a sweep may know more of a run that it began."""
         self.status: Status | None = None
         self.last: dict[str, dict[str, Any]]
-        """The last record of each split, of train records under "running"."""
+        """The last record of each series, see `series_of`."""
         self.seconds: float | None = None
         """What it took, if it has finished in one attempt."""
         self._heartbeat = Heartbeat(folder.path)
@@ -65,7 +65,7 @@ class RunMonitor:
     @property
     def images_per_second(self) -> float | None:
         """When last measured; above 0."""
-        rate = number(self.last.get("running", {}), "images_per_second")
+        rate = number(self.last.get(RUNNING, {}), "images_per_second")
         return rate if rate and rate > 0 else None
 
     @property
@@ -77,7 +77,7 @@ class RunMonitor:
         return self.work_left / self.point.multiply_adds / rate
 
     def _shown(self, metric: str) -> float | None:
-        return number(self.last.get("train") or self.last.get("running", {}), metric)
+        return number(self.last.get("train") or self.last.get(RUNNING, {}), metric)
 
     def refresh(self) -> list[str]:
         """Reads what is new; returns a line for each change of state and each evaluation."""
@@ -130,13 +130,13 @@ class RunMonitor:
         return self.status.state if self.status else self.without_status
 
     def _forget_metrics(self) -> None:
-        self._place, self.last = filesystem.Place(), {}
+        self._place, self.last = filesystem.ReadPosition(), {}
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         """Takes note of the new records; a line that is none is passed over."""
         path = self._folder.metrics_file
         try:
-            whole, place = filesystem.read_on(path, self._place, run_folder.LARGEST[path.name])
+            whole, place = filesystem.read_on(path, self._place, LARGEST[path.name])
         except FileNotFoundError:
             self._forget_metrics()
             return []
@@ -148,7 +148,7 @@ class RunMonitor:
         new = [record for line in whole.split(b"\n") if (record := _record(line))]
         # Replaced, not changed: another thread may be drawing it.
         known = {} if anew else self.last
-        self.last = known | {record.get("split", "running"): record for record in new}
+        self.last = known | {series_of(record): record for record in new}
         return new
 
 

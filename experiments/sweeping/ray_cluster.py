@@ -49,14 +49,14 @@ def ray_engine(
         variables = _task_variables()
         if slice_kind:
             kind = ray_slices.parse(slice_kind, print)
-            places: ray_devices.Places = ray_slices.Slices(kind, variables)
+            placement: ray_devices.Placement = ray_slices.Slices(kind, variables)
             devices_per_run = kind.chips()
         else:
-            places = ray_devices.Devices(devices_per_run, runs_per_device, variables)
-            print(f"Each run takes {devices_per_run} of the {places.kind}s that Ray has.")
+            placement = ray_devices.Devices(devices_per_run, runs_per_device, variables)
+            print(f"Each run takes {devices_per_run} of the {placement.kind}s that Ray has.")
             if runs_per_device > 1:
                 print(f"{runs_per_device} runs share each of them.")
-        yield functools.partial(ray_devices.run_on, places, max_failures), devices_per_run
+        yield functools.partial(ray_devices.run_on, placement, max_failures), devices_per_run
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The engine that takes the runs of a grid to their ends on Ray.
 
 A run is a Ray task that holds its devices, on this machine or anywhere in a cluster. On a TPU slice
-it is one task for each host (`ray_slices.py`). Ray places the tasks. This file chooses the next
+it is one task for each host (`ray_slices.py`). Ray placement the tasks. This file chooses the next
 run, the longest first, and which runs to try again. A run whose node is lost is always tried again.
 A run that fails by itself is tried again a given number of times. Each attempt goes on from the
 last checkpoint. The folder's lock keeps out a process that was thought dead and is not.
@@ -37,7 +37,7 @@ GPU_MEMORY = 0.9  # What runs that share a GPU may take of it, all together.
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
 
-class Places(Protocol):
+class Placement(Protocol):
     """Where runs are placed."""
 
     def count(self) -> int:
@@ -149,7 +149,7 @@ def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
 
 
 def run_on(
-    places: Places,
+    placement: Placement,
     max_failures: int,
     runs: Sequence[GridRun],
     workdir: AnyPath,
@@ -157,14 +157,14 @@ def run_on(
     stop: StopRequest,
     on_change: OnChange,
 ) -> None:
-    """An `Engine` once `places`, and how many failures of its own a run is forgiven, are set."""
+    """An `Engine` once `placement`, and how many failures of its own a run is forgiven, are set."""
     queue = _unended(runs, workdir, on_change)
     begun: dict[ray.ObjectRef, GridRun] = {}
     failures, stopping = Counter[str](), False
     while queue or begun:
-        while queue and len(begun) < max(places.count(), 1):
+        while queue and len(begun) < max(placement.count(), 1):
             run = queue.pop(0)
-            begun[places.begin(run, workdir)] = run
+            begun[placement.begin(run, workdir)] = run
             on_change(run, "running", "")
         ended, _ = ray.wait(list(begun), timeout=POLL_SECONDS)
         for task in ended:

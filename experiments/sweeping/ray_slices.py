@@ -83,7 +83,7 @@ def _kind_of(node: dict[str, Any]) -> Slice | None:
 
 
 class Slices:
-    """`Places` for runs that take a whole slice."""
+    """A `Placement` for runs that take a whole slice."""
 
     def __init__(self, kind: Slice, variables: dict[str, str]):
         self._kind, self._variables = kind, of_accelerators(variables)

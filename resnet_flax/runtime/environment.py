@@ -68,8 +68,8 @@ def _code_digest() -> str:
     return sha.hexdigest()[:12]
 
 
-def kind(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the bits of a run depend on, of what `describe` said: equal on machines of one kind."""
+def machine(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entries of `describe` that the bits of a run depend on; equal on machines of one kind."""
     packages = entry.get("packages", {})
     return {name: entry.get(name) for name in KIND} | {
         name: packages.get(name) for name in ("jax", "jaxlib")

@@ -60,7 +60,7 @@ def refuse_links(folder: AnyPath, *names: str) -> None:
             )
 
 
-def check(folder: AnyPath) -> None:
+def check_reachable(folder: AnyPath) -> None:
     """Raises UserError if it is in a bucket that cannot be used now: before long work, for it."""
     if isinstance(folder, BucketPath):
         try:
@@ -251,33 +251,33 @@ class LocalFolder:
                 self.publish()
 
 
-class Place(NamedTuple):
+class ReadPosition(NamedTuple):
     """How far a file has been read that grows by lines, or is replaced."""
 
     file: int | str = 0
     offset: int = 0
 
 
-def read_on(path: AnyPath, place: Place, largest: int) -> tuple[bytes, Place]:
-    """The whole lines after a place, and the place after them; of another file, all from its start.
+def read_on(path: AnyPath, position: ReadPosition, largest: int) -> tuple[bytes, ReadPosition]:
+    """The whole lines after a position, and the position after them.
 
-    A file is another one than before, if its place has another `file`, or a lesser offset. At most
-    `largest` bytes are read at once.
+    If the file was replaced since, all of it is read again: then it has another `file`, or is
+    shorter than the offset. At most `largest` bytes are read at once.
     """
     if isinstance(path, BucketPath):
         # Every line makes another object: read again in full, but only then.
         version = path.version()
-        text = b"" if version == place.file else read_bytes(path, largest)
+        text = b"" if version == position.file else read_bytes(path, largest)
         whole = text[: text.rfind(b"\n") + 1]
-        return whole, place if version == place.file else Place(version, len(whole))
+        return whole, position if version == position.file else ReadPosition(version, len(whole))
     with open_regular(path) as file:
         found = os.fstat(file.fileno())
-        if found.st_ino != place.file or found.st_size < place.offset:
-            place = Place(found.st_ino)
-        file.seek(place.offset)
+        if found.st_ino != position.file or found.st_size < position.offset:
+            position = ReadPosition(found.st_ino)
+        file.seek(position.offset)
         text = file.read(largest)
     whole = text[: text.rfind(b"\n") + 1]
-    return whole, Place(place.file, place.offset + len(whole))
+    return whole, ReadPosition(position.file, position.offset + len(whole))
 
 
 def identity(path: AnyPath) -> tuple[int | str, ...]:

@@ -16,7 +16,7 @@ import psutil
 
 from resnet_flax.errors import FaultError, TryAgainError
 from resnet_flax.storage.bucket import BucketPath
-from resnet_flax.storage.lock_places import Holder, place_in
+from resnet_flax.storage.lock_stores import Holder, lock_store
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
@@ -32,11 +32,11 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path | BucketPath):
-        self._folder, self._place = folder, place_in(folder)
+        self._folder, self.store = folder, lock_store(folder)
         own = _seen(os.getpid())
         self._holder = {
             "host": socket.gethostname(),
-            "machine": _machine(),
+            "machine": machine(),
             "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "process_created": own.created if own else None,
@@ -53,18 +53,18 @@ class FolderLock:
 
     def _is_taken(self, say: Callable[[str], None]) -> bool:
         """False if another came first."""
-        holder = self._place.read()
+        holder = self.store.read()
         try:
             if holder == {}:  # Cut off by a crash, unless it is being written just now.
-                with self._place.alone(STALE_SECONDS):
-                    holder = self._place.read()
+                with self.store.alone(STALE_SECONDS):
+                    holder = self.store.read()
             if holder is not None and self._is_alive(holder, say):
                 raise TryAgainError(
                     f"{self._folder} is in use by {_name(holder)}, started {holder.get('started')}."
                     " Wait for it to end, or stop it."
                 )
-            with self._place.alone(STALE_SECONDS):
-                return self._place.take(self._holder, holder)
+            with self.store.alone(STALE_SECONDS):
+                return self.store.take(self._holder, holder)
         except BlockingIOError:
             raise TryAgainError(
                 f"{self._folder}: {_name(holder or {})} is in the middle of a write. It may be"
@@ -76,20 +76,20 @@ class FolderLock:
         """To write in: nobody takes the lock over before the context ends.
 
         Raises FaultError if the lock is not this process's any more. What remains uncertain, in
-        buckets and where the file system cannot lock, stands in lock_places.py.
+        buckets and where the file system cannot lock, stands in lock_stores.py.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # Then the lock is gone, too.
-                stack.enter_context(self._place.alone())
-            self.check()
+                stack.enter_context(self.store.alone())
+            self.check_held()
             yield
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raises FaultError unless the lock is still this process's."""
-        holder = self._place.read()
+        holder = self.store.read()
         if holder is None:
             raise FaultError(
-                f"{self._place} is gone: the run's folder was moved or deleted, or its lock was."
+                f"{self.store} is gone: the run's folder was moved or deleted, or its lock was."
                 " Nothing more is written."
             )
         if holder.get("token") != self._holder["token"]:
@@ -101,33 +101,33 @@ class FolderLock:
         """Gives the lock back; not if it has become another's."""
         self._released.set()
         self._beating.join()
-        with contextlib.suppress(OSError), self._place.alone(STALE_SECONDS):
-            self._place.give_back()
+        with contextlib.suppress(OSError), self.store.alone(STALE_SECONDS):
+            self.store.give_back()
 
     def _is_alive(self, holder: Holder, say: Callable[[str], None]) -> bool:
         alive = _process_is_alive(holder)
         if alive is not None:
             return alive
         say(
-            f"{self._place} is held by {_name(holder)}; watching its heartbeat for up to"
+            f"{self.store} is held by {_name(holder)}; watching its heartbeat for up to"
             f" {STALE_SECONDS:.0f} s."
         )
         return self._beats()
 
     def _beats(self) -> bool:
-        first, end = self._place.sign(), time.monotonic() + STALE_SECONDS
+        first, end = self.store.sign(), time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(0.2)
-            if self._place.sign() != first:
-                holder = self._place.read()
+            if self.store.sign() != first:
+                holder = self.store.read()
                 return holder is not None and not holder.get("released")
         return False
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError, FaultError):
-                self.check()
-                self._place.beat()
+                self.check_held()
+                self.store.beat()
 
 
 class Heartbeat:
@@ -138,19 +138,19 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path | BucketPath):
-        self._place = place_in(folder)
+        self.store = lock_store(folder)
         self._last: Any = None
         self._changed = 0.0
 
     def is_alive(self) -> bool:
         try:
-            holder = self._place.read()
+            holder = self.store.read()
             if holder is None:
                 return False
             alive = _process_is_alive(holder)
             if alive is not None:
                 return alive
-            sign = self._place.sign()
+            sign = self.store.sign()
         except OSError:
             return False
         if sign != self._last:
@@ -167,7 +167,7 @@ def _process_is_alive(holder: Holder) -> bool | None:
     if holder.get("released"):
         return False
     pid, created = holder.get("pid"), holder.get("process_created")
-    if holder.get("machine") != _machine() or not isinstance(pid, int) or not 0 < pid < 2**31:
+    if holder.get("machine") != machine() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return None
     try:
         os.kill(pid, 0)
@@ -203,7 +203,7 @@ def _seen(pid: int) -> _Seen | None:
         return None
 
 
-def _machine() -> str:
+def machine() -> str:
     """What processes have in common whose numbers mean the same: a boot, and a container.
 
     Where that is not known, nothing: each is on a machine of its own.

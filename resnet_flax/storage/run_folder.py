@@ -3,7 +3,7 @@
 config.json       the run's identity: its resolved config, but for the folder of its data
 environment.json  versions and devices, one object an attempt
 status.json       {"state", "step", "attempt", "error", "updated", "seconds", "records", "sha256"}
-lock.json         who writes here; in a bucket below lock/; see lock_places.py
+lock.json         who writes here; in a bucket below lock/; see lock_stores.py
 metrics.jsonl     one object a line: train records and evaluation records
 checkpoints/      see checkpoints.py
 tensorboard/      event files
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Concatenate, Literal, NamedTuple, ParamSpec
 
@@ -83,6 +83,18 @@ class _Environment(pydantic.BaseModel):
     """What readers rely on in an entry of environment.json."""
 
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
+
+
+RUNNING = "running"
+
+
+def series_of(record: Mapping[str, Any]) -> str:
+    """The series that a record belongs to: a split that was evaluated, or `RUNNING`.
+
+    Records of the series `RUNNING` have means over the steps since the one before, on augmented
+    batches in train mode.
+    """
+    return record.get("split") or RUNNING
 
 
 def parse_record(line: str | bytes) -> dict[str, Any]:
@@ -169,7 +181,7 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    def check(
+    def has_run(
         self, config: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> bool:
         """Whether there is a run of this identity. Raises UserError if there is one of another.

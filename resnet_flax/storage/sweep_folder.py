@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import RunFolder, identity
+from resnet_flax.storage.run_folder import RunFolder, identity, series_of
 
 # A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
@@ -137,13 +137,13 @@ class SweepFolder:
     def frame(self) -> pd.DataFrame:
         """All records of all runs, one row a number, by run and in the order of the records.
 
-        Columns: run, kind, depth, seed, step, split ("running" for train records, which are means
-        over the steps since the last one, else what was evaluated), metric (loss in nats, error as
+        Columns: run, kind, depth, seed, step, split (the
+        record's series, see `series_of`), metric (loss in nats, error as
         a fraction, lr, images_per_second, images, epoch), value (NaN for what was not finite).
         Raises UserError if a record cannot be read.
         """
         rows = [
-            (*point[:4], record["step"], record.get("split", "running"), metric, value)
+            (*point[:4], record["step"], series_of(record), metric, value)
             for name, point in self.points.items()
             for record in self.records(name).metrics()
             for metric, value in record.items()

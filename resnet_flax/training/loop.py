@@ -57,7 +57,7 @@ def train_and_evaluate(
         begins = {"init_from": bool(config.init_from)}
         facts |= {"workdir": str(folder.path), "from_scratch": from_scratch}
         facts["config"] = identity(fields) | begins
-        before = folder.status() if folder.check(fields, resolve) else None
+        before = folder.status() if folder.has_run(fields, resolve) else None
     ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
     ended = hosts.agree(ended)
     if ended < len(DONE):

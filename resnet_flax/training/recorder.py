@@ -10,7 +10,7 @@ import jax
 from resnet_flax.errors import GOES_ON, FaultError, summary
 from resnet_flax.runtime import environment, hosts
 from resnet_flax.runtime.progress import RunProgress
-from resnet_flax.storage.run_folder import RunFolder, State, Status, differing_fields
+from resnet_flax.storage.run_folder import RunFolder, State, Status, differing_fields, series_of
 from resnet_flax.storage.tensorboard import EventFile
 from resnet_flax.training.build import Experiment
 
@@ -68,7 +68,7 @@ def record_environment(
     """Records what the attempt runs on; a run that goes on on another kind of machine says so."""
     here = environment.describe()
     for before in folder.environments()[-1:] if resumes else ():
-        other = "; ".join(differing_fields(environment.kind(before), environment.kind(here)))
+        other = "; ".join(differing_fields(environment.machine(before), environment.machine(here)))
         if other:
             progress.say(
                 f"{folder.name}: goes on on another kind of machine: {other}."
@@ -122,12 +122,12 @@ class Recorder:
 
     def add_training(self, step: int, values: dict[str, Any]) -> None:
         """Means since the record before this one: loss, error, lr and images_per_second."""
-        self._add(step, "running", {"kind": "train", **values})
+        self._add(step, {"kind": "train", **values})
         self.progress.update(step, values["loss"], values["error"], values["images_per_second"])
 
     def add_evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
         """Scores of a whole split."""
-        self._add(step, split, {"kind": "eval", "split": split, **scores})
+        self._add(step, {"kind": "eval", "split": split, **scores})
         self.evaluated[step, split] = scores["error"]
 
     def add_weights(self, step: int, params: Any) -> None:
@@ -135,11 +135,11 @@ class Recorder:
         if self._events:
             self._events.add_weights(step, params)
 
-    def _add(self, step: int, name: str, values: dict[str, Any]) -> None:
+    def _add(self, step: int, values: dict[str, Any]) -> None:
         epoch = step * self._batch_size / self._size
         self._folder.append_metrics({"step": step, "epoch": epoch, **values})
         if self._events:
-            shown = {f"{tag}/{name}": values[tag] for tag in _TAGS if tag in values}
+            shown = {f"{tag}/{series_of(values)}": values[tag] for tag in _TAGS if tag in values}
             self._events.add_scalars(step, shown)
 
 

@@ -158,7 +158,7 @@ def test_a_wrong_grid_is_refused_in_words(tiny_sweep, change, message):
 def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, tmp_path, change):
     tiny_sweep["run"]["data"]["batch_size"] = 18 if "kinds" in change else 16
     with pytest.raises(UserError, match="got 21|divisible"):
-        sweep.check(expanded(tiny_sweep | change), tmp_path)
+        sweep.check_grid(expanded(tiny_sweep | change), tmp_path)
 
 
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):

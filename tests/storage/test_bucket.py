@@ -17,7 +17,7 @@ import sys
 from resnet_flax.storage import filesystem
 sys.modules.update(dict.fromkeys(sys.argv[2:]))  # Not installed.
 try:
-    filesystem.check(filesystem.path(sys.argv[1]))
+    filesystem.check_reachable(filesystem.path(sys.argv[1]))
 except filesystem.UserError as error:
     print(error)
 """
@@ -105,7 +105,7 @@ def test_lines_are_appended_to_what_is_there(anywhere):
 def test_only_whole_lines_are_read_on_and_another_file_from_its_start(anywhere):
     file = anywhere / "lines"
     filesystem.write_text(file, "one\ntw")
-    whole, place = filesystem.read_on(file, filesystem.Place(), 100)
+    whole, place = filesystem.read_on(file, filesystem.ReadPosition(), 100)
     assert whole == b"one\n"
     assert filesystem.read_on(file, place, 100) == (b"", place)
     filesystem.write_text(file, "another\n")
@@ -117,7 +117,7 @@ def test_only_whole_lines_are_read_on_and_another_file_from_its_start(anywhere):
 @pytest.mark.usefixtures("_storage")
 def test_a_bucket_that_does_not_exist_is_one_line():
     with pytest.raises(UserError, match=r"use s3://nowhere/run: the bucket does not exist\."):
-        filesystem.check(filesystem.path("s3://nowhere/run"))
+        filesystem.check_reachable(filesystem.path("s3://nowhere/run"))
     with pytest.raises(OSError, match="the bucket does not exist"):
         filesystem.write_text(filesystem.path("s3://nowhere/run"), "")
 

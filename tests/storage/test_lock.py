@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from resnet_flax.errors import FaultError, TryAgainError, UserError
-from resnet_flax.storage import filesystem, lock, lock_places
+from resnet_flax.storage import filesystem, lock, lock_stores
 from resnet_flax.storage.checkpoints import CheckpointWriter
 from resnet_flax.storage.lock import FolderLock
 from resnet_flax.storage.run_folder import RunFolder, Status
@@ -157,7 +157,7 @@ def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(tmp_path, monkeypatc
     edit(tmp_path, machine="elsewhere", host="elsewhere")
     with pytest.raises(TryAgainError, match="on elsewhere"):
         acquire(tmp_path, print)
-    first.check()
+    first.check_held()
     first.release()
 
 
@@ -177,7 +177,7 @@ def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypat
     def fail(descriptor, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock_places.os, "write", fail)
+    monkeypatch.setattr(lock_stores.os, "write", fail)
     with pytest.raises(OSError, match="No space"):
         acquire(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -185,7 +185,7 @@ def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypat
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"machine": 3, "pid": [], "token": {}}', "\0"])
 def test_whatever_stands_in_a_lock_it_ends_by_the_heartbeat(tmp_path, monkeypatch, content):
-    content = content.replace("3,", f'"{lock._machine()}",')
+    content = content.replace("3,", f'"{lock.machine()}",')
     (tmp_path / "lock.json").write_text(content)
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
     acquire(tmp_path, print).release()
@@ -196,10 +196,10 @@ def test_a_writer_that_lost_its_lock_finds_out_and_neither_beats_nor_takes_it_aw
 ):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     first = acquire(tmp_path)
-    first.check()
+    first.check_held()
     edit(tmp_path, token="another's", pid=7, host="elsewhere")
     with pytest.raises(FaultError, match="taken over by process 7 on elsewhere"):
-        first.check()
+        first.check_held()
     modified = (tmp_path / "lock.json").stat().st_mtime_ns
     time.sleep(0.3)
     assert (tmp_path / "lock.json").stat().st_mtime_ns == modified
@@ -215,7 +215,7 @@ def test_nobody_is_overtaken_inside_a_write_but_after_it(tmp_path, monkeypatch):
         refused = f"process {os.getpid()} on elsewhere is in the middle of a write"
         with pytest.raises(TryAgainError, match=refused):
             acquire(tmp_path, print)
-        first.check()
+        first.check_held()
     second = acquire(tmp_path, print)
     with pytest.raises(FaultError, match="taken over"), first.held():
         pytest.fail("it writes")
@@ -226,7 +226,7 @@ def test_where_the_file_system_cannot_lock_the_look_before_a_write_remains(tmp_p
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock_places.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock_stores.fcntl, "flock", refuse)
     first = acquire(tmp_path)
     with first.held():
         edit(tmp_path, token="another's")
@@ -304,7 +304,7 @@ def test_a_folder_that_vanished_is_noticed(tmp_path):
     first = acquire(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(FaultError, match="is gone"):
-        first.check()
+        first.check_held()
     first.release()
     assert not (tmp_path / "run").exists()
 
@@ -327,7 +327,7 @@ def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(tmp_path):
         for thread in threads:
             thread.join()
         (winner,) = [result for result in results if result]
-        winner.check()
+        winner.check_held()
         winner.release()
 
 

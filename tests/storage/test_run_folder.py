@@ -25,37 +25,37 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_one_configs_and_names_what_differs(folder):
-    assert folder.check(CONFIG, dict)
+    assert folder.has_run(CONFIG, dict)
     other = {"seed": 0, "optim": {"lr": 0.2, "boundaries": [1, 2]}, "steps": 3}
     with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.2 here\); steps \('absent'"):
-        folder.check(other, dict)
+        folder.has_run(other, dict)
     assert folder.config() == CONFIG
 
 
 def test_a_field_that_came_later_has_its_default_in_an_older_folder(folder):
-    assert folder.check(CONFIG | {"later": 0}, lambda config: {"later": 0} | config)
+    assert folder.has_run(CONFIG | {"later": 0}, lambda config: {"later": 0} | config)
     with pytest.raises(UserError, match=r"later \(0 there, 1 here\)"):
-        folder.check(CONFIG | {"later": 1}, lambda config: {"later": 0} | config)
+        folder.has_run(CONFIG | {"later": 1}, lambda config: {"later": 0} | config)
 
 
 def test_where_the_data_lies_is_no_part_of_a_run(tmp_path):
     here, there = (CONFIG | {"data": {"name": "cifar10", "data_dir": d}} for d in ("/a", "/b"))
     folder = RunFolder(tmp_path)
     with folder.claim(here, print):
-        assert folder.check(there, dict)
+        assert folder.has_run(there, dict)
         assert "/a" not in folder.config_file.read_text()
         # As an older version wrote it.
         folder.config_file.write_text(json.dumps(here))
-        assert folder.check(there, dict)
+        assert folder.has_run(there, dict)
         assert folder.config() == CONFIG | {"data": {"name": "cifar10"}}
         with pytest.raises(UserError, match=r"data\.name \('cifar10' there, 'digits' here\)"):
-            folder.check(CONFIG | {"data": {"name": "digits", "data_dir": "/a"}}, dict)
+            folder.has_run(CONFIG | {"data": {"name": "digits", "data_dir": "/a"}}, dict)
 
 
 def test_a_config_that_is_none_any_more_names_its_file(folder):
     folder.config_file.write_text("[]")
     with pytest.raises(UserError, match=r"Cannot use .*config\.json"):
-        folder.check(CONFIG, dict)
+        folder.has_run(CONFIG, dict)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000, "\0"])

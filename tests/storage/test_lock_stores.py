@@ -13,7 +13,7 @@ import pytest
 from resnet_flax.errors import FaultError, TryAgainError
 from resnet_flax.storage import lock
 from resnet_flax.storage.lock import FolderLock, Heartbeat
-from resnet_flax.storage.lock_places import Numbered
+from resnet_flax.storage.lock_stores import Numbered
 from resnet_flax.storage.run_folder import RunFolder
 
 # A run that writes all the time, on what seems to be another machine.
@@ -22,7 +22,7 @@ import itertools, sys, time
 from resnet_flax.storage import lock
 from resnet_flax.errors import FaultError
 from resnet_flax.storage.run_folder import RunFolder, Status
-lock._machine, lock.BEAT_SECONDS = lambda: "elsewhere", 0.2
+lock.machine, lock.BEAT_SECONDS = lambda: "elsewhere", 0.2
 folder = RunFolder(sys.argv[1])
 try:
     with folder.claim({"seed": 0}, print):
@@ -107,7 +107,7 @@ def test_a_lock_given_back_is_nobodys_and_its_number_is_never_used_again(bucket)
         taken.acquire(pytest.fail)
         assert numbers(bucket) == [f"{number:06}.json"]
         assert Heartbeat(bucket).is_alive()
-        taken.check()
+        taken.check_held()
         taken.release()
         assert not Heartbeat(bucket).is_alive()
 
@@ -115,14 +115,14 @@ def test_a_lock_given_back_is_nobodys_and_its_number_is_never_used_again(bucket)
 def test_a_beat_that_is_on_its_way_does_not_take_back_a_lock_given_back(bucket, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     taken = FolderLock(bucket)
-    beat, begun = taken._place.beat, threading.Event()
+    beat, begun = taken.store.beat, threading.Event()
 
     def beat_slowly():
         begun.set()
         time.sleep(0.3)
         beat()
 
-    taken._place.beat = beat_slowly
+    taken.store.beat = beat_slowly
     taken.acquire(pytest.fail)
     assert begun.wait(10)
     taken.release()
@@ -136,12 +136,12 @@ def test_who_lost_the_lock_finds_out_and_does_not_give_anothers_back(bucket):
     (bucket / "lock" / "000001.json").write_bytes(b'{"released": true}')
     second.acquire(pytest.fail)
     with pytest.raises(FaultError, match="was taken over by process"):
-        first.check()
+        first.check_held()
     first.release()
-    second.check()
+    second.check_held()
     second.release()
     with pytest.raises(FaultError, match="was taken over by process"):
-        first.check()
+        first.check_held()
 
 
 def test_a_folder_that_vanished_is_noticed(bucket):
@@ -149,7 +149,7 @@ def test_a_folder_that_vanished_is_noticed(bucket):
     taken.acquire(pytest.fail)
     (bucket / "lock" / "000001.json").unlink()
     with pytest.raises(FaultError, match="lock is gone"):
-        taken.check()
+        taken.check_held()
     taken.release()
     assert bucket.objects() == []
 
@@ -198,7 +198,7 @@ def test_whatever_stands_in_a_lock_it_ends_by_the_heartbeat(bucket, monkeypatch,
 def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(bucket):
     dead = FolderLock(bucket)
     dead._holder["process_created"] = 1.0  # For this process.
-    assert dead._place.take(dead._holder, None)
+    assert dead.store.take(dead._holder, None)
     results = []
 
     def come():
@@ -213,5 +213,5 @@ def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(bucket):
     for thread in threads:
         thread.join()
     (winner,) = results
-    winner.check()
+    winner.check_held()
     winner.release()

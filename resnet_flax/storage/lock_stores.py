@@ -37,7 +37,7 @@ LARGEST = 2**16  # Bytes.
 Holder = dict[str, Any]
 
 
-class Place(Protocol):
+class LockStore(Protocol):
     """Where a lock is kept."""
 
     def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
@@ -62,7 +62,7 @@ class Place(Protocol):
         """Of the holder alone."""
 
 
-def place_in(folder: Path | BucketPath) -> Place:
+def lock_store(folder: Path | BucketPath) -> LockStore:
     return Numbered(folder) if isinstance(folder, BucketPath) else File(folder)
 
 
