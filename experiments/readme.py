@@ -11,15 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 
 from configs import degradation, machines
-from experiments import cli, describe, plan, report
+from experiments import cli, plan, report
 from experiments.reporting import benchmark_tables, markdown, readme_tables, run_tables
 from experiments.reporting.readme_tables import RESULTS, Rows
 from experiments.sweeping import grid
 from resnet_flax.config import parse
 from resnet_flax.models.resnet import build_resnet
+from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem
 
 BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
@@ -50,7 +53,8 @@ def _sweeps_own(sweep: str) -> str:
 def _parameters(depth: int) -> int:
     """Of a CIFAR-10 network."""
     model = build_resnet("cifar", depth, "pad", num_classes=10)
-    return describe.totals(describe.layer_table(model, (32, 32, 3)))[0]
+    shapes = jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, 32, 32, 3)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
