@@ -14,7 +14,7 @@ TENSORBOARD := .venv-tensorboard
 SCHEDULERS := .venv-schedulers
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch prepare cifar10 lock
+.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch prepare cifar10 readme lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -62,6 +62,10 @@ cifar10: .venv/installed
 	@$(BIN)/python -c 'from resnet_flax.data.sources import open_split; [open_split("cifar10", split) for split in ("train", "test")]' \
 	  2>/dev/null || $(MAKE) prepare DATASET=cifar10
 	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
+
+# The tables of the READMEs, from the committed records.
+readme: .venv/installed
+	$(BIN)/python -m experiments.readme
 
 # Pins everything for every supported Python; commit the result.
 lock: .venv/installed-dev

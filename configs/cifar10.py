@@ -3,7 +3,7 @@
 Command: python -m experiments.train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 Paper, test error: resnet20 8.75 %, resnet32 7.51 %, resnet44 7.17 %, resnet56 6.97 %, resnet110
 6.43 % (best of 5; 6.61 +- 0.16); plain56 above plain20 (Fig. 6). Trained on all 50,000 images.
-Cost: 64k steps; measured times and errors are in README.md.
+Cost: 64k steps; measured times and errors are in experiments/results.
 """
 
 import re

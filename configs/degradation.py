@@ -6,7 +6,7 @@
 - `imagenet`: Sec. 4.1 and Fig. 4, plain and residual 18 and 34; for several accelerators.
 Command: python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
 Expected: the training error of plain networks rises with depth, that of residual ones does not.
-Measured: see README.md.
+Measured: see experiments/results.
 """
 
 import ml_collections

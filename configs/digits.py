@@ -3,7 +3,7 @@
 Not in the paper: Sec. 4.2's recipe shrunk to 20 epochs (240 steps, the rate divided by 10 at a half
 and at three quarters), without augmentation. Any `plainN` or `resnetN`, N = 6n+2.
 Command: python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
-Cost: see README.md. Expected: plain56 does not learn, resnet56 does.
+Cost: see experiments/results. Expected: plain56 does not learn, resnet56 does.
 """
 
 import ml_collections

@@ -4,8 +4,8 @@ Depths: 18, 34, 50, 101, 152; VGG 16 and 19.
 
 Command: python -m experiments.train --config=configs/imagenet.py:resnet34 --workdir=runs/resnet34
 Paper, top-1 error, 10-crop: plain18 27.94 %, plain34 28.54 %, resnet18 27.88 %, resnet34 25.03 %.
-Not trained here on ImageNet; the same commands were run on a smaller set, see README.md. For
-"divided by 10 when the error plateaus" it has drops at a half and three quarters.
+Not trained here on ImageNet; the same commands were run on a smaller set, see experiments/results.
+For "divided by 10 when the error plateaus" it has drops at a half and three quarters.
 """
 
 import re

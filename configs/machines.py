@@ -54,7 +54,7 @@ def get_config(machine: str = "cpu_2_cores") -> ml_collections.ConfigDict:
         config.speed.imagenet2012 = _measured(
             images_per_second=8.0,
             multiply_adds=RESNET18_224X224,
-            source="README.md, resnet18 at 224 pixels",
+            source="experiments/README.md, resnet18 at 224 pixels",
         )
         config.scaling = ml_collections.ConfigDict()
     else:

@@ -1,6 +1,8 @@
 """The layout's rules, read from the source."""
 
 import ast
+import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -116,3 +118,101 @@ def test_commands_are_alone_in_the_first_room():
     for path in Path("experiments").glob("*.py"):
         if path.stem not in ("__init__", "cli"):
             assert 'if __name__ == "__main__":' in path.read_text(), path
+
+
+def rooms():
+    """Every folder that has a README of its own, but for the repository's."""
+    library = [Path("resnet_flax", room) for room in LIBRARY]
+    own = [Path("experiments", room) for room in (*ROOMS, "results")]
+    whole = [Path("resnet_flax"), Path("experiments"), Path("configs")]
+    return [*whole, *(room for room in library if room.is_dir()), *own]
+
+
+READMES = [Path("README.md"), Path("CONTRIBUTING.md"), *(room / "README.md" for room in rooms())]
+PAGES = sorted({*READMES, *Path("experiments/results").rglob("*.md")})
+COMMANDS = [path.stem for path in Path("experiments").glob("*.py") if path.stem != "__init__"]
+CODE = re.compile(r"```.*?\n(.*?)```|`([^`\n]+)`", re.DOTALL)
+
+
+def code_of(page):
+    """The lines of code on a page, in blocks and within sentences; continued lines as one."""
+    for block, span in CODE.findall(page.read_text()):
+        yield from re.sub(r"\\\n\s*", "", block or span).splitlines()
+
+
+def anchors_of(page):
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_every_folder_of_code_is_a_room():
+    folders = {path.parent for top in ("resnet_flax", "experiments") for path in files_of(top)}
+    assert folders <= set(rooms())
+
+
+def files_of(top):
+    return [path for path in Path(top).rglob("*.py") if path.stem != "__init__"]
+
+
+def test_every_room_names_its_files():
+    for room in rooms():
+        spans = " ".join(code_of(room / "README.md"))
+        for path in room.glob("*.py"):
+            is_command = room == Path("experiments") and path.stem in COMMANDS
+            named = rf"\b{path.stem}\b" if is_command else rf"(?<![\w/]){path.stem}\.py\b"
+            found = path.stem == "__init__" or re.search(named, spans)
+            assert found, f"{path} is not in {room}/README.md"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors_of(file), f"{page}: {target}"
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        for code in code_of(page):
+            for name in re.findall(r"(?<![\w/.*])[\w.\-]+(?:/[\w.\-]+)*\.(?:py|txt|lock)\b", code):
+                places = [Path(), page.parent, Path("tests"), Path("resnet_flax")]
+                assert any((place / name).exists() for place in places), f"{page}: {name}"
+
+
+def test_targets_of_make_that_pages_name_exist():
+    targets = re.findall(r"^([\w\-]+):", Path("Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for code in code_of(page):
+            for target in re.findall(r"\bmake (?:[A-Z]\S+ )*([a-z][\w\-]*)", code):
+                assert target in targets, f"{page}: make {target}"
+
+
+def test_commands_that_pages_give_exist_and_take_these_flags():
+    command = re.compile(r"(?:.*-m experiments\.)?([a-z]+)\s(.*--.*)")
+    for page in PAGES:
+        for code in code_of(page):
+            match = command.fullmatch(code)
+            if not match or ("-m experiments." not in code and match[1] not in COMMANDS):
+                continue
+            assert match[1] in COMMANDS, f"{page}: {code}"
+            sources = [Path("experiments", f"{name}.py").read_text() for name in (match[1], "cli")]
+            for flag in re.findall(r"(?<!\S)--([a-z_]+)", match[2]):
+                known = any(f'"{flag}"' in source for source in sources)
+                assert known, f"{page}: {match[1]} has no --{flag}"
+
+
+def test_configs_that_pages_name_exist():
+    for page in PAGES:
+        for name, argument in re.findall(r"configs/(\w+)\.py:(\w+)", page.read_text()):
+            importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+def test_examples_name_a_python_that_is_there():
+    for page in READMES:
+        for code in code_of(page):
+            assert not re.search(r"(?<!bin/)python -m experiments", code), f"{page}: {code}"

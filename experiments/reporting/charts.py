@@ -216,7 +216,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
 
 
 def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
-    """What each run took, from `results.costs`."""
+    """What each run took, from `run_tables.costs`."""
     measures = {
         "images_per_second": "training throughput, images/s",
         "minutes": "time in training steps, min",

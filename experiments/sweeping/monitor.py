@@ -26,7 +26,7 @@ class RunMonitor:
     def __init__(self, folder: RunFolder, point: GridPoint):
         self.point, self._folder = point, folder
         self.state = "not begun"
-        """A `records.State`; or "not begun"; "interrupted" if it runs by its status and nobody
+        """A `run_folder.State`; or "not begun"; "interrupted" if it runs by its status and nobody
         is at work on it; "unreadable"."""
         self.without_status = "not begun"
         """The state where the records say none: a sweep may know more of a run that it began."""

@@ -73,7 +73,7 @@ class ResNet(nn.Module):
     - `dtype`: of the computation; parameters, statistics and logits are float32.
     - `scan`: whether the blocks of a stage after its first are one loop, see `stacking.py`.
     - `remat`: whether the backward pass computes the inside of each block again, to save memory.
-    - `conv_general_dilated`: computes the convolutions in place of XLA's, see `conv.py`.
+    - `conv_general_dilated`: computes the convolutions in place of XLA's, see `cpu_convolution.py`.
     """
 
     stem: Family

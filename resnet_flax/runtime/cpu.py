@@ -12,7 +12,7 @@ from resnet_flax.errors import UserError
 SMALLEST_SHARE = 64
 DEVICES = "JAX_NUM_CPU_DEVICES"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
-# XLA otherwise drops the barriers of `models/conv.py`.
+# XLA otherwise drops the barriers of `models/cpu_convolution.py`.
 _BARRIERS = "--xla_disable_hlo_passes"
 
 

@@ -1,0 +1,169 @@
+"""Fills the tables of the READMEs from the committed records.
+
+python -m experiments.readme
+
+A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; NAME is a key of `TABLES`.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from configs import degradation, machines
+from experiments import cli, plan, report
+from experiments.reporting import benchmark_tables, markdown, readme_tables, run_tables
+from experiments.reporting.readme_tables import RESULTS, Rows
+from experiments.sweeping import grid
+from resnet_flax.config import parse
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.runtime import bits
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.sweep_folder import SweepFolder
+
+BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The READMEs of the repository and of its rooms."""
+    rooms = (path for room in ("resnet_flax", "experiments") for path in Path(room).rglob("*.md"))
+    return [Path("README.md"), *sorted(path for path in rooms if path.name == "README.md")]
+
+
+def filled(page: str) -> str:
+    """The text of a page with every table made again. Raises KeyError for an unknown name."""
+
+    def block(match: re.Match[str]) -> str:
+        made = TABLES[match[2]]()
+        text = made if isinstance(made, str) else markdown.table(made)
+        return f"{match[1]}{text}{match[4]}"
+
+    return BLOCK.sub(block, page)
+
+
+def _sweeps_own(sweep: str) -> str:
+    """The table that a sweep's report writes."""
+    return report.in_markdown(run_tables.read(SweepFolder(RESULTS / sweep)))
+
+
+def _parameters(depth: int) -> int:
+    """Of a CIFAR-10 network."""
+    model = build_resnet("cifar", depth, "pad", num_classes=10)
+    shapes = jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, 32, 32, 3)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
+    config = degradation.get_config(data)
+    config.update(changes)
+    return grid.expand(parse(config.to_dict(), grid.SweepConfig))
+
+
+def _machine(name: str, data: str) -> plan.MachineConfig:
+    """As in configs/machines.py; CIFAR's speed there has to be given, and is an example."""
+    config = machines.get_config(name)
+    if data == "cifar10":
+        config.speed.cifar10.images_per_second = 10_000.0
+        config.scaling.cifar10.share = 0.9
+    return parse(config.to_dict(), plan.MachineConfig, "machine")
+
+
+def plans() -> Rows:
+    """How three sweeps would map on two machines."""
+    cifar10 = _runs("cifar10", seeds=tuple(range(10)))
+    imagenet = _runs("imagenet")
+    wide = _runs("imagenet", run={"model": {"bn_scope": "global"}})
+    named = (("CIFAR-10", cifar10), ("ImageNet", imagenet), ("ImageNet, global BN", wide))
+    rows = []
+    for what, runs in named:
+        for name in ("v5e_64", "h100_8"):
+            machine = _machine(name, runs[0].config.data.name)
+            found = plan.options(runs, machine)
+            best = plan.best(found)
+            for option in [best] if runs is wide else found:
+                rows.append(
+                    {
+                        "sweep": f"{what}, {len(runs)} runs",
+                        "machine": machine.name,
+                        "chips a run": f"{option.chips_a_run}{' (best)' * (option == best)}",
+                        "at once": min(option.runs_at_once, len(runs)),
+                        "wall time": plan.duration(option.wall),
+                        "utilisation": f"{option.utilisation:.0%}",
+                        "chip-hours": f"{option.chip_hours:.1f}",
+                    }
+                )
+    return rows
+
+
+def plans_and_records() -> Rows:
+    """What `plan` says of sweeps on 2 CPU cores, and what they took by their records."""
+    machine = _machine("cpu_2_cores", "digits")
+    seeds = tuple(range(5))
+    small, deep = _runs("digits", seeds=seeds), _runs("digits", seeds=seeds, depths=(110,))
+    parts: list[tuple[str, str, Callable[[grid.GridRun], bool]]] = [
+        ("`make sweep`", "digits", lambda run: run.config.seed < 2),
+        ("digits", "digits", lambda run: True),
+        ("digits, 8 layers", "digits", lambda run: run.config.model.depth == 8),
+        ("digits, 56 layers", "digits", lambda run: run.config.model.depth == 56),
+        ("digits, 110 layers", "digits_110", lambda run: True),
+    ]
+    rows = []
+    for what, folder, is_part in parts:
+        minutes = (
+            run_tables.read_runs(SweepFolder(RESULTS / folder)).set_index("run")["minutes"].dropna()
+        )
+        runs = [run for run in (small if folder == "digits" else deep) if run.name in minutes]
+        runs = [run for run in runs if is_part(run)]
+        seconds = sum(plan.run_seconds(run, machine, 1) for run in runs)
+        rows.append(
+            {
+                "sweep": what,
+                "runs": len(runs),
+                "plan": plan.duration(seconds),
+                "measured": plan.duration(60 * minutes[[run.name for run in runs]].sum()),
+            }
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[], Rows | str]] = {
+    "training_errors": readme_tables.training_errors,
+    "sweeps": readme_tables.sweeps,
+    "digits": functools.partial(_sweeps_own, "digits"),
+    "training_elsewhere": functools.partial(readme_tables.elsewhere, "train_error"),
+    "test_elsewhere": functools.partial(readme_tables.elsewhere, "test_error"),
+    "digits_110": functools.partial(readme_tables.single_runs, "digits_110"),
+    "digits_no_bn": functools.partial(readme_tables.single_runs, "digits_no_bn"),
+    "cifar10_short": functools.partial(_sweeps_own, "cifar10_short"),
+    "cifar10_short_times": functools.partial(readme_tables.times, "cifar10_short"),
+    "to_compare_with": functools.partial(readme_tables.to_compare_with, _parameters),
+    "untrained_gradients": readme_tables.untrained_gradients,
+    "trained_digits": functools.partial(readme_tables.trained_gradients, "digits", [56]),
+    "trained_cifar10": functools.partial(
+        readme_tables.trained_gradients, "cifar10_short", [20, 56]
+    ),
+    "steps": benchmark_tables.steps,
+    "schedule_hours": benchmark_tables.schedule_hours,
+    "memory": benchmark_tables.memory,
+    "start": benchmark_tables.start,
+    "input": benchmark_tables.input_rates,
+    "plans": plans,
+    "plans_and_records": plans_and_records,
+}
+
+
+def main(args: flags.FlagValues) -> None:
+    for path in pages():
+        text = path.read_text()
+        if (made := filled(text)) != text:
+            filesystem.write_text(path.absolute(), made)
+            print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main, config="none")

@@ -1,0 +1,84 @@
+"""Tables of the READMEs from the records of benchmarks."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.reporting.readme_tables import RESULTS, Rows, short
+
+
+def _benchmark(suite: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"benchmarks/{suite}.json").read_text())["rows"]
+
+
+STEP_PROGRAMS: Mapping[str, str] = {
+    "ours": "ours",
+    "plain Flax, one device": "plain Flax (`nn.Conv`, one device)",
+    "PyTorch eager, channels last": "PyTorch eager, channels last",
+    "PyTorch compiled, channels last": "PyTorch compiled, channels last",
+}
+STEP_SHAPES = ("depth 20, 32x32", "depth 56, 32x32", "depth 20, 8x8")
+
+
+def step_times() -> dict[tuple[str, str], float]:
+    """(program, shape) -> milliseconds a step."""
+    return {(row["program"], row["shape"]): row["step_ms"] for row in _benchmark("steps")}
+
+
+def steps() -> Rows:
+    """Milliseconds a step."""
+    found = step_times()
+    return [
+        {"program": words} | {shape: short(found[program, shape]) for shape in STEP_SHAPES}
+        for program, words in STEP_PROGRAMS.items()
+    ]
+
+
+def schedule_hours() -> Rows:
+    """What the paper's 64,000 steps would take at the measured times of a step."""
+    found = step_times()
+    return [
+        {
+            "depth": depth,
+            "ms a step, measured": short(ms := found["ours", f"depth {depth}, 32x32"]),
+            "hours of 64,000 steps, computed": f"{64_000 * ms / 3.6e6:.1f}",
+        }
+        for depth in (20, 56)
+    ]
+
+
+def memory() -> Rows:
+    """Trace, compile and memory at 32x32."""
+    return [
+        {
+            "depth": row["depth"],
+            "program": row["program"],
+            "trace and compile, s": f"{row['trace_s'] + row['compile_s']:.0f}",
+            "memory beside the state, MiB": f"{row['temporary_mb']:,.0f}",
+        }
+        for row in _benchmark("memory")
+    ]
+
+
+def start() -> Rows:
+    """From the command to the end of the first 12 steps."""
+    words = {"cold": "nothing compiled before", "warm": "programs compiled before"}
+    return [
+        {
+            "network": row["net"],
+            "cache": words[row["compilation_cache"]],
+            "seconds": f"{row['s']:.1f}",
+        }
+        for row in _benchmark("start")
+    ]
+
+
+def input_rates() -> Rows:
+    """Images a second from JPEG files to batches, by program."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in _benchmark("input"):
+        key = row["files"], row["program"]
+        cells = rows.setdefault(key, {"files": key[0], "program": key[1]})
+        cores = f"{row['cores']} core{'s' if row['cores'] > 1 else ''}"
+        cells[f"{row['crop']}, {cores}"] = f"{row['images_per_s']:.0f}"
+    return list(rows.values())
