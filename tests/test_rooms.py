@@ -17,7 +17,9 @@ ONLY_IN = {
     "orbax": "resnet_flax/storage/trees.py",
     "tensorboardX": "resnet_flax/storage/tensorboard.py",
     "rich": "resnet_flax/runtime/progress.py",
-    "grain": "resnet_flax/data/stream.py",
+    "grain": "resnet_flax/data/workers.py",
+    "cv2": "resnet_flax/data/decoding.py",
+    "simplejpeg": "resnet_flax/data/decoding.py",
 }
 WITHOUT_JAX = [
     path

@@ -22,7 +22,8 @@ import psutil
 from PIL import Image
 
 from experiments.benchmarks.turns import Row, alternate
-from resnet_flax.data.stream import Crops, Stream, TrainingBatches, in_background, open_stream
+from resnet_flax.data.stream import Crops, Stream, TrainingBatches, open_stream
+from resnet_flax.data.workers import in_background
 
 DATA_SET, SPLIT = "caltech_subset", "train"
 MEAN = (123.675, 116.28, 103.53)

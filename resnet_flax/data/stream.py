@@ -1,35 +1,23 @@
-"""Image sets of TFDS that do not fit in memory or vary in size, read by worker processes.
+"""Image sets of TFDS that do not fit in memory or vary in size.
+
+`workers.py` calls what is here in worker processes.
 
 B: images of a batch that this process reads; V: views of an image; H, W: their height and width.
 """
 
-import contextlib
 import dataclasses
 import functools
-import gc
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-import cv2
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
 
 from resnet_flax.data import crops, sources
 from resnet_flax.data.order import batch_indices
-from resnet_flax.errors import GOES_ON, FaultError, UserError
 from resnet_flax.runtime import cpu
 
-T = TypeVar("T")
-WORKERS = "RESNET_FLAX_WORKERS"
 _SAMPLE = 100
-_LEFT_BEHIND = "ignore:resource_tracker:UserWarning"
 
 
 class Crops(NamedTuple):
@@ -105,7 +93,7 @@ def open_stream(
     without labels at once; `Stream.read` checks the others.
     """
     opened = sources.open_split(name, split, data_dir)
-    _workers(1)  # Before anything is written.
+    cpu.workers(1)  # A wrong number is refused before anything is written.
     examples = opened.builder.as_data_source(
         split=split, decoders={opened.image_key: tfds.decode.SkipDecoding()}
     )
@@ -169,9 +157,11 @@ class EvaluationBatches:
 def _load(
     stream: Stream, indices: np.ndarray, cuts: Sequence[crops.Cut], shape: tuple[int, int, int]
 ) -> Batch:
+    from resnet_flax.data import decoding  # With OpenCV, which a set in memory does not need.
+
     encoded, labels = stream.read(indices)
     images = np.empty((len(encoded), *shape, 3), np.uint8)
-    damaged = [crops.cut(*each) for each in zip(encoded, cuts, images, strict=True)]
+    damaged = [decoding.cut(*each) for each in zip(encoded, cuts, images, strict=True)]
     return Batch(images, labels, np.where(damaged, indices, -1).astype(np.int32))
 
 
@@ -180,112 +170,3 @@ def crop_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
     """The draws of one global batch's crops: [batch_size, DRAWS] float64 in [0, 1)."""
     # Three numbers, so that no stream is that of an epoch's order.
     return np.random.RandomState([seed, step, 1]).uniform(size=(batch_size, crops.DRAWS))
-
-
-@contextlib.contextmanager
-def in_background(
-    load: TrainingBatches | EvaluationBatches,
-    then: Callable[[Batch], T],
-    say: Callable[[str], None],
-) -> Iterator[Iterator[T]]:
-    """`then(load(i))` for all i in order, some of them ahead of being asked for.
-
-    `load` is called in worker processes (RESNET_FLAX_WORKERS; by default one a core), to which it
-    is sent; `then` in a thread of this process. Both end with the context, and `say` then hears of
-    damaged images. Raises FaultError where a worker dies.
-    """
-    if not flags.FLAGS.is_parsed():  # In a notebook: Grain asks for flags of its own.
-        flags.FLAGS.mark_as_parsed()
-    _hush_resource_tracker()
-    damaged: set[int] = set()
-
-    def arrived(batch: Batch) -> T:
-        damaged.update(batch.damaged[batch.damaged >= 0].tolist())
-        return then(batch)
-
-    dataset = (
-        grain.MapDataset.range(len(load))
-        .map(load)
-        # One batch at a time: a worker is one thread, and what waits is in its buffer.
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        .mp_prefetch(
-            grain.MultiprocessingOptions(_workers(len(load)), per_worker_buffer_size=2), _in_worker
-        )
-        .map(arrived)
-    )
-    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
-    batches = iter(dataset)
-    with _signals_held_back():
-        batches.start_prefetch()
-    try:
-        yield _explained(batches)
-    finally:
-        batches.close()
-        # Grain's iterators hold themselves, and with them batches in shared memory.
-        del batches
-        gc.collect()
-        if damaged:
-            say(_damage(f"{load.stream.name} {load.stream.split}", sorted(damaged)))
-
-
-def _hush_resource_tracker() -> None:
-    """Python's process that removes what killed processes left need not warn of it."""
-    filters = os.environ.get("PYTHONWARNINGS", "")
-    if _LEFT_BEHIND not in filters:
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [filters, _LEFT_BEHIND]))
-
-
-def _workers(batches: int) -> int:
-    given = os.environ.get(WORKERS) or str(cpu.cores())
-    if not given.isdecimal() or not int(given):
-        raise UserError(f"Expected {WORKERS} to be a number of processes, 1 or more, got {given}.")
-    return max(min(int(given), batches), 1)
-
-
-def _damage(name: str, positions: list[int]) -> str:
-    shown = ", ".join(map(str, positions[:20])) + (", ..." if len(positions) > 20 else "")
-    return (
-        f"Damaged images in {name}: {len(positions)}, at positions {shown}; what could be decoded"
-        " of them is used."
-    )
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """For threads and processes begun within, for good: a signal to the group is the parent's."""
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    )
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _explained(batches: Iterator[T]) -> Iterator[T]:
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "Worker process was terminated" not in str(error):
-            raise
-        code = str(error).partition("exit code ")[2].partition(".")[0]
-        raise FaultError(
-            f"A worker process that reads images died with exit code {code} (-9 is often a lack of"
-            f" memory, -7 of /dev/shm, and {WORKERS} sets how many there are; 1 can be a script"
-            f' without `if __name__ == "__main__":`). {GOES_ON}'
-        ) from error
-
-
-def _in_worker(number: int, count: int) -> None:
-    """Makes a process read images on one core, and live no longer than its parent."""
-    del number, count
-    cv2.setNumThreads(1)
-    warnings.simplefilter("ignore")  # Of what is odd in an image, where it could be decoded.
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

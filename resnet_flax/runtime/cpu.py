@@ -1,4 +1,4 @@
-"""How XLA uses a CPU's cores; to be said before the first use of a device.
+"""How a CPU's cores are used; to be set before the first use of a device.
 
 These are defaults: JAX_NUM_CPU_DEVICES and XLA_FLAGS win where they are set. On another platform
 they change nothing.
@@ -11,6 +11,7 @@ from resnet_flax.errors import UserError
 # Sec. 4.2 trains batches of 128 on two GPUs: batch normalisation sees no fewer images by default.
 SMALLEST_SHARE = 64
 DEVICES = "JAX_NUM_CPU_DEVICES"
+WORKERS = "RESNET_FLAX_WORKERS"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 # XLA otherwise drops the barriers of `models/cpu_convolution.py`.
 _BARRIERS = "--xla_disable_hlo_passes"
@@ -58,3 +59,11 @@ def quick_compilation() -> dict[str, int]:
     import jax
 
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+
+
+def workers(batches: int) -> int:
+    """How many processes to use for so many batches. Raises UserError if WORKERS is no number."""
+    given = os.environ.get(WORKERS) or str(cores())
+    if not given.isdecimal() or not int(given):
+        raise UserError(f"Expected {WORKERS} to be a number of processes, 1 or more, got {given}.")
+    return max(min(int(given), batches), 1)

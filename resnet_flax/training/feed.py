@@ -6,6 +6,7 @@ k: steps of a dispatch; D: devices of this process.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import jax
@@ -19,7 +20,6 @@ from resnet_flax.data.stream import (
     EvaluationBatches,
     Stream,
     TrainingBatches,
-    in_background,
 )
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training.steps import Fed, Images
@@ -92,7 +92,7 @@ class StreamFeed:
             steps = len(batch.labels) // len(places)
             return self._shard(batch, (steps, len(places)))
 
-        with in_background(load, on_devices, self.say) as fed:
+        with self._in_background(load, on_devices) as fed:
             yield fed
 
     @contextlib.contextmanager
@@ -108,9 +108,16 @@ class StreamFeed:
             return self._shard(batch, (len(places),))
 
         load = EvaluationBatches(self.stream, cut, plan)
-        with in_background(load, on_devices, self.say) as fed:
+        with self._in_background(load, on_devices) as fed:
             masks = (self.devices.shard(mask) for _, mask in batches)
             yield zip(fed, masks, strict=True)
+
+    def _in_background(
+        self, load: TrainingBatches | EvaluationBatches, then: Callable[[Batch], Images]
+    ) -> AbstractContextManager[Iterator[Images]]:
+        from resnet_flax.data import workers  # With Grain, which a set in memory does not need.
+
+        return workers.in_background(load, then, self.say)
 
     def _shard(self, batch: Batch, shape: tuple[int, ...]) -> Images:
         """Batches of one view, to the devices; the last of `shape` is shared out."""

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from resnet_flax.data import augment, crops
+from resnet_flax.data import augment, crops, decoding
 from resnet_flax.data.order import padded_batch
-from resnet_flax.data.stream import Batch, EvaluationBatches, Stream, in_background
+from resnet_flax.data.stream import Batch, EvaluationBatches, Stream
+from resnet_flax.data.workers import in_background
 from resnet_flax.runtime.parallel import DATA_AXIS, Devices
 from resnet_flax.training.steps import eval_logits
 
@@ -55,7 +56,7 @@ class Views:
         `batch_size`: of images of the training crop's size; larger ones are fewer.
         Returns as `ten_crop` does.
         """
-        sizes = [crops.read_size(encoded) for encoded in stream.encoded()]
+        sizes = [decoding.read_size(encoded) for encoded in stream.encoded()]
         total = None
         for side in sides:
             shapes = [crops.whole_shape(height, width, side) for height, width in sizes]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_flax.data import crops
+from resnet_flax.data import crops, decoding
 from resnet_flax.data.crops import Box
 from tests import varied
 
@@ -109,10 +109,10 @@ def test_a_whole_image_keeps_its_ratio_to_a_sixth(height, width, side, expected)
 
 def cut(encoded, box=None, shape=None):
     """(the crop, whether damaged) of one box; None: of all, unchanged in size."""
-    height, width = crops.read_size(encoded)
+    height, width = decoding.read_size(encoded)
     box = box or Box(0, 0, height, width)
     out = np.full((1, *(shape or box[2:]), 3), 77, np.uint8)
-    damaged = crops.cut(encoded, lambda h, w: [box], out)
+    damaged = decoding.cut(encoded, lambda h, w: [box], out)
     return out[0], damaged
 
 
@@ -156,13 +156,13 @@ def test_a_crop_is_what_pillow_cuts_and_resizes():
 def test_an_image_is_decoded_no_larger_than_it_has_to_be(monkeypatch, shrink, eighths):
     image = cv2.resize(varied.pixels(2), (640, 480))
     encoded, box, shapes = varied.encoded(image), Box(80, 160, 320, 400), []
-    decode = crops.simplejpeg.decode_jpeg
+    decode = decoding.simplejpeg.decode_jpeg
 
     def noted(*args, **kwargs):
         shapes.append((found := decode(*args, **kwargs)).shape)
         return found
 
-    monkeypatch.setattr(crops.simplejpeg, "decode_jpeg", noted)
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", noted)
     shape = (round(320 / shrink), round(400 / shrink))
     small, damaged = cut(encoded, box, shape)
     assert shapes == [(60 * eighths, 80 * eighths, 3)] and not damaged

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_flax.data import crops, sources, stream
+from resnet_flax.data import crops, sources, stream, workers
 from resnet_flax.errors import UserError
 from tests.prepared import needs_cifar10
 
@@ -236,13 +236,13 @@ def test_a_stream_finds_labels_that_its_sample_missed_before_a_step_sees_them(
     ]
     first = next(i for i in range(60) if -1 not in labels[i : i + 2])
     monkeypatch.setattr(stream, "_SAMPLE", 1)
-    monkeypatch.setenv(stream.WORKERS, "1")
+    monkeypatch.setenv("RESNET_FLAX_WORKERS", "1")
     opened = stream.open_stream("unlabelled", f"train[{first}:]", CROPS, (0, 0, 0), wide_folder)
     plan = [(np.array([i, i + 1]), (1, 4, 4)) for i in range(0, opened.size - 1, 2)]
     load, seen = stream.EvaluationBatches(opened, crops.whole, plan), []
     with (
         pytest.raises(UserError, match=r"labels in 0\.\.2 .*: [12] of 2 read"),
-        stream.in_background(load, lambda batch: seen.extend(batch.labels), print) as batches,
+        workers.in_background(load, lambda batch: seen.extend(batch.labels), print) as batches,
     ):
         list(batches)
     assert seen and min(seen) >= 0

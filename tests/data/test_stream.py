@@ -7,8 +7,10 @@ import psutil
 import pytest
 
 from resnet_flax.data import crops, stream
-from resnet_flax.data.stream import Crops, EvaluationBatches, TrainingBatches, in_background
+from resnet_flax.data.stream import Crops, EvaluationBatches, TrainingBatches
+from resnet_flax.data.workers import in_background
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.runtime.cpu import WORKERS
 from tests import varied
 
 MEAN = (124.0, 116.0, 104.0)
@@ -89,7 +91,7 @@ def test_a_crop_shows_the_image_that_its_label_names(scaled):
 def test_what_is_read_ahead_by_any_number_of_workers_is_in_order(scaled, monkeypatch):
     expected = batches(scaled, range(9), per_dispatch=2)
     for workers in "13":
-        monkeypatch.setenv(stream.WORKERS, workers)
+        monkeypatch.setenv(WORKERS, workers)
         load, said = TrainingBatches(scaled, 0, 8, np.arange(8), range(9), 2), []
         with in_background(load, lambda batch: batch, said.append) as found:
             assert_equal(expected, found)
@@ -108,7 +110,7 @@ def workers():
 
 
 def test_a_dead_worker_is_named_and_the_others_end(scaled, monkeypatch):
-    monkeypatch.setenv(stream.WORKERS, "2")
+    monkeypatch.setenv(WORKERS, "2")
     before = workers()
     load = TrainingBatches(scaled, 0, 8, np.arange(8), range(10**5), 1)
     with (
@@ -127,7 +129,7 @@ def test_a_dead_worker_is_named_and_the_others_end(scaled, monkeypatch):
 
 
 def test_workers_end_though_no_batch_was_asked_for(scaled, monkeypatch):
-    monkeypatch.setenv(stream.WORKERS, "2")
+    monkeypatch.setenv(WORKERS, "2")
     before = workers()
     load = TrainingBatches(scaled, 0, 8, np.arange(8), range(10**5), 1)
     with in_background(load, lambda batch: None, lambda line: None):
@@ -137,7 +139,7 @@ def test_workers_end_though_no_batch_was_asked_for(scaled, monkeypatch):
 
 
 def test_a_signal_to_all_processes_is_not_the_workers_to_hear(scaled, monkeypatch):
-    monkeypatch.setenv(stream.WORKERS, "2")
+    monkeypatch.setenv(WORKERS, "2")
     before = workers()
     load = TrainingBatches(scaled, 0, 8, np.arange(8), range(200), 1)
     with in_background(load, lambda batch: batch.labels, lambda line: None) as found:
@@ -168,6 +170,6 @@ def test_no_batch_is_no_error(scaled):
 
 @pytest.mark.parametrize("given", ["0", "-1", "many"])
 def test_a_number_of_workers_that_makes_no_sense_is_refused(scaled, monkeypatch, given):
-    monkeypatch.setenv(stream.WORKERS, given)
+    monkeypatch.setenv(WORKERS, given)
     with pytest.raises(UserError, match=f"RESNET_FLAX_WORKERS.*got {given}"):
         stream.open_stream("digits", "test", scaled.crops, MEAN)

@@ -7,10 +7,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from resnet_flax.data import sources, stream
+from resnet_flax.data import sources, stream, workers
 from resnet_flax.data.stream import Crops
 from resnet_flax.runtime.parallel import Devices
-from resnet_flax.training import feed as feeds
 from resnet_flax.training import steps
 from resnet_flax.training.evaluation import Evaluator
 from resnet_flax.training.feed import ResidentFeed, StreamFeed
@@ -99,7 +98,7 @@ def test_both_backends_train_and_evaluate_alike_from_either_feed(splits, kind, m
     def in_this_process(load, then, say):
         return contextlib.nullcontext(then(load(number)) for number in range(len(load)))
 
-    monkeypatch.setattr(feeds, "in_background", in_this_process)
+    monkeypatch.setattr(workers, "in_background", in_this_process)
     found = [trained_and_scored(splits[kind], backend) for backend in ("pmap", "shard_map")]
     # 1e-5: float32 sums in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)

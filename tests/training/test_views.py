@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax.data import crops, stream
+from resnet_flax.data import crops, decoding, stream
 from resnet_flax.data.augment import normalize
 from resnet_flax.data.stream import Crops
 from resnet_flax.models.resnet import build_resnet
@@ -47,9 +47,9 @@ def by_hand(net, split, cut_of):
     for position in range(split.size):
         (encoded,), (label,) = split.read(np.array([position]))
         found = []
-        for cut, shape, mirrored in cut_of(*crops.read_size(encoded)):
+        for cut, shape, mirrored in cut_of(*decoding.read_size(encoded)):
             out = np.empty((1, *shape, 3), np.uint8)
-            crops.cut(encoded, lambda height, width, cut=cut: [cut], out)
+            decoding.cut(encoded, lambda height, width, cut=cut: [cut], out)
             image = out[:, :, ::-1] if mirrored else out
             logits = np.asarray(apply(normalize(image, MEAN)), np.float64)[0]
             found.append(np.exp(logits) / np.exp(logits).sum())
