@@ -1,10 +1,10 @@
 """The engine that takes the runs of a grid to their ends on Ray.
 
 Each run is a task that holds its devices, on this machine or wherever a cluster has them, or a
-gang over the hosts of a TPU slice (`ray_slices.py`). Ray finds the places. Here is decided what comes
-next, the longest first, and what is tried again: a run whose node is lost without limit, one that
-fails by itself a stated number of times. It goes on from its last checkpoint, and its folder's lock
-keeps out a process that lives on where it was thought dead.
+gang over the hosts of a TPU slice (`ray_slices.py`). Ray finds the places. Here is decided what
+comes next, the longest first, and what is tried again: a run whose node is lost without limit, one
+that fails by itself a stated number of times. It goes on from its last checkpoint, and its folder's
+lock keeps out a process that lives on where it was thought dead.
 """
 
 import contextlib

@@ -103,7 +103,8 @@ def test_a_run_that_nobody_listens_to_ends_as_any_other(tmp_path):
 
 
 def test_what_is_not_to_wait_is_printed_at_once():
-    code = "import os; from resnet_flax.runtime import output; output.keep_going(); print(1); os._exit(0)"
+    code = "from resnet_flax.runtime import output; output.keep_going(); print(1)"
+    code += "; import os; os._exit(0)"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.stdout == b"1\n"
