@@ -76,7 +76,8 @@ def test_what_is_put_is_there_and_what_others_put_is_seen_at_once(bucket):
     assert list((bucket / "folder").glob("f*")) == [file]
     assert bucket.objects() == ["folder/file"]
     assert list((bucket / "folder").iterdir()) == [file]
-    put = f"from resnet_flax.storage import filesystem; filesystem.write_text(filesystem.path('{file}2'), '')"
+    put = "from resnet_flax.storage.filesystem import path, write_text;"
+    put += f"write_text(path('{file}2'), '')"
     subprocess.run([sys.executable, "-c", put], check=True)
     assert bucket.objects() == ["folder/file", "folder/file2"]
     assert len(list((bucket / "folder").iterdir())) == 2
@@ -124,7 +125,7 @@ def test_a_bucket_that_does_not_exist_is_one_line():
 def test_what_is_not_installed_is_one_line_that_says_how_to(bucket):
     assert what_is_said(bucket, "s3fs") == (
         f"Cannot use {bucket}: s3fs is not installed; install it with:"
-        " pip install -r requirements-bucket.txt -c requirements.lock."
+        " pip install -e '.[bucket]' -c requirements.lock."
     )
 
 
