@@ -27,8 +27,7 @@ from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import STALE_SECONDS
-from resnet_flax.storage.run_folder import RunFolder, State
-from resnet_flax.training import loop
+from resnet_flax.storage.run_folder import DONE, RunFolder, State
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
@@ -199,7 +198,7 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
         status = None
         with contextlib.suppress(UserError, OSError):  # Its own attempt will say what is wrong.
             status = RunFolder(workdir / run.name).status()
-        if status and status.state in loop.DONE:
+        if status and status.state in DONE:
             on_change(run, status.state, "")
         else:
             queue.append(run)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime.parallel import Devices
-from resnet_flax.storage import filesystem, step_folders, trees
+from resnet_flax.storage import filesystem, step_folders
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.filesystem import SUMS
 from resnet_flax.training import optim, steps
@@ -115,8 +116,8 @@ FINE = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.in
 def test_a_step_counts_only_if_every_bit_of_it_is_read_back(tmp_path, monkeypatch, found):
     with writer(tmp_path) as saving:
         saving.save(1, FINE, {})
-    write = trees.ocp.save_async
-    monkeypatch.setattr(trees.ocp, "save_async", lambda path, tree: write(path, found))
+    write = ocp.save_async
+    monkeypatch.setattr(ocp, "save_async", lambda path, tree: write(path, found))
     line = r"Cannot save step 2 in .*: (a\.b|a\.d|c) was read back as something else .* stands; .*"
     with pytest.raises(FaultError, match=line), writer(tmp_path) as saving:
         saving.save(2, FINE, {})
@@ -124,7 +125,7 @@ def test_a_step_counts_only_if_every_bit_of_it_is_read_back(tmp_path, monkeypatc
 
 
 def test_a_step_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
-    write = trees.ocp.save_async
+    write = ocp.save_async
 
     def lose(path, tree):
         response = write(path, tree)
@@ -132,7 +133,7 @@ def test_a_step_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
         (path / "state" / "manifest.ocdbt").unlink()
         return response
 
-    monkeypatch.setattr(trees.ocp, "save_async", lose)
+    monkeypatch.setattr(ocp, "save_async", lose)
     with pytest.raises(FaultError, match="step 1 in .*: it cannot be read back") as error:
         save(tmp_path, 1)
     assert "\n" not in str(error.value)
@@ -198,7 +199,7 @@ def test_a_deletion_that_failed_is_in_the_way_of_no_other(tmp_path, monkeypatch)
         for step in (1, 2, 3, 1, 4):
             with monkeypatch.context() as patch:
                 if step == 3:
-                    patch.setattr(step_folders.shutil, "rmtree", fail)
+                    patch.setattr(shutil, "rmtree", fail)
                 saving.save(step, {"value": jnp.zeros(3)}, {})
                 saving.wait()
     assert len(said) == 1 and "Cannot delete an old checkpoint" in said[0]
@@ -403,7 +404,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_p
     def fail(path):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(step_folders.shutil, "rmtree", fail)
+    monkeypatch.setattr(shutil, "rmtree", fail)
     said = []
     save(folder, 3, say=said.append)
     assert Checkpoints(folder).last_good() == 3

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from resnet_flax.errors import FaultError, TryAgainError, UserError
-from resnet_flax.storage import filesystem, lock, lock_places
+from resnet_flax.storage import filesystem, lock
 from resnet_flax.storage.checkpoints import CheckpointWriter
 from resnet_flax.storage.lock import FolderLock
 from resnet_flax.storage.run_folder import RunFolder, Status
@@ -120,9 +120,9 @@ def test_a_living_holder_that_is_hidden_is_not_taken_for_dead(tmp_path, held, mo
         assert f"held by process {held.pid}" in line
         raise Watches
 
-    monkeypatch.setattr(lock.psutil, "Process", hide)
+    monkeypatch.setattr(psutil, "Process", hide)
     if kill:
-        monkeypatch.setattr(lock.os, "kill", forbid)
+        monkeypatch.setattr(os, "kill", forbid)
     with pytest.raises(Watches):
         acquire(tmp_path, say)
     if not kill:
@@ -177,7 +177,7 @@ def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypat
     def fail(descriptor, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock_places.os, "write", fail)
+    monkeypatch.setattr(os, "write", fail)
     with pytest.raises(OSError, match="No space"):
         acquire(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -226,7 +226,7 @@ def test_where_the_file_system_cannot_lock_the_look_before_a_write_remains(tmp_p
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock_places.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     first = acquire(tmp_path)
     with first.held():
         edit(tmp_path, token="another's")

@@ -86,7 +86,7 @@ def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(bucket, elsewhere, m
         FolderLock(bucket).acquire(print)
     heart = Heartbeat(bucket)
     clock = [1e6]
-    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     assert heart.is_alive()
     clock[0] += 1e6
     for _ in range(200):  # A beat may take a while on a busy machine.
