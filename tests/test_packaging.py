@@ -50,7 +50,7 @@ def test_what_is_asked_for_has_a_lower_and_an_upper_bound(requirement):
 
 
 def test_every_pin_of_the_lock_is_within_what_is_asked_for():
-    pins = {}
+    pins: dict[str, list[str]] = {}
     for pin in listed("requirements.lock"):
         ((operator, version),) = ((part.operator, part.version) for part in pin.specifier)
         assert operator == "=="

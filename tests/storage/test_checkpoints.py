@@ -7,6 +7,7 @@ import string
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path):
     assert len(list(tmp_path.rglob(SUMS))) == len(STRANGE)
 
 
-FINE = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.int8)}
+FINE: dict[str, Any] = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.int8)}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_deletion_that_failed_is_in_the_way_of_no_other(tmp_path, monkeypatch)
     def fail(path):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    said = []
+    said: list[str] = []
     with writer(tmp_path, say=said.append) as saving:
         for step in (1, 2, 3, 1, 4):
             with monkeypatch.context() as patch:
@@ -254,7 +255,8 @@ def flip_a_bit(path, rng):
 
 def assert_step_1_is_used_instead(folder, damaged):
     """By a reader, who changes nothing, and by a writer, who sets step 2 aside."""
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    said: list[str] = []
+    for opened in (Checkpoints(folder, say=said.append), writer(folder, say=said.append)):
         before = files(folder)
         np.testing.assert_array_equal(opened.restore()["value"], np.full(300, 1))
         (line,) = said
@@ -328,7 +330,7 @@ def test_a_checkpoint_under_another_steps_name_is_damaged(two_steps, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two_steps, folder)
     shutil.copytree(folder / "2", folder / "7")
-    said = []
+    said: list[str] = []
     assert Checkpoints(folder, say=said.append).last_good() == 2
     assert "7 is damaged (it was saved as step 2); step 2 is used." in said[0]
 
@@ -363,7 +365,8 @@ def test_many_damaged_steps_are_one_line(two_steps, tmp_path):
     folder = shutil.copytree(two_steps, tmp_path / "copy")
     for step in range(10, 110):
         (folder / str(step)).mkdir()
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    said: list[str] = []
+    for opened in (Checkpoints(folder, say=said.append), writer(folder, say=said.append)):
         assert opened.last_good() == 2
         assert "copy/109 is damaged (SHA256SUMS is missing)" in said[-1]
         assert "and so are 99 before it; step 2 is used." in said[-1]
@@ -378,7 +381,8 @@ def test_a_step_that_is_a_link_is_not_used_and_what_it_leads_to_is_left(two_step
     for step in ("0", "9"):
         (folder / step).symlink_to(outside)
     before = files(outside)
-    for opened in (Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append)):
+    said: list[str] = []
+    for opened in (Checkpoints(folder, say=said.append), writer(folder, say=said.append)):
         assert opened.last_good() == 2
         assert "9 is damaged (it is a symbolic link)" in said[-1]
     save(folder, 3)
@@ -405,7 +409,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_p
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     monkeypatch.setattr(shutil, "rmtree", fail)
-    said = []
+    said: list[str] = []
     save(folder, 3, say=said.append)
     assert Checkpoints(folder).last_good() == 3
     assert "Cannot delete an old checkpoint in" in said[0]

@@ -144,7 +144,7 @@ def test_a_holder_that_cannot_be_seen_is_succeeded_when_its_heart_has_stopped(
 ):
     edit(tmp_path, token="another's", **change)
     monkeypatch.setattr(lock, "STALE_SECONDS", 1)
-    said = []
+    said: list[str] = []
     began = time.monotonic()
     acquire(tmp_path, said.append).release()
     assert time.monotonic() - began >= 1
@@ -313,7 +313,7 @@ def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(tmp_path):
     for _ in range(3):
         acquire(tmp_path)._released.set()
         edit(tmp_path, process_created=1.0)  # Dead, for this process.
-        results = []
+        results: list[FolderLock | None] = []
 
         def come(results=results):
             try:
