@@ -81,7 +81,7 @@ lock: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
 	touch $@
 
-# A dependency group of pyproject.toml each, which the pip that Python brings may be too old to know.
+# Each installs a dependency group of pyproject.toml. The pip that comes with Python may be too old for these.
 $(PREPARE)/installed $(TORCH)/installed $(TENSORBOARD)/installed $(SCHEDULERS)/installed: \
   .venv-%/installed: pyproject.toml | .venv-%/bin/python
 	$(@D)/bin/python -m pip install --quiet "pip>=25.1"
