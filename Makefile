@@ -70,7 +70,7 @@ readme: .venv/installed
 # Pins everything for every supported Python; commit the result.
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
-	  --upgrade --no-header --no-annotate requirements-dev.txt -o requirements.lock
+	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
 .venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python $(TENSORBOARD)/bin/python $(SCHEDULERS)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -78,25 +78,16 @@ lock: .venv/installed-dev
 	$(PYTHON) -m venv $(@D)/..
 
 .venv/installed: requirements.txt requirements.lock | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -r requirements.txt -c requirements.lock
+	$(BIN)/python -m pip install --quiet --editable . -c requirements.lock
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c requirements.lock
+.venv/installed-dev: pyproject.toml .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
 	touch $@
 
-$(PREPARE)/installed: requirements-prepare.txt | $(PREPARE)/bin/python
-	$(PREPARE)/bin/python -m pip install --quiet -r requirements-prepare.txt
-	touch $@
-
-$(TORCH)/installed: requirements-torch.txt | $(TORCH)/bin/python
-	$(TORCH)/bin/python -m pip install --quiet -r requirements-torch.txt
-	touch $@
-
-$(TENSORBOARD)/installed: requirements-tensorboard.txt | $(TENSORBOARD)/bin/python
-	$(TENSORBOARD)/bin/python -m pip install --quiet -r requirements-tensorboard.txt
-	touch $@
-
-$(SCHEDULERS)/installed: requirements-schedulers.txt | $(SCHEDULERS)/bin/python
-	$(SCHEDULERS)/bin/python -m pip install --quiet -r requirements-schedulers.txt
+# Each installs a dependency group of pyproject.toml. The pip that comes with Python may be too old for these.
+$(PREPARE)/installed $(TORCH)/installed $(TENSORBOARD)/installed $(SCHEDULERS)/installed: \
+  .venv-%/installed: pyproject.toml | .venv-%/bin/python
+	$(@D)/bin/python -m pip install --quiet "pip>=25.1"
+	$(@D)/bin/python -m pip install --quiet --group $*
 	touch $@

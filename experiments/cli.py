@@ -25,7 +25,7 @@ FAILURE = 1
 USAGE = UserError.exit_status
 
 
-class _Tuple(flags.ArgumentParser):
+class _Tuple(flags.ArgumentParser[tuple[Any, ...]]):
     """A tuple of which the last on the command line counts, as of any other field.
 
     ml_collections would join all that are given; that depends on the class of its own parser.
@@ -124,7 +124,7 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
     raise UserError(f"Expected a sweep's folder, got a run's, {folder}. Choose another; {instead}")
 
 
-def config_as_given(flag: flags.Flag) -> list[str]:
+def config_as_given(flag: flags.Flag[Any]) -> list[str]:
     """--config and its overrides, as arguments of another command."""
     overrides = config_flags.get_override_values(flag)
     given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())

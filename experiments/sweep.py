@@ -100,8 +100,8 @@ def main(args: flags.FlagValues) -> int:
         from experiments.sweeping import ray_cluster
     except ImportError as error:
         raise UserError(
-            f"Expected Ray for --engine=ray ({error}); it is installed by: pip install -r"
-            " requirements-ray.txt -c requirements.lock"
+            f"Expected Ray for --engine=ray ({error}); it is installed by: pip install -e"
+            " '.[ray]' -c requirements.lock"
         ) from error
     with ray_cluster.ray_engine(
         args.address,

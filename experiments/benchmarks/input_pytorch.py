@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def inception_crop(image: Image.Image) -> Image.Image:
     return crop.resize((SIZE, SIZE), Image.BILINEAR)
 
 
-def main(case: dict) -> None:
+def main(case: dict[str, Any]) -> None:
     cores = case["cores"]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(1)

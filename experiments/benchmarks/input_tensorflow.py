@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf
@@ -36,7 +37,7 @@ def inception_window(shape: tf.Tensor) -> tf.Tensor:
     return tf.concat([begin[:2], size[:2]], 0)
 
 
-def main(case: dict) -> None:
+def main(case: dict[str, Any]) -> None:
     cores = case["cores"]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     tf.config.threading.set_intra_op_parallelism_threads(cores)

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
-def network(case: dict) -> nn.Module:
+def network(case: dict[str, Any]) -> nn.Module:
     """The network of a case."""
     imagenet = case["family"] == "imagenet"
     counts = (3, 4, 6, 3) if imagenet else ((case["depth"] - 2) // 6,) * 3
@@ -70,7 +71,7 @@ def network(case: dict) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
-def build(case: dict) -> Callable[[], float]:
+def build(case: dict[str, Any]) -> Callable[[], float]:
     """What times a few steps: milliseconds a step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if case["channels_last"] else torch.contiguous_format
@@ -101,7 +102,7 @@ def build(case: dict) -> Callable[[], float]:
     return run
 
 
-def main(case: dict) -> None:
+def main(case: dict[str, Any]) -> None:
     run = build(case)
     start = time.perf_counter()
     for _ in range(2):

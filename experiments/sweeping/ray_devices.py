@@ -1,7 +1,7 @@
 """The engine that takes the runs of a grid to their ends on Ray.
 
 A run is a Ray task that holds its devices, on this machine or anywhere in a cluster. On a TPU slice
-it is one task for each host (`ray_slices.py`). Ray placement the tasks. This file chooses the next
+it is one task for each host (`ray_slices.py`). Ray places the tasks. This file chooses the next
 run, the longest first, and which runs to try again. A run whose node is lost is always tried again.
 A run that fails by itself is tried again a given number of times. Each attempt goes on from the
 last checkpoint. The folder's lock keeps out a process that was thought dead and is not.
@@ -27,8 +27,7 @@ from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import STALE_SECONDS
-from resnet_flax.storage.run_folder import RunFolder, State
-from resnet_flax.training import loop
+from resnet_flax.storage.run_folder import DONE, RunFolder, State
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
@@ -199,7 +198,7 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
         status = None
         with contextlib.suppress(UserError, OSError):  # Its own attempt will say what is wrong.
             status = RunFolder(workdir / run.name).status()
-        if status and status.state in loop.DONE:
+        if status and status.state in DONE:
             on_change(run, status.state, "")
         else:
             queue.append(run)

@@ -115,7 +115,7 @@ def _of_norm(name: str) -> str:
 
 
 @functools.cache
-def _compiled() -> tuple[Callable, Callable]:
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`_forward` and `_backward`."""
     options = cpu.quick_compilation()
     compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
@@ -170,7 +170,10 @@ def _seen(
     seen = Seen({}, {})
 
     def look(
-        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
     ) -> Any:
         if context.method_name != "__call__":
             return call(*args, **kwargs)

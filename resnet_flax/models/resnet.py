@@ -90,7 +90,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     scan: bool = False
     remat: bool = False
-    conv_general_dilated: Callable | None = None
+    conv_general_dilated: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

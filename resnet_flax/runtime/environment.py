@@ -94,10 +94,13 @@ def git_commit() -> str | None:
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
     # A checkout of another user's is trusted: it is what is being run.
-    trust = ["-c", "safe.directory=*"]
-    command = ["git", *trust, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = ["git", "-c", "safe.directory=*"]
+    # Installed, the library may lie in a repository that knows nothing of it.
+    tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
+    commit = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=_CODE, capture_output=True, text=True, check=True)
+        subprocess.run(tracked, cwd=_CODE, capture_output=True, check=True)
+        done = subprocess.run(commit, cwd=_CODE, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

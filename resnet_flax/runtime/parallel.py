@@ -106,7 +106,9 @@ class Devices:
         sharding = NamedSharding(self.mesh, P(DATA_AXIS))
         return jax.make_array_from_process_local_data(sharding, shares)
 
-    def map(self, step: Callable, sharded: Sequence[bool], donate: int | None = None) -> Callable:
+    def map(
+        self, step: Callable[..., Any], sharded: Sequence[bool], donate: int | None = None
+    ) -> Callable[..., Any]:
         """Compiles `step`, whose arguments are trees of arrays, for all devices.
 
         - `sharded`: for each argument, whether it comes from `shard` or from `replicate`.

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 NEEDS = {"s3": "s3fs", "gs": "gcsfs"}
-INSTALL = "pip install -r requirements-bucket.txt -c requirements.lock"
+INSTALL = "pip install -e '.[bucket]' -c requirements.lock"
 # What does not answer is tried again, and is an error within a minute.
 _RETRIES = {"mode": "standard", "total_max_attempts": 2}
 _ANSWER = {"connect_timeout": 5, "read_timeout": 10, "retries": _RETRIES}

@@ -74,7 +74,7 @@ def test_a_network_is_seen_in_train_mode():
     # With running averages of 0 and 1, another scale of the kernels before BN is another loss;
     # with a batch's own it is the same but for epsilon.
     net = build_resnet("cifar", 8, "pad", (2, 2, 2), num_classes=3)
-    images = np.float32(RANDOM.randn(1, 6, 8, 8, 1))
+    images = RANDOM.randn(1, 6, 8, 8, 1).astype(np.float32)
     batches = Batch(jnp.asarray(images), jnp.asarray([[0, 1, 2, 0, 1, 2]], jnp.int32))
     first = jax.device_get(jax.jit(net.init)(jax.random.key(0), images[0]))
     last = {**first, "params": {**first["params"], "conv": {}}}
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_none():
 
 
 def test_a_scanned_network_has_the_landscape_of_its_twin():
-    images = np.float32(RANDOM.randn(1, 6, 8, 8, 1))
+    images = RANDOM.randn(1, 6, 8, 8, 1).astype(np.float32)
     batches = Batch(jnp.asarray(images), jnp.asarray([[0, 1, 2, 0, 1, 2]], jnp.int32))
     nets = [
         build_resnet("cifar", 14, "pad", (2, 2, 2), num_classes=3, scan=s) for s in (False, True)

@@ -267,7 +267,7 @@ def test_what_cannot_be_used_is_one_line(cluster, tmp_path):
         (
             ["--engine=ray"],
             {"PYTHONPATH": str(without_ray)},
-            r"Expected Ray .*requirements-ray.txt",
+            r"Expected Ray .*pip install -e '\.\[ray\]'",
         ),
         (["--engine=ray", "--address=127.0.0.1:1"], {}, r"Expected --address=HOST:PORT .*refused"),
         (["--engine=ray", "--address=here"], {}, r"Expected --address=HOST:PORT .*got here"),

@@ -3,6 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from resnet_flax.data import crops, decoding
@@ -156,13 +157,13 @@ def test_a_crop_is_what_pillow_cuts_and_resizes():
 def test_an_image_is_decoded_no_larger_than_it_has_to_be(monkeypatch, shrink, eighths):
     image = cv2.resize(varied.pixels(2), (640, 480))
     encoded, box, shapes = varied.encoded(image), Box(80, 160, 320, 400), []
-    decode = decoding.simplejpeg.decode_jpeg
+    decode = simplejpeg.decode_jpeg
 
     def noted(*args, **kwargs):
         shapes.append((found := decode(*args, **kwargs)).shape)
         return found
 
-    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", noted)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", noted)
     shape = (round(320 / shrink), round(400 / shrink))
     small, damaged = cut(encoded, box, shape)
     assert shapes == [(60 * eighths, 80 * eighths, 3)] and not damaged

@@ -239,7 +239,8 @@ def test_a_stream_finds_labels_that_its_sample_missed_before_a_step_sees_them(
     monkeypatch.setenv("RESNET_FLAX_WORKERS", "1")
     opened = stream.open_stream("unlabelled", f"train[{first}:]", CROPS, (0, 0, 0), wide_folder)
     plan = [(np.array([i, i + 1]), (1, 4, 4)) for i in range(0, opened.size - 1, 2)]
-    load, seen = stream.EvaluationBatches(opened, crops.whole, plan), []
+    load = stream.EvaluationBatches(opened, crops.whole, plan)
+    seen: list[int] = []
     with (
         pytest.raises(UserError, match=r"labels in 0\.\.2 .*: [12] of 2 read"),
         workers.in_background(load, lambda batch: seen.extend(batch.labels), print) as batches,

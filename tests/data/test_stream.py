@@ -92,7 +92,8 @@ def test_what_is_read_ahead_by_any_number_of_workers_is_in_order(scaled, monkeyp
     expected = batches(scaled, range(9), per_dispatch=2)
     for workers in "13":
         monkeypatch.setenv(WORKERS, workers)
-        load, said = TrainingBatches(scaled, 0, 8, np.arange(8), range(9), 2), []
+        load = TrainingBatches(scaled, 0, 8, np.arange(8), range(9), 2)
+        said: list[str] = []
         with in_background(load, lambda batch: batch, said.append) as found:
             assert_equal(expected, found)
         damaged = sorted(set(joined(expected)[2].tolist()) - {-1})

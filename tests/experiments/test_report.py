@@ -73,7 +73,7 @@ def test_the_page_reloads_itself_as_long_as_a_run_may_go_on(begun_sweep, state, 
 
 
 def test_a_page_that_cannot_be_written_is_one_line_and_none_ends_the_sweep(begun_sweep):
-    said = []
+    said: list[str] = []
     live = report.LivePage(begun_sweep, said.append)
     (begun_sweep / "report.html").mkdir()
     live.update()

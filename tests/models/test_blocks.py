@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def test_the_stride_of_a_bottleneck_stands_where_it_is_asked_for():
 def test_a_strided_convolution_pads_one_pixel_on_all_sides():
     image = jnp.zeros((1, 8, 8, 1)).at[0, 7, 7, 0].set(1.0)
     conv = blocks.conv(1, 3, 2, use_bias=False)
-    out = conv.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, image)
+    out: Any = conv.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, image)
     # Output (i, j) sees rows 2i-1 to 2i+1: the last pixel is under (3, 3) alone. XLA's "SAME" would
     # pad at the end only and give the same; the first pixel tells them apart.
     assert out[0, 3, 3, 0] == 1

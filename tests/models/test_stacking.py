@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +72,7 @@ def test_unstacked_parameters_have_the_unrolled_networks_names_and_shapes():
 
 def test_stacking_is_lossless_and_keeps_the_order_of_twelve_blocks():
     net = {f"stage1_block{i}": {"conv1": {"kernel": np.full((2,), i)}} for i in range(1, 13)}
-    tree = ({"fc": np.zeros(3), **net}, np.ones(()))
+    tree: Any = ({"fc": np.zeros(3), **net}, np.ones(()))
     stacked = stacking.stack(tree)
     assert stacked[0].keys() == {"fc", "stage1_block1", "stage1_blocks"}
     kernels = stacked[0]["stage1_blocks"]["conv1"]["kernel"]

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import jax
@@ -22,6 +23,23 @@ def test_a_commit_is_known_also_of_a_checkout_that_is_another_users(monkeypatch)
     # How git tests itself: nobody is then the owner of any checkout.
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     assert environment.git_commit() == known
+
+
+def test_the_commit_of_a_repository_that_the_library_is_only_installed_in_is_not_its_own(
+    monkeypatch, tmp_path
+):
+    library = tmp_path / "venv" / "resnet_flax"
+    library.mkdir(parents=True)
+    (library / "__init__.py").touch()
+    (tmp_path / "theirs").touch()
+    own = ["-c", "user.name=somebody", "-c", "user.email=", "commit", "--quiet", "--message=theirs"]
+    for arguments in (["init", "--quiet"], ["add", "theirs"], own):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.setattr(environment, "_CODE", library)
+    monkeypatch.delenv(environment.COMMIT_VARIABLE, raising=False)
+    assert environment.git_commit() is None
+    subprocess.run(["git", "add", library], cwd=tmp_path, check=True)
+    assert environment.git_commit().endswith("-dirty")
 
 
 def test_settings_that_round_otherwise_are_recorded_but_no_path(monkeypatch):

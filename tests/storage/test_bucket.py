@@ -125,7 +125,7 @@ def test_a_bucket_that_does_not_exist_is_one_line():
 def test_what_is_not_installed_is_one_line_that_says_how_to(bucket):
     assert what_is_said(bucket, "s3fs") == (
         f"Cannot use {bucket}: s3fs is not installed; install it with:"
-        " pip install -r requirements-bucket.txt -c requirements.lock."
+        " pip install -e '.[bucket]' -c requirements.lock."
     )
 
 

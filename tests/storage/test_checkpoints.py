@@ -7,16 +7,18 @@ import string
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime.parallel import Devices
-from resnet_flax.storage import filesystem, step_folders, trees
+from resnet_flax.storage import filesystem, step_folders
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.filesystem import SUMS
 from resnet_flax.training import optim, steps
@@ -98,7 +100,7 @@ def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path):
     assert len(list(tmp_path.rglob(SUMS))) == len(STRANGE)
 
 
-FINE = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.int8)}
+FINE: dict[str, Any] = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.int8)}
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ FINE = {"a": {"b": np.array([np.nan, -0.0], np.float32)}, "c": np.zeros(2, np.in
 def test_a_step_counts_only_if_every_bit_of_it_is_read_back(tmp_path, monkeypatch, found):
     with writer(tmp_path) as saving:
         saving.save(1, FINE, {})
-    write = trees.ocp.save_async
-    monkeypatch.setattr(trees.ocp, "save_async", lambda path, tree: write(path, found))
+    write = ocp.save_async
+    monkeypatch.setattr(ocp, "save_async", lambda path, tree: write(path, found))
     line = r"Cannot save step 2 in .*: (a\.b|a\.d|c) was read back as something else .* stands; .*"
     with pytest.raises(FaultError, match=line), writer(tmp_path) as saving:
         saving.save(2, FINE, {})
@@ -124,7 +126,7 @@ def test_a_step_counts_only_if_every_bit_of_it_is_read_back(tmp_path, monkeypatc
 
 
 def test_a_step_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
-    write = trees.ocp.save_async
+    write = ocp.save_async
 
     def lose(path, tree):
         response = write(path, tree)
@@ -132,7 +134,7 @@ def test_a_step_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
         (path / "state" / "manifest.ocdbt").unlink()
         return response
 
-    monkeypatch.setattr(trees.ocp, "save_async", lose)
+    monkeypatch.setattr(ocp, "save_async", lose)
     with pytest.raises(FaultError, match="step 1 in .*: it cannot be read back") as error:
         save(tmp_path, 1)
     assert "\n" not in str(error.value)
@@ -193,12 +195,12 @@ def test_a_deletion_that_failed_is_in_the_way_of_no_other(tmp_path, monkeypatch)
     def fail(path):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    said = []
+    said: list[str] = []
     with writer(tmp_path, say=said.append) as saving:
         for step in (1, 2, 3, 1, 4):
             with monkeypatch.context() as patch:
                 if step == 3:
-                    patch.setattr(step_folders.shutil, "rmtree", fail)
+                    patch.setattr(shutil, "rmtree", fail)
                 saving.save(step, {"value": jnp.zeros(3)}, {})
                 saving.wait()
     assert len(said) == 1 and "Cannot delete an old checkpoint" in said[0]
@@ -253,7 +255,8 @@ def flip_a_bit(path, rng):
 
 def assert_step_1_is_used_instead(folder, damaged):
     """By a reader, who changes nothing, and by a writer, who sets step 2 aside."""
-    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    said: list[str] = []
+    readers = Checkpoints(folder, say=said.append), writer(folder, say=said.append).reader
     for opened in readers:
         before = files(folder)
         np.testing.assert_array_equal(opened.restore()["value"], np.full(300, 1))
@@ -328,7 +331,7 @@ def test_a_checkpoint_under_another_steps_name_is_damaged(two_steps, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two_steps, folder)
     shutil.copytree(folder / "2", folder / "7")
-    said = []
+    said: list[str] = []
     assert Checkpoints(folder, say=said.append).last_good() == 2
     assert "7 is damaged (it was saved as step 2); step 2 is used." in said[0]
 
@@ -363,7 +366,8 @@ def test_many_damaged_steps_are_one_line(two_steps, tmp_path):
     folder = shutil.copytree(two_steps, tmp_path / "copy")
     for step in range(10, 110):
         (folder / str(step)).mkdir()
-    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    said: list[str] = []
+    readers = Checkpoints(folder, say=said.append), writer(folder, say=said.append).reader
     for opened in readers:
         assert opened.last_good() == 2
         assert "copy/109 is damaged (SHA256SUMS is missing)" in said[-1]
@@ -379,7 +383,8 @@ def test_a_step_that_is_a_link_is_not_used_and_what_it_leads_to_is_left(two_step
     for step in ("0", "9"):
         (folder / step).symlink_to(outside)
     before = files(outside)
-    readers = Checkpoints(folder, say=(said := []).append), writer(folder, say=said.append).reader
+    said: list[str] = []
+    readers = Checkpoints(folder, say=said.append), writer(folder, say=said.append).reader
     for opened in readers:
         assert opened.last_good() == 2
         assert "9 is damaged (it is a symbolic link)" in said[-1]
@@ -406,8 +411,8 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save(two_steps, tmp_p
     def fail(path):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(step_folders.shutil, "rmtree", fail)
-    said = []
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    said: list[str] = []
     save(folder, 3, say=said.append)
     assert Checkpoints(folder).last_good() == 3
     assert "Cannot delete an old checkpoint in" in said[0]

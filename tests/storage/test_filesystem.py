@@ -19,7 +19,7 @@ def folders_without_sync(monkeypatch):
                 raise OSError(code, os.strerror(code))
             fsync(descriptor)
 
-        monkeypatch.setattr(filesystem.os, "fsync", fail)
+        monkeypatch.setattr(os, "fsync", fail)
 
     yield fail_with
     filesystem._complain_of_folders.cache_clear()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from resnet_flax.errors import FaultError, TryAgainError, UserError
-from resnet_flax.storage import filesystem, lock, lock_stores
+from resnet_flax.storage import filesystem, lock
 from resnet_flax.storage.checkpoints import CheckpointWriter
 from resnet_flax.storage.lock import FolderLock
 from resnet_flax.storage.run_folder import RunFolder, Status
@@ -120,9 +120,9 @@ def test_a_living_holder_that_is_hidden_is_not_taken_for_dead(tmp_path, held, mo
         assert f"held by process {held.pid}" in line
         raise Watches
 
-    monkeypatch.setattr(lock.psutil, "Process", hide)
+    monkeypatch.setattr(psutil, "Process", hide)
     if kill:
-        monkeypatch.setattr(lock.os, "kill", forbid)
+        monkeypatch.setattr(os, "kill", forbid)
     with pytest.raises(Watches):
         acquire(tmp_path, say)
     if not kill:
@@ -144,7 +144,7 @@ def test_a_holder_that_cannot_be_seen_is_succeeded_when_its_heart_has_stopped(
 ):
     edit(tmp_path, token="another's", **change)
     monkeypatch.setattr(lock, "STALE_SECONDS", 1)
-    said = []
+    said: list[str] = []
     began = time.monotonic()
     acquire(tmp_path, said.append).release()
     assert time.monotonic() - began >= 1
@@ -177,7 +177,7 @@ def test_a_lock_that_could_not_be_written_is_not_left_behind(tmp_path, monkeypat
     def fail(descriptor, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock_stores.os, "write", fail)
+    monkeypatch.setattr(os, "write", fail)
     with pytest.raises(OSError, match="No space"):
         acquire(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -226,7 +226,7 @@ def test_where_the_file_system_cannot_lock_the_look_before_a_write_remains(tmp_p
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock_stores.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     first = acquire(tmp_path)
     with first.held():
         edit(tmp_path, token="another's")
@@ -313,7 +313,7 @@ def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(tmp_path):
     for _ in range(3):
         acquire(tmp_path)._released.set()
         edit(tmp_path, process_created=1.0)  # Dead, for this process.
-        results = []
+        results: list[FolderLock | None] = []
 
         def come(results=results):
             try:

@@ -62,7 +62,8 @@ def test_a_frozen_holder_elsewhere_loses_its_lock_and_writes_nothing_when_it_wak
     elsewhere.send_signal(signal.SIGSTOP)
     time.sleep(0.5)  # What was on its way has arrived.
     monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
-    folder, said = RunFolder(bucket), []
+    folder = RunFolder(bucket)
+    said: list[str] = []
     began = time.monotonic()
     with folder.claim({"seed": 0}, said.append):
         assert time.monotonic() - began >= 1.5
@@ -86,7 +87,7 @@ def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(bucket, elsewhere, m
         FolderLock(bucket).acquire(print)
     heart = Heartbeat(bucket)
     clock = [1e6]
-    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     assert heart.is_alive()
     clock[0] += 1e6
     for _ in range(200):  # A beat may take a while on a busy machine.

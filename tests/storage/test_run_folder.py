@@ -189,7 +189,7 @@ def test_no_file_is_ever_half_written(folder, monkeypatch):
     def crash(descriptor):
         raise KeyboardInterrupt("the plug was pulled")
 
-    monkeypatch.setattr(run_folder.os, "fsync", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(KeyboardInterrupt):
         folder.write_status(Status("finished", 2))
     assert folder.status().state == "running"
@@ -199,7 +199,7 @@ def test_a_record_that_cannot_be_written_is_one_line_that_says_why(folder, monke
     def fail(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_folder.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(FaultError, match=r"Cannot write to .*run: No space left on device\."):
         folder.append_metrics({"step": 1})
 

@@ -61,7 +61,7 @@ def test_a_flipped_bit_is_never_loaded_and_the_step_before_is_used(bucket):
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
     before = bucket.objects()
-    said = []
+    said: list[str] = []
     np.testing.assert_array_equal(Checkpoints(bucket, say=said.append).restore()["value"], 1)
     assert name in said[0] and "step 1 is used" in said[0]
     assert bucket.objects() == before
@@ -116,7 +116,7 @@ def test_a_deletion_that_breaks_off_leaves_no_step(bucket, monkeypatch):
         unlink(self)
         raise OSError(5, "the network is down")
 
-    said = []
+    said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(buckets.BucketPath, "unlink", unlink_one)
         save(bucket, 3, say=said.append)

@@ -42,8 +42,8 @@ def test_nesterov_looks_ahead_only_when_asked():
 
 @pytest.mark.parametrize("covered", [True, False])
 def test_the_field_decides_whether_decay_covers_bn_and_biases(covered):
-    params = {"bn": {"scale": 1.0, "bias": 1.0}, "fc": {"kernel": 1.0, "bias": 1.0}}
-    params = {module: {k: jnp.array(v) for k, v in p.items()} for module, p in params.items()}
+    values = {"bn": {"scale": 1.0, "bias": 1.0}, "fc": {"kernel": 1.0, "bias": 1.0}}
+    params = {module: {k: jnp.array(v) for k, v in p.items()} for module, p in values.items()}
     zero = {module: dict.fromkeys(p, 0.0) for module, p in params.items()}
     optimizer = optim.sgd(lambda _: 1.0, weight_decay=0.5, decay_bn_and_bias=covered)
     after = take_steps(optimizer, params, [zero])

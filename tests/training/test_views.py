@@ -49,7 +49,7 @@ def by_hand(net, split, cut_of):
         found = []
         for cut, shape, mirrored in cut_of(*decoding.read_size(encoded)):
             out = np.empty((1, *shape, 3), np.uint8)
-            decoding.cut(encoded, lambda height, width, cut=cut: [cut], out)
+            decoding.cut(encoded, lambda height, width, cut=cut: [cut], out)  # type: ignore[misc]
             image = out[:, :, ::-1] if mirrored else out
             logits = np.asarray(apply(normalize(image, MEAN)), np.float64)[0]
             found.append(np.exp(logits) / np.exp(logits).sum())
@@ -82,7 +82,7 @@ def test_multi_scale_is_the_mean_over_whole_images_of_every_side(net, split):
         (box,) = crops.whole(height, width)
         return [(box, crops.whole_shape(height, width, side), False) for side in (32, 45)]
 
-    said = []
+    said: list[str] = []
     devices = Devices("shard_map", jax.devices()[:2])
     several = Views(net[0], devices, net[1], MEAN, said.append)
     assert_scores(several.multi_scale(split, 4, (32, 45)), by_hand(net, split, cuts))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def write_sweep(workdir, seeds=(0, 1)):
         folder = workdir / name
         folder.mkdir(parents=True)
         error = depth / 100 + seed / 1000 if kind == "plain" else 0.01
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"step": i, "error": e, "images_per_second": 5 if i == 1 else 10}
             for i, e in enumerate(TRAIN_ERRORS, 1)
         ]

@@ -1,8 +1,8 @@
 import json
+import time
 
 import pytest
 
-from experiments.sweeping import monitor
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor
 from resnet_flax.storage import lock, run_folder
 from resnet_flax.storage.run_folder import RunFolder, Status
@@ -61,7 +61,7 @@ def test_a_run_of_another_machine_is_interrupted_once_its_heart_has_stopped(fold
     run = looked_at(folder)
     assert run.state == "running"
     clock = [0.0]
-    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     edit_lock(folder, machine="elsewhere", beat=1)
     for clock[0] in (1e6, 1e6 + lock.STALE_SECONDS - 1):
         run.refresh()
@@ -81,7 +81,7 @@ def test_what_has_been_read_is_not_read_again(folder, monkeypatch):
         lines.append(line)
         return parse(line)
 
-    monkeypatch.setattr(monitor.run_folder, "parse_record", parse_and_count)
+    monkeypatch.setattr(run_folder, "parse_record", parse_and_count)
     run.refresh()
     assert not any(lines)
     folder.append_metrics({"step": 40, **TRAIN})
