@@ -68,10 +68,10 @@ def test_a_flipped_bit_is_never_loaded_and_the_step_before_is_used(bucket):
     with pytest.raises(UserError, match=f"2 is damaged .*{name}"):
         Checkpoints(bucket).restore(2)
     with writer(bucket, say=said.append) as opened:
-        assert opened.last_good() == 1
+        assert opened.reader.last_good() == 1
         assert "set aside as 2.damaged" in said[1]
-        assert opened.has_damaged()
-        assert opened.steps() == [1]
+        assert opened.reader.has_damaged()
+        assert opened.reader.steps() == [1]
         assert below(bucket, 2) == []
         assert f"2.damaged/{name}" in bucket.objects()
         assert len(bucket.objects()) == len(before)
