@@ -9,7 +9,7 @@ import sys
 from experiments.soak import mismatches
 from resnet_flax.storage.run_folder import RunFolder
 
-SECONDS = 120  # For whatever takes seconds; more on a busy machine.
+SECONDS = 600  # A guard against hanging; what it waits for takes seconds on a quiet machine.
 FLAGS = (
     "--config=configs/digits.py:resnet8", "--config.steps=120", "--config.log_every=10",
     "--config.eval_every=40", "--config.checkpoint_every=20", "--config.steps_per_dispatch=10",

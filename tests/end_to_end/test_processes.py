@@ -14,6 +14,7 @@ from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
 from tests import varied
 from tests.end_to_end.processes import (
+    SECONDS,
     STREAM,
     SWEEP,
     assert_same_bits,
@@ -211,7 +212,7 @@ def test_a_block_ends_alike_in_both_processes_with_an_error_of_one_or_a_differen
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=60) for process in processes]
+    said = [process.communicate(timeout=SECONDS) for process in processes]
     assert [out for out, _ in said] == [
         "Process 1: The folder is in use.\n",
         "The folder is in use.\n",
@@ -253,7 +254,7 @@ def test_a_sigterm_to_one_of_two_stops_both_where_they_train_in_a_thread():
     ]
     assert [process.stdout.readline() for process in processes] == ["trains\n"] * 2
     processes[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=60) for process in processes]
+    said = [process.communicate(timeout=SECONDS) for process in processes]
     assert [out for out, _ in said] == ["a signal to one of the processes\n"] * 2, said
 
 
@@ -265,7 +266,7 @@ def test_a_second_signal_ends_a_process_at_once_even_while_it_compiles(tmp_path)
     process.send_signal(signal.SIGTERM)
     time.sleep(interrupt.SAME_REQUEST_SECONDS + 0.5)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert process.wait(timeout=SECONDS) == 128 + signal.SIGTERM
     process.communicate()
 
 

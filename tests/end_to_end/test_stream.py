@@ -14,6 +14,7 @@ from resnet_flax.runs import load_run
 from resnet_flax.storage.run_folder import RunFolder
 from tests import varied
 from tests.end_to_end.processes import (
+    SECONDS,
     STREAM,
     assert_same_bits,
     end,
@@ -58,9 +59,9 @@ def test_killed_with_its_workers_or_by_one_of_them_a_run_resumes_to_the_same_bit
     assert workers
     run.kill()
     run.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=SECONDS)
     assert not alive
-    stop = time.monotonic() + 20
+    stop = time.monotonic() + SECONDS
     while shared & shared_memory() and time.monotonic() < stop:
         time.sleep(0.1)
     assert not shared & shared_memory()

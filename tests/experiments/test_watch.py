@@ -109,6 +109,6 @@ def test_it_ends_once_nobody_reads_what_it_prints(unfinished_sweep):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
     command = [sys.executable, "-m", "experiments.watch", f"--workdir={unfinished_sweep}"]
-    done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, timeout=600)
     reader.stdin.close()
     assert (done.returncode, done.stderr) == (0, b"")

@@ -26,23 +26,23 @@ def model(scope="global", shortcut="pad"):
     return build_resnet("cifar", 8, shortcut, (4, 8, 8), num_classes=10, norm_axis=axis)
 
 
+@functools.cache
 def host_state(net, seed=0):
     return jax.device_get(steps.init_state(net, OPTIMIZER, np.uint32(seed), MEAN))
 
 
+@functools.cache
+def mapped_steps(net, device_count, backend, **options):
+    """Compiled once for all tests that take the same steps."""
+    devices = Devices(backend, jax.devices()[:device_count])
+    step = functools.partial(steps.train_steps, model=net, optimizer=OPTIMIZER, **options)
+    return devices, devices.map(step, (False, False, True), donate=0)
+
+
 def train(net, device_count, batches, backend="pmap", pad=1, flip=True, log_every=100, color=False):
     """The state after `batches` [calls, k, B] of image indices."""
-    devices = Devices(backend, jax.devices()[:device_count])
-    step = functools.partial(
-        steps.train_steps,
-        model=net,
-        optimizer=OPTIMIZER,
-        pad=pad,
-        flip=flip,
-        color=color,
-        log_every=log_every,
-    )
-    mapped = devices.map(step, (False, False, True), donate=0)
+    options = {"pad": pad, "flip": flip, "log_every": log_every, "color": color}
+    devices, mapped = mapped_steps(net, device_count, backend, **options)
     data = devices.replicate(steps.Images(IMAGES, LABELS))
     state = devices.replicate(host_state(net))
     for indices in np.asarray(batches, np.int32):
