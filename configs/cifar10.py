@@ -1,9 +1,18 @@
-"""CIFAR-10 as in Sec. 4.2: `--config=configs/cifar10.py:plain56`, or `resnet56`, 6n+2.
+"""CIFAR-10 as in Sec. 4.2: `--config=configs/cifar10.py:plain56`, `resnet56` or any depth 6n+2.
 
 Command: python -m experiments.train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
-Paper, test error: resnet20 8.75 %, resnet32 7.51 %, resnet44 7.17 %, resnet56 6.97 %, resnet110
-6.43 % (best of 5; 6.61 +- 0.16); plain56 above plain20 (Fig. 6). Trained on all 50,000 images.
-Cost: 64k steps; measured times and errors are in experiments/results.
+It trains on all 50,000 images.
+
+Test errors of the paper:
+
+    resnet20   8.75 %
+    resnet32   7.51 %
+    resnet44   7.17 %
+    resnet56   6.97 %
+    resnet110  6.43 % (best of 5; mean 6.61 +- 0.16)
+    plain56    above plain20 (Fig. 6)
+
+Cost: 64k steps. Measured times and errors are in experiments/results.
 """
 
 import re
@@ -47,7 +56,7 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.optim.lr = 0.1
     config.optim.boundaries = (32_000, 48_000)
     config.optim.decay_factor = 0.1
-    # Sec. 4.2: depth 110 starts at 0.01 until the training error is below 80 %, about 400 steps.
+    # Sec. 4.2: depth 110 trains at 0.01 until the training error is below 80 %, about 400 steps.
     config.optim.warmup_steps = 400 if depth >= 110 else 0
     config.optim.warmup_lr = 0.01
     config.optim.momentum = 0.9

@@ -1,11 +1,14 @@
 """The degradation experiment, kind x depth x seed: `--config=configs/degradation.py:digits`.
 
-- `digits`: 20 runs of 20 epochs on the embedded set; minutes on a laptop. `make sweep` runs it.
-- `cifar10`: Sec. 4.2 and Fig. 6, 64k steps a run; for an accelerator.
-- `cifar10_short`: the same with an eighth of the steps, 20 and 56 layers; hours on a CPU.
-- `imagenet`: Sec. 4.1 and Fig. 4, plain and residual 18 and 34; for several accelerators.
+- `digits`: 20 runs of 20 epochs on the embedded set. Takes minutes on a laptop. `make sweep` runs
+  it.
+- `cifar10`: Sec. 4.2 and Fig. 6, 64k steps a run. Needs an accelerator.
+- `cifar10_short`: as `cifar10`, with an eighth of the steps and only 20 and 56 layers. Takes hours
+  on a CPU.
+- `imagenet`: Sec. 4.1 and Fig. 4, plain and residual, 18 and 34 layers. Needs several accelerators.
+
 Command: python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
-Expected: the training error of plain networks rises with depth, that of residual ones does not.
+Expected: the training error of plain networks rises with depth. That of residual networks does not.
 Measured: see experiments/results.
 """
 
@@ -20,14 +23,14 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
     config.warmup_from_depth = 110
     if data == "digits":
         config.run = digits.get_config()
-        # On such small maps both save time on a CPU: experiments/results/benchmarks/depth.md.
+        # Both save time on a CPU with such small maps: experiments/results/benchmarks/depth.md.
         config.run.model.scan = "on"
         config.run.model.remat = True
         config.depths = (8, 20, 32, 44, 56)
         config.seeds = (0, 1)
     elif data == "cifar10":
         config.run = cifar10.get_config("resnet110")
-        config.depths = (20, 56, 32, 44, 110)  # So that the first four runs show the claim.
+        config.depths = (20, 56, 32, 44, 110)  # In this order, the first four runs show the claim.
         config.seeds = (0, 1, 2)
     elif data == "cifar10_short":
         config.run = cifar10.get_config("resnet56")

@@ -1,9 +1,11 @@
-"""scikit-learn's handwritten digits, 8x8, the CIFAR networks: `--config=configs/digits.py:plain56`.
+"""Handwritten digits, 8x8 pixels, with the CIFAR networks: `--config=configs/digits.py:plain56`.
 
-Not in the paper: Sec. 4.2's recipe shrunk to 20 epochs (240 steps, the rate divided by 10 at a half
-and at three quarters), without augmentation. Any `plainN` or `resnetN`, N = 6n+2.
+The images are scikit-learn's; the paper does not use them. The recipe is that of Sec. 4.2, with 20
+epochs (240 steps) and no augmentation. The learning rate is divided by 10 after a half and after
+three quarters of the steps. Accepts any `plainN` or `resnetN` with N = 6n+2.
+
 Command: python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
-Cost: see experiments/results. Expected: plain56 does not learn, resnet56 does.
+Expected: resnet56 learns, plain56 does not. Cost: see experiments/results.
 """
 
 import ml_collections

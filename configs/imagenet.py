@@ -1,11 +1,17 @@
-"""ImageNet as in Sec. 4.1 and Table 1: `plain34`, `resnet34`, `vgg19` and their kin.
+"""ImageNet as in Sec. 4.1 and Table 1: `--config=configs/imagenet.py:resnet34`.
 
-Depths: 18, 34, 50, 101, 152; VGG 16 and 19.
+Also `plain34`, `vgg19` and other depths: 18, 34, 50, 101 or 152 layers; for VGG 16 or 19.
 
 Command: python -m experiments.train --config=configs/imagenet.py:resnet34 --workdir=runs/resnet34
-Paper, top-1 error, 10-crop: plain18 27.94 %, plain34 28.54 %, resnet18 27.88 %, resnet34 25.03 %.
-Not trained here on ImageNet; the same commands were run on a smaller set, see experiments/results.
-For "divided by 10 when the error plateaus" it has drops at a half and three quarters.
+
+Top-1 errors of the paper, 10-crop:
+
+    plain18  27.94 %    resnet18  27.88 %
+    plain34  28.54 %    resnet34  25.03 %
+
+We have not trained on ImageNet. We ran the same commands on a smaller set, see experiments/results.
+The paper divides the learning rate by 10 when the error plateaus. Here the rate drops after a half
+and after three quarters of the steps.
 """
 
 import re
@@ -42,7 +48,7 @@ def get_config(net: str = "resnet34") -> ml_collections.ConfigDict:
 
 
 def _shortcut(kind: str, depth: int) -> str:
-    """Sec. 4.1: option A in the comparison with plain nets, option B from 50 layers on."""
+    """The shortcut of Sec. 4.1: option A for twins of plain nets, option B from 50 layers on."""
     if kind != "resnet":
         return "none"
     return "pad" if depth < 50 else "projection"

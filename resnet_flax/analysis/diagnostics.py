@@ -1,8 +1,8 @@
-"""Why a network does or does not train: gradient flow and layer responses (Sec. 4.1, Fig. 7).
+"""Gradient flow and layer responses, which show why a network does or does not train.
 
-Gradients are carried from part to part of a network by hand, so that what lies between can be
-looked at, and so that a block is compiled once however often it is there: depth costs no compile
-time. Everything sees batches in train mode, with their own BN statistics, on one device.
+Source: Sec. 4.1 and Fig. 7. This file runs the forward and the backward pass of each part itself.
+So it can look at the values between parts. It compiles equal blocks only once, so depth costs no
+compile time. All functions run in train mode, with the BN statistics of the batch, on one device.
 
 B: batch; K: classes.
 """
@@ -29,21 +29,21 @@ NORMS = (nn.BatchNorm, blocks.Identity)
 
 
 class Seen(NamedTuple):
-    """What one part of a network computes within, by the names of its layers."""
+    """Values inside one part of a network, by the names of its layers."""
 
-    inputs: dict[str, jax.Array]  # What each weighted layer reads.
-    responses: dict[str, jax.Array]  # What each norm gives.
+    inputs: dict[str, jax.Array]  # The input of each weighted layer.
+    responses: dict[str, jax.Array]  # The output of each norm.
 
 
 def parts_of(model: nn.Module) -> list[nn.Module]:
-    """A network's parts for `layer_statistics`: block by block, in train mode, on one device.
+    """The parts of a network for `layer_statistics`: block by block, in train mode, on one device.
 
-    Raises UserError for VGG, which has none.
+    Raises UserError for VGG, which has no blocks.
     """
     if not isinstance(model, ResNet):
         raise UserError("Expected a plain or residual network, got VGG.")
     parts: list[Any] = model.clone(scan=False, remat=False, norm_axis=None).parts(train=True)
-    return parts  # Without loops over blocks, all are modules.
+    return parts  # With `scan=False` there are no loops over blocks, so all parts are modules.
 
 
 def layer_statistics(
@@ -52,15 +52,16 @@ def layer_statistics(
     batches: Iterable[Batch],
     step: int = 0,
 ) -> Layers:
-    """Gradient flow and responses of every weighted layer; numbers are means over batches.
+    """Gradient flow and responses of every weighted layer, as means over batches.
 
-    - `parts`: modules called one after another, the last of which gives logits [B, K].
-    - `variables`: `params` and `batch_stats` of each part, below its name; not stacked.
+    - `parts`: modules, each called on the output of the one before. The last gives logits [B, K].
+    - `variables`: `params` and `batch_stats`, each a dict from names of parts to trees. Blocks are
+      not stacked.
     """
     measured = [_of_batch(parts, variables, batch) for batch in batches]
     if not measured:
         raise ValueError("Expected at least one batch, got none.")
-    names = list(measured[0][1])  # In order; a tree's keys are sorted.
+    names = list(measured[0][1])  # Taken before `device_get`, which would sort them.
     losses, by_batch, sizes = zip(*jax.device_get(measured), strict=True)
     lost = ~np.isfinite(losses)
     layers = []
@@ -68,7 +69,8 @@ def layer_statistics(
         means = {}
         for key in by_batch[0][name]:
             values = np.array([of_batch[name][key] for of_batch in by_batch])
-            # ReLU passes no gradient where it has seen NaN: that is not a gradient of 0.
+            # If ReLU reads NaN, it passes a gradient of 0. So without a finite loss, gradients are
+            # NaN here.
             means[key] = _mean(values if key == "response_std" else np.where(lost, np.nan, values))
         layers.append(Layer(name=name, **means))
     return Layers(
@@ -109,14 +111,17 @@ def _of_batch(
 
 
 def _of_norm(name: str) -> str:
-    """The convolution before a norm: block/bn1 -> block/conv1, bn -> conv; others as they are."""
+    """The name of the convolution before a norm: block/bn1 -> block/conv1, bn -> conv.
+
+    Other names stay unchanged.
+    """
     block, slash, last = name.rpartition("/")
     return block + slash + last.replace("bn", "conv")
 
 
 @functools.cache
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`_forward` and `_backward`."""
+    """`_forward` and `_backward`, compiled."""
     options = cpu.quick_compilation()
     compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     return compiled(_forward), compiled(_backward)
@@ -143,7 +148,8 @@ def _backward(
     def output(params: Any, x: jax.Array, probes: dict[str, jax.Array]) -> jax.Array:
         return _seen(part, {**variables, "params": params}, x, probes)[0]
 
-    # A probe is added to what a layer reads: its gradient is what comes through that layer.
+    # A probe is a zero added to the input of one layer. Its gradient is the part of the input's
+    # gradient that passes through that layer.
     probes = jax.tree.map(jnp.zeros_like, seen.inputs)
     params = variables.get("params", {})
     dparams, dx, through = jax.vjp(output, params, x, probes)[1](dy)
@@ -151,7 +157,7 @@ def _backward(
     for path, read in seen.inputs.items():
         of_layer = dparams[path] if path else dparams
         of_kernel = _norm_and_rms("weight_gradient", of_layer["kernel"])
-        # A block's input is read by its shortcut, too.
+        # The shortcut reads the input of the block, too.
         of_input = _norm_and_rms("input_gradient", dx if read is x else through[path])
         statistics[path] = of_kernel | of_input
     for path, response in seen.responses.items():
@@ -166,7 +172,7 @@ def _backward(
 def _seen(
     part: nn.Module, variables: dict[str, Any], x: jax.Array, probes: dict[str, jax.Array]
 ) -> tuple[jax.Array, Seen]:
-    """A part's output, and what is seen within when `probes` are added to its layers' inputs."""
+    """The output of a part and the values inside it. `probes` are added to its layers' inputs."""
     seen = Seen({}, {})
 
     def look(
@@ -192,7 +198,7 @@ def _seen(
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """L2, also where squares would be too small or too large for float32."""
+    """The L2 norm, also if squares are too small or too large for float32."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(jnp.float32).tiny)
     return scale * jnp.linalg.norm(x / scale)

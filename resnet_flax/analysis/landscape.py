@@ -1,6 +1,6 @@
-"""The training loss on the way from the initial to the last weights, and around these.
+"""The training loss on the line from the initial to the last weights, and around the last weights.
 
-In train mode, so with each batch's own BN statistics, on one device.
+Networks run in train mode, so with the BN statistics of each batch, on one device.
 
 B, H, W, C: batch, height, width, channels; N: batches; P: points; D: directions.
 """
@@ -19,7 +19,7 @@ from resnet_flax.storage.findings import Line, Plane
 from resnet_flax.training import metrics
 from resnet_flax.training.steps import Batch
 
-# Passes an iterable on, and may show how far it is.
+# Yields the items of an iterable again, and may show progress.
 Shown = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
 
 
@@ -33,9 +33,11 @@ def line(
     step: int,
     shown: Shown = iter,
 ) -> Line:
-    """Goodfellow et al. (2015), arXiv 1412.6544: the loss at `first + position * (last - first)`.
+    """The loss at `first + position * (last - first)` for each position.
 
-    - `first`, `last`: variables of the network, block by block; `last` those of `step`.
+    Source: Goodfellow et al. (2015), arXiv 1412.6544.
+
+    - `first`, `last`: variables of the network, block by block. `last` are those of `step`.
     - `batches`: `image` [N, B, H, W, C], `label` [N, B].
     - `positions`: [P] float.
     """
@@ -63,7 +65,8 @@ def plane(
 ) -> Plane:
     """The loss at `variables` moved by all pairs of `positions` along two random directions.
 
-    They are `filter_normalized_direction` of `seed` and `seed + 1`; the rest is as in `line`.
+    The directions are `filter_normalized_direction` of `seed` and `seed + 1`. The other arguments
+    are as in `line`.
     """
     params = variables["params"]
     directions = [filter_normalized_direction(seed + i, params) for i in (0, 1)]
@@ -80,10 +83,11 @@ def plane(
 
 
 def filter_normalized_direction(seed: int, params: Any) -> Any:
-    """A random direction in which each filter is as long as that of `params`.
+    """A random direction in which each filter has the same norm as in `params`.
 
-    Li et al. (2018), arXiv 1712.09913, Sec. 4: Gaussian, d <- d |w| / |d| for each output channel
-    of each kernel; zero for biases and BN. For trees whose blocks are not stacked.
+    Source: Li et al. (2018), arXiv 1712.09913, Sec. 4. The direction is Gaussian. Then
+    d <- d |w| / |d| for each output channel of each kernel. It is zero for biases and BN. Blocks of
+    `params` must not be stacked.
     """
     leaves, treedef = jax.tree.flatten(params)
     random = np.random.RandomState(seed)
@@ -98,7 +102,7 @@ def filter_normalized_direction(seed: int, params: Any) -> Any:
 
 
 def _filter_lengths(w: np.ndarray) -> np.ndarray:
-    """[..., O] -> [1, ..., 1, O]."""
+    """The L2 norm of each filter: [..., O] -> [1, ..., 1, O]."""
     return np.sqrt(np.sum(np.square(w), axis=tuple(range(w.ndim - 1)), keepdims=True))
 
 
@@ -113,7 +117,7 @@ def _scores(
     batches: Batch,
     shown: Shown,
 ) -> tuple[Rows, Rows]:
-    """Losses and errors at rows [R, P, D] of points; a loss that is not finite is None."""
+    """Losses and errors at points, given in rows [R, P, D]. A loss that is not finite is None."""
     if getattr(model, "scan", False):
         origin, directions = stacking.stack((origin, list(directions)))
     losses, errors = [], []
@@ -133,7 +137,7 @@ def _totals_along(
     points: jax.Array,
     batches: Batch,
 ) -> metrics.Totals:
-    """Totals [P] over all batches at points [P, D], in units of the D directions."""
+    """Totals [P] over all batches at points [P, D]. A point has a coordinate for each direction."""
 
     def at(point: jax.Array) -> metrics.Totals:
         def moved(w: jax.Array, *ds: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Image sets of TFDS in memory, shuffled and augmented as functions of (seed, step)."""
+"""Image sets of TFDS, shuffled and augmented as functions of (seed, step)."""

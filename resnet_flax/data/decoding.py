@@ -1,7 +1,7 @@
 """Decodes images and cuts boxes from them, in worker processes.
 
-Only the pixels that are needed are decoded, and each crop is resized once. This file alone imports
-OpenCV and simplejpeg: they take a while, and a set in memory needs neither.
+An image is decoded no larger than its crops need, and each crop is resized once. Only this file
+imports OpenCV and simplejpeg: the import is slow, and a set in memory does not need them.
 """
 
 import io
@@ -14,16 +14,16 @@ from PIL import Image
 
 from resnet_flax.data.crops import Cut
 
-_BLANK = np.full((1, 1, 3), 128, np.uint8)  # Stands for what cannot be decoded at all.
+_BLANK = np.full((1, 1, 3), 128, np.uint8)  # Replaces an image that cannot be decoded at all.
 
 
 def use_one_core() -> None:
-    """A worker process is one of several."""
+    """Makes OpenCV use one core, because several worker processes run at once."""
     cv2.setNumThreads(1)
 
 
 def read_size(encoded: bytes) -> tuple[int, int]:
-    """(H, W) of an encoded image, read from a JPEG's header; (1, 1) if that cannot be told."""
+    """(H, W) of an encoded image, for a JPEG from its header. (1, 1) if it cannot be decoded."""
     try:
         return simplejpeg.decode_jpeg_header(encoded)[:2]
     except ValueError:
@@ -34,8 +34,8 @@ def read_size(encoded: bytes) -> tuple[int, int]:
 def cut(encoded: bytes, boxes: Cut, out: np.ndarray) -> bool:
     """Decodes an image once and writes each of its boxes, resized, into `out` [n, h, w, 3] uint8.
 
-    Grey, CMYK and other formats than JPEG become RGB. Returns whether the image is damaged: what
-    can be decoded of it is used, and where nothing can, mid-grey.
+    Grey and CMYK images and other formats than JPEG become RGB. Returns whether the image is
+    damaged. Then the part that can be decoded is used, or mid-grey if there is none.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
@@ -58,16 +58,19 @@ def cut(encoded: bytes, boxes: Cut, out: np.ndarray) -> bool:
 
 def _resize(part: np.ndarray, out: np.ndarray) -> None:
     height, width, _ = out.shape
-    # The mean over what falls on a pixel takes six times as long, and matters from a half on; a
-    # JPEG has been shrunk by its decoder then.
+    # INTER_AREA, the mean over all pixels that fall on one, takes six times as long. It matters
+    # only if the image shrinks to a half or less. The decoder has already shrunk such a JPEG.
     shrink = min(part.shape[0] / height, part.shape[1] / width)
     how = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
     cv2.resize(part, (width, height), dst=out, interpolation=how)
 
 
 def _decode_jpeg(encoded: bytes, height: int, width: int, shrink: float) -> tuple[np.ndarray, bool]:
-    """RGB, at a half, a quarter or an eighth where `shrink` allows, and whether it is damaged."""
-    # Fractions between 1/2 and 1 take longer to decode than the whole.
+    """The RGB image, and whether it is damaged.
+
+    Its sides are a half, a quarter or an eighth of the original if `shrink` allows it.
+    """
+    # Decoding at a fraction between 1/2 and 1 takes longer than decoding the whole image.
     least = (math.ceil(height / shrink), math.ceil(width / shrink)) if shrink >= 2 else (0, 0)
     for strict in (True, False):
         try:
@@ -87,8 +90,8 @@ def _decode_jpeg(encoded: bytes, height: int, width: int, shrink: float) -> tupl
 def _decode_other(encoded: bytes) -> tuple[np.ndarray, bool]:
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255.
+        if image.mode.startswith("I"):  # 16 bits: Pillow would clip the values at 255.
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         return np.asarray(image.convert("RGB")), False
-    except Exception:  # From any of Pillow's decoders, on any bytes.
+    except Exception:  # Any of Pillow's decoders may raise any error on wrong bytes.
         return _BLANK, True

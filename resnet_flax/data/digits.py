@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-TRAIN_IMAGES = 1536  # 12 batches of 128; the 261 that follow are the test split.
+TRAIN_IMAGES = 1536  # 12 batches of 128. The other 261 images are the test split.
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -31,7 +31,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # Nothing to download.
-        # Not above: a worker that reads other images need not wait for it.
+        # Imported here, so that a worker that reads other images need not wait for it.
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
@@ -46,5 +46,5 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         self, images: np.ndarray, labels: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # As PIL: TFDS would ask TensorFlow to encode an array.
+            # A PIL image, because TFDS would need TensorFlow to encode an array.
             yield i, {"image": Image.fromarray(image[..., 0]), "label": int(label)}

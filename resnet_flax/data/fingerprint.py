@@ -1,4 +1,4 @@
-"""Whether two machines have the same data, without a comparison of all of it."""
+"""Checks whether two machines have the same data, without comparing all of it."""
 
 import hashlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which images each step sees, a pure function of (seed, step), and each batch of an evaluation."""
+"""Chooses the images of each step, from (seed, step) alone, and of each evaluation batch."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch: [size] int32.
 
-    RandomState, because NumPy froze its streams: the same order in any version.
+    It uses RandomState, because NumPy never changes its streams: any version gives the same order.
     """
     return np.random.RandomState([seed, epoch]).permutation(size).astype(np.int32)
 
@@ -17,8 +17,8 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """The images of the batch that takes step `step` to `step + 1`: [batch_size] int32.
 
-    Epochs follow one another without a gap: a batch may end one and begin the next, so every image
-    is seen once an epoch and none is dropped (50,000 = 390 * 128 + 80).
+    Epochs follow one another without a gap. A batch may contain the end of one epoch and the start
+    of the next. So each epoch has every image once (50,000 = 390 * 128 + 80).
     """
     first = step * batch_size
     epochs = range(first // size, (first + batch_size - 1) // size + 1)
@@ -28,10 +28,10 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
 
 def padded_batch(size: int, batch_size: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices [batch_size] int32, mask [batch_size] bool) of a batch of an evaluation.
+    """The evaluation batch of a number: indices [batch_size] int32 and mask [batch_size] bool.
 
-    The batches of numbers 0 to ceil(size / batch_size) - 1 have every index below `size` once; the
-    last is padded with index 0, masked out, so that all have one shape.
+    The batches 0 to ceil(size / batch_size) - 1 contain every index below `size` once. The last one
+    is padded with index 0, where the mask is False. So all batches have the same shape.
     """
     indices = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
     mask = indices < size

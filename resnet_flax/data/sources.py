@@ -1,4 +1,4 @@
-"""Image classification sets of TFDS, found and read whole into memory without TensorFlow.
+"""Finds image classification sets of TFDS and reads them into memory, without TensorFlow.
 
 N: images of the split; H, W, C: height, width, channels.
 """
@@ -20,7 +20,7 @@ from tensorflow_datasets.core.utils.version import list_all_versions
 from resnet_flax.data.digits import Digits
 from resnet_flax.errors import UserError, summary
 
-# Random access needs it; TFDS prepares TFRecord files unless told.
+# Random access needs this format. TFDS prepares TFRecord files by default.
 FILE_FORMAT = "array_record"
 _READ_AT_ONCE = 1000
 
@@ -34,27 +34,27 @@ class Split(NamedTuple):
 
     @property
     def size(self) -> int:
-        """N."""
+        """The number of images, N."""
         return len(self.images)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what the network sees."""
+        """(H, W, C) of the images that the network sees."""
         return self.images.shape[1:]
 
     def image_mean(self) -> np.ndarray:
-        """Sec. 4.2, the per-pixel mean: [H, W, C] float32, in 0..255; summed exactly."""
+        """The per-pixel mean of Sec. 4.2: [H, W, C] float32, in 0..255. The sum is exact."""
         total = self.images.sum(axis=0, dtype=np.int64)
         return (total / len(self.images)).astype(np.float32)
 
 
 class Opened(NamedTuple):
-    """A split of a prepared set, found and checked, of which nothing is read yet."""
+    """A split of a prepared set, found and checked. Its images are not read yet."""
 
     builder: tfds.core.DatasetBuilder
     image_key: str
     label_key: str
-    image_shape: tuple[int | None, int | None, int]  # None: it varies.
+    image_shape: tuple[int | None, int | None, int]  # None if the length varies.
     num_classes: int
     size: int
 
@@ -62,19 +62,19 @@ class Opened(NamedTuple):
 def load_split(name: str, split: str, data_dir: str = "") -> Split:
     """Reads a split, such as `train` or `train[:45000]`, of a prepared TFDS data set.
 
-    - `name`: `digits`, which needs no preparation, or any TFDS set of equally sized images with
-      one label each (`cifar10`, `cifar100`, `fashion_mnist`, ...).
-    - `data_dir`: where it was prepared; empty means `TFDS_DATA_DIR` or, without that, TFDS's own
-      default folder.
+    - `name`: `digits`, which needs no preparation, or another TFDS set (`cifar10`, `cifar100`,
+      `fashion_mnist`, ...). Its images must have one size and one label each.
+    - `data_dir`: the folder in which the set was prepared. Empty: `TFDS_DATA_DIR` or, without that,
+      TFDS's own default folder.
 
-    Raises UserError if the set is unknown, absent, of another kind, or lacks that split.
+    Raises UserError if the set is unknown, not prepared or of another kind, or has no such split.
     """
     return _load_split(name, split, "" if name == Digits.name else _folder(data_dir))
 
 
 @functools.lru_cache(maxsize=4)
 def _load_split(name: str, split: str, folder: str) -> Split:
-    """`folder`: in full, because what TFDS_DATA_DIR says may change."""
+    """Reads a split. `folder` is a full path, because TFDS_DATA_DIR may change between calls."""
     opened = open_split(name, split, folder)
     shape = tuple(length for length in opened.image_shape if length)
     if len(shape) < 3:
@@ -95,9 +95,9 @@ def _load_split(name: str, split: str, folder: str) -> Split:
 
 
 def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) -> np.ndarray:
-    """Labels as they were read, int64, as int32. Raises UserError unless all name a class.
+    """Converts labels from int64 to int32. Raises UserError if a label names no class.
 
-    TFDS has -1 for a label that was not published.
+    In TFDS, -1 means that the label was not published.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if wrong.size:
@@ -110,7 +110,7 @@ def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) 
 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Opened:
-    """Finds a prepared set's split without reading it; the rest is as in `load_split`."""
+    """Finds a split of a prepared set without reading it. Arguments and errors: `load_split`."""
     builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
     shape, num_classes = _shape_and_classes(builder)
     try:
@@ -118,16 +118,16 @@ def open_split(name: str, split: str, data_dir: str = "") -> Opened:
     except ValueError as error:
         given = f"Cannot read split {split!r} of {name}"
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
-    if size < 1:  # Below 0 for train[10:5].
+    if size < 1:  # It is below 0 for train[10:5].
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
     _check_files(builder, name, split, data_dir)
     return Opened(builder, *_keys(builder), shape, num_classes, size)
 
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
-    """Image shape (H, W, C) and class count of a data set, which need not be prepared.
+    """Image shape (H, W, C) and class count of a data set. It need not be prepared.
 
-    Where sizes vary the paper's 224 stands for H and W. Raises UserError if the set is unknown.
+    If sizes vary, H and W are the paper's 224. Raises UserError if the set is unknown.
     """
     builder = _digits_builder() if name == Digits.name else _builder(name, data_dir)
     (height, width, channels), num_classes = _shape_and_classes(builder)
@@ -136,12 +136,12 @@ def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
 
 @functools.lru_cache(maxsize=1)
 def _digits_builder() -> tfds.core.DatasetBuilder:
-    # Prepared afresh by each process: it takes 0.2 s, and no two processes share a folder.
+    # Each process prepares it again. That takes 0.2 s, and no two processes share a folder.
     folder = tempfile.TemporaryDirectory(prefix="resnet_flax_digits_")
     builder = Digits(data_dir=folder.name, file_format=FILE_FORMAT)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        builder.download_and_prepare()  # TFDS would announce a download.
-    builder.folder = folder  # Lives, and is deleted, with the builder.
+        builder.download_and_prepare()  # Silent: TFDS would print that it downloads.
+    builder.folder = folder  # Python deletes the folder together with the builder.
     return builder
 
 
@@ -149,7 +149,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     data_dir = _folder(data_dir)
     try:
         return tfds.builder(_with_version(name, data_dir), data_dir=data_dir, try_gcs=False)
-    except Exception as error:  # From a wrong version to a library that one set alone needs.
+    except Exception as error:  # Such as a wrong version, or a missing library that a set needs.
         reason = "" if isinstance(error, tfds.core.DatasetNotFoundError) else f" ({summary(error)})"
         raise UserError(
             f"Unknown data set data.name={name!r}{reason}: it is neither digits, nor registered in"
@@ -159,26 +159,26 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder, data_dir = _builder(name, data_dir), _folder(data_dir)
-    # Never let TFDS fetch it here: offline, that is minutes of retries.
+    # TFDS must not download here: without a network it retries for minutes.
     if not builder.info.splits:
         raise UserError(
             f"Data set {name!r} is not prepared in {data_dir}: run"
-            f" {_prepare_command(name, data_dir)}, or point TFDS_DATA_DIR or data.data_dir to the"
+            f" {_prepare_command(name, data_dir)}, or set TFDS_DATA_DIR or data.data_dir to the"
             f" folder that has it.{_other_version(name, data_dir)}"
         )
     formats = _choose_format(builder.info)
     if FILE_FORMAT not in formats:
         raise UserError(
-            f"Data set {name!r} is in {data_dir} as {' and '.join(sorted(formats))}, and only"
-            f" {FILE_FORMAT} can be read at random: {_prepare_command(name, data_dir)} converts"
+            f"Data set {name!r} is in {data_dir} as {' and '.join(sorted(formats))}, but only"
+            f" {FILE_FORMAT} allows random access: {_prepare_command(name, data_dir)} converts"
             " it, without a download."
         )
     return builder
 
 
 def _choose_format(info: tfds.core.DatasetInfo) -> set[str]:
-    """The formats that a set's files are there in, of which FILE_FORMAT is the one to read."""
-    # `available_file_formats` leaves some out for sets that TFDS has code for.
+    """Chooses FILE_FORMAT if the set has it. Returns all formats that the set has."""
+    # `available_file_formats` omits some formats of sets for which TFDS has code.
     proto = info.as_proto
     formats = {proto.file_format, *proto.alternative_file_formats}
     if FILE_FORMAT in formats:
@@ -190,13 +190,13 @@ def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_
     lacking = _lacking(builder.info, split)
     if lacking:
         raise UserError(
-            f"Split {split!r} of {name} lacks {lacking[0]} ({len(lacking)} files in all): copy it"
-            f" there, or run {_prepare_command(name, _folder(data_dir))}."
+            f"Split {split!r} of {name} lacks {lacking[0]} (files missing: {len(lacking)}). Copy"
+            f" them there, or run {_prepare_command(name, _folder(data_dir))}."
         )
 
 
 def _lacking(info: tfds.core.DatasetInfo, split: str) -> list[str]:
-    """The paths of the files that a prepared split should have and has not."""
+    """The paths of the files that are missing from a prepared split."""
     files = [Path(part.filename) for part in info.splits[split].file_instructions]
     return [str(file) for file in files if not file.exists()]
 
@@ -207,9 +207,10 @@ def _prepare_command(name: str, data_dir: str) -> str:
 
 
 def _with_version(name: str, data_dir: str) -> str:
-    """`name` with its newest whole version, if it has none and TFDS has no code to name one.
+    """Adds the newest complete version to a name without a version.
 
-    TFDS itself would take the newest folder, even an empty one.
+    If TFDS has code for the set, that code gives the version and `name` stays unchanged. Without
+    such code, TFDS itself would take the newest folder, even an empty one.
     """
     if ":" in name:
         return name
@@ -229,7 +230,7 @@ def _other_version(name: str, data_dir: str) -> str:
 
 
 def _whole_versions(folder: Path) -> list[str]:
-    """The versions of a set of which every file is there, oldest first."""
+    """The versions of a set that have all their files, oldest first."""
     versions = [str(version) for version in list_all_versions(folder)]
     return [version for version in versions if _is_whole(folder / version)]
 
@@ -237,7 +238,7 @@ def _whole_versions(folder: Path) -> list[str]:
 def _is_whole(folder: Path) -> bool:
     try:
         info = tfds.builder_from_directory(folder).info
-    except Exception:  # As many kinds as there are kinds of half-made sets.
+    except Exception:  # An incomplete set may raise errors of many kinds.
         return False
     _choose_format(info)
     return bool(info.splits) and not any(_lacking(info, split) for split in info.splits)
@@ -247,19 +248,19 @@ def _folder(data_dir: str) -> str:
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
     if re.match(r"\w[\w+.\-]*:/", data_dir):
         raise UserError(
-            "Expected a folder on a disk in data.data_dir or TFDS_DATA_DIR, where images can be"
-            f" read at random, got {data_dir}. Copy the prepared set to a disk."
+            "Expected a folder on a disk in data.data_dir or TFDS_DATA_DIR, because images are read"
+            f" in random order, got {data_dir}. Copy the prepared set to a disk."
         )
     try:
         return str(Path(data_dir).expanduser().absolute())
-    except RuntimeError as error:  # A user without a home.
+    except RuntimeError as error:  # The user has no home folder.
         raise UserError(
             f"Cannot find {data_dir}: {error} Give data.data_dir or TFDS_DATA_DIR."
         ) from error
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The names of image and label among the features."""
+    """The names of the features that hold the image and the label."""
     keys = builder.info.supervised_keys
     return keys if keys and len(keys) == 2 else ("image", "label")
 
@@ -267,9 +268,9 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 def _shape_and_classes(
     builder: tfds.core.DatasetBuilder,
 ) -> tuple[tuple[int | None, int | None, int], int]:
-    """Image shape, with None for a size that varies, and the number of classes.
+    """Image shape, with None for a length that varies, and the number of classes.
 
-    Raises UserError unless there are uint8 images with one class label each.
+    Raises UserError unless the set has uint8 images with one class label each.
     """
     features = dict(builder.info.features or {})
     image_key, label_key = _keys(builder)

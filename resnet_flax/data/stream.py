@@ -1,8 +1,9 @@
-"""Image sets of TFDS that do not fit in memory or vary in size.
+"""Reads image sets of TFDS that do not fit in memory or whose images vary in size.
 
-`workers.py` calls what is here in worker processes.
+`workers.py` calls these functions in worker processes.
 
-B: images of a batch that this process reads; V: views of an image; H, W: their height and width.
+B: images of a batch that this process reads; V: views of an image; H, W: height and width of a
+view.
 """
 
 import dataclasses
@@ -21,21 +22,21 @@ _SAMPLE = 100
 
 
 class Crops(NamedTuple):
-    """How training images are cut, see `crops.py`."""
+    """The kind and size of the crops of training images, see `crops.py`."""
 
     kind: Literal["scale", "inception"]
     size: int
     """Side of a crop in pixels."""
     shorter: tuple[int, int]
-    """Range of the shorter side for `scale`; at evaluation the shorter side is the first."""
+    """Range of the shorter side for `scale`. At evaluation the shorter side is the lower end."""
 
 
 class Stream(NamedTuple):
-    """A split of encoded images of any size, and how to cut them."""
+    """A split of encoded images of any size, and the crops to cut from them."""
 
     name: str
     split: str
-    examples: Any  # TFDS's data source, images as bytes.
+    examples: Any  # TFDS's data source; its images are bytes.
     image_key: str
     label_key: str
     num_classes: int
@@ -44,27 +45,27 @@ class Stream(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Images of the split."""
+        """The number of images in the split."""
         return len(self.examples)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what the network sees in training."""
+        """(H, W, C) of the images that the network sees in training."""
         return self.crops.size, self.crops.size, 3
 
     def image_mean(self) -> np.ndarray:
-        """[1, 1, C] float32, in 0..255."""
+        """The mean of each channel: [1, 1, C] float32, in 0..255."""
         return np.asarray(self.channel_mean, np.float32).reshape(1, 1, 3)
 
     def encoded(self) -> Iterator[bytes]:
-        """All images of the split, in its order."""
+        """All images of the split, in order."""
         for start in range(0, self.size, 1000):
             yield from self.read(np.arange(start, min(start + 1000, self.size)))[0]
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """Encoded images and labels [B] int32 at these positions of the split.
 
-        Raises UserError if one of the labels is none: no step sees it.
+        Raises UserError if a label names no class, before any step sees it.
         """
         found = self.examples.__getitems__([int(i) for i in indices])
         labels = np.array([example[self.label_key] for example in found], np.int64)
@@ -73,11 +74,11 @@ class Stream(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images as the network takes them, but for what is done on the device."""
+    """Decoded and cut images. The device does the rest, such as normalisation."""
 
     images: np.ndarray  # [B, V, H, W, 3] uint8.
     labels: np.ndarray  # [B] int32.
-    damaged: np.ndarray  # [B] int32: the position of an image not decoded in full, or else -1.
+    damaged: np.ndarray  # [B] int32: the position of a damaged image in the split, otherwise -1.
 
 
 def open_stream(
@@ -89,11 +90,11 @@ def open_stream(
 ) -> Stream:
     """Opens a split of a prepared TFDS set. Raises UserError as `sources.load_split` does.
 
-    Labels lie with the images, of which ImageNet has 140 GB: a sample is read, which finds a split
-    without labels at once; `Stream.read` checks the others.
+    Labels are stored together with the images, which are 140 GB for ImageNet. So this reads only a
+    sample, to find a split without labels at once. `Stream.read` checks the other labels.
     """
     opened = sources.open_split(name, split, data_dir)
-    cpu.workers(1)  # A wrong number is refused before anything is written.
+    cpu.workers(1)  # Raises for a wrong number of workers before anything is written.
     examples = opened.builder.as_data_source(
         split=split, decoders={opened.image_key: tfds.decode.SkipDecoding()}
     )
@@ -105,15 +106,15 @@ def open_stream(
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBatches:
-    """This process's part of the global batches of training, by the number of their dispatch.
+    """This process's part of the global batches of training, by number of the dispatch.
 
-    A pure function of (seed, step, place): the same image and crop on any number of processes.
+    Image and crop depend only on (seed, step, place), not on the number of processes.
     """
 
     stream: Stream
     seed: int
     batch_size: int
-    places: np.ndarray  # [B], in the global batch.
+    places: np.ndarray  # [B] positions in the global batch.
     steps: range
     per_dispatch: int
 
@@ -121,7 +122,7 @@ class TrainingBatches:
         return -(-len(self.steps) // self.per_dispatch)
 
     def __call__(self, number: int) -> Batch:
-        """The batches of a dispatch's k steps one after another: k * B images of one view."""
+        """The batches of the k steps of a dispatch, joined: k * B images of one view."""
         kind, size, shorter = self.stream.crops
         crop: Callable[..., list[crops.Box]]
         if kind == "scale":
@@ -139,12 +140,12 @@ class TrainingBatches:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches:
-    """Batches of given images, cut alike, by their number."""
+    """Batches of given images by number of the batch. All images are cut in the same way."""
 
     stream: Stream
     cut: crops.Cut
     plan: Sequence[tuple[np.ndarray, tuple[int, int, int]]]
-    """Of each batch: positions in the split [B], and V, H, W of what is cut."""
+    """For each batch: positions in the split [B], and V, H, W of the views."""
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -157,7 +158,7 @@ class EvaluationBatches:
 def _load(
     stream: Stream, indices: np.ndarray, cuts: Sequence[crops.Cut], shape: tuple[int, int, int]
 ) -> Batch:
-    from resnet_flax.data import decoding  # With OpenCV, which a set in memory does not need.
+    from resnet_flax.data import decoding  # Imports OpenCV, which a set in memory does not need.
 
     encoded, labels = stream.read(indices)
     images = np.empty((len(encoded), *shape, 3), np.uint8)
@@ -167,6 +168,6 @@ def _load(
 
 @functools.lru_cache(maxsize=1)
 def crop_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The draws of one global batch's crops: [batch_size, DRAWS] float64 in [0, 1)."""
-    # Three numbers, so that no stream is that of an epoch's order.
+    """The draws for the crops of one global batch: [batch_size, DRAWS] float64 in [0, 1)."""
+    # `order.py` seeds with two numbers. Three numbers here give other streams.
     return np.random.RandomState([seed, step, 1]).uniform(size=(batch_size, crops.DRAWS))

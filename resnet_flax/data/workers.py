@@ -1,4 +1,4 @@
-"""Worker processes that read and cut images ahead of their use: the only importer of Grain."""
+"""Worker processes that read and cut images before they are needed: the only importer of Grain."""
 
 import contextlib
 import gc
@@ -28,13 +28,16 @@ def in_background(
     then: Callable[[Batch], T],
     say: Callable[[str], None],
 ) -> Iterator[Iterator[T]]:
-    """`then(load(i))` for all i in order, some of them ahead of being asked for.
+    """Yields an iterator over `then(load(i))` for all i in order, computed before they are needed.
 
-    `load` is called in worker processes (RESNET_FLAX_WORKERS; by default one a core), to which it
-    is sent; `then` in a thread of this process. Both end with the context, and `say` then hears of
-    damaged images. Raises FaultError where a worker dies.
+    - `load`: is sent to worker processes and called there. RESNET_FLAX_WORKERS sets their number;
+      the default is one per core.
+    - `then`: is called in a thread of this process.
+    - `say`: gets a line on damaged images when the context ends.
+
+    Workers and thread end with the context. Raises FaultError if a worker dies.
     """
-    if not flags.FLAGS.is_parsed():  # In a notebook: Grain asks for flags of its own.
+    if not flags.FLAGS.is_parsed():  # In a notebook nobody parses flags, but Grain reads its own.
         flags.FLAGS.mark_as_parsed()
     _hush_resource_tracker()
     damaged: set[int] = set()
@@ -46,7 +49,7 @@ def in_background(
     dataset = (
         grain.MapDataset.range(len(load))
         .map(load)
-        # One batch at a time: a worker is one thread, and what waits is in its buffer.
+        # No prefetching here: a worker is one thread, and has its own buffer for finished batches.
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         .mp_prefetch(
             grain.MultiprocessingOptions(cpu.workers(len(load)), per_worker_buffer_size=2),
@@ -62,7 +65,7 @@ def in_background(
         yield _explained(batches)
     finally:
         batches.close()
-        # Grain's iterators hold themselves, and with them batches in shared memory.
+        # Grain's iterators refer to themselves, and so keep batches in shared memory.
         del batches
         gc.collect()
         if damaged:
@@ -70,7 +73,10 @@ def in_background(
 
 
 def _hush_resource_tracker() -> None:
-    """Python's process that removes what killed processes left need not warn of it."""
+    """Keeps Python's resource tracker from warning.
+
+    It is a process that removes the shared memory of killed processes.
+    """
     filters = os.environ.get("PYTHONWARNINGS", "")
     if _LEFT_BEHIND not in filters:
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [filters, _LEFT_BEHIND]))
@@ -79,14 +85,17 @@ def _hush_resource_tracker() -> None:
 def _damage(name: str, positions: list[int]) -> str:
     shown = ", ".join(map(str, positions[:20])) + (", ..." if len(positions) > 20 else "")
     return (
-        f"Damaged images in {name}: {len(positions)}, at positions {shown}; what could be decoded"
-        " of them is used."
+        f"Damaged images in {name}: {len(positions)}, at positions {shown}; the part of each that"
+        " could be decoded is used."
     )
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """For threads and processes begun within, for good: a signal to the group is the parent's."""
+    """Blocks stop signals for good in threads and processes that start inside the context.
+
+    So only this process handles a signal to the process group.
+    """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     )
@@ -104,17 +113,17 @@ def _explained(batches: Iterator[T]) -> Iterator[T]:
             raise
         code = str(error).partition("exit code ")[2].partition(".")[0]
         raise FaultError(
-            f"A worker process that reads images died with exit code {code} (-9 is often a lack of"
-            f" memory, -7 of /dev/shm, and {cpu.WORKERS} sets how many there are; 1 can be a script"
-            f' without `if __name__ == "__main__":`). {GOES_ON}'
+            f"A worker process that reads images died with exit code {code}. For -9 (often too"
+            f" little memory) or -7 (too little /dev/shm), set {cpu.WORKERS} to a smaller number;"
+            f' for 1, check that your script has `if __name__ == "__main__":`. {GOES_ON}'
         ) from error
 
 
 def _in_worker(number: int, count: int) -> None:
-    """Makes a process read images on one core, and live no longer than its parent."""
+    """Makes a worker process use one core, and end when its parent ends."""
     del number, count
     decoding.use_one_core()
-    warnings.simplefilter("ignore")  # Of what is odd in an image, where it could be decoded.
+    warnings.simplefilter("ignore")  # Decoders warn about odd images that they can decode.
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

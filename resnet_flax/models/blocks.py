@@ -1,7 +1,7 @@
 """The building block of Eqn. (1), y = relu(F(x) + h(x)), and its plain twin, y = relu(F(x)).
 
-B, H, W, C: batch, height, width, channels. Every part is a module, so that each has a name in the
-layer table, in a checkpoint and in interceptors.
+B, H, W, C: batch, height, width, channels. Every part is a module. So each part has a name in the
+layer table, in checkpoints and in interceptors.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class ReLU(nn.Module):
 
 
 class Identity(nn.Module):
-    """x, any shape: in the place of BN where there is none."""
+    """x, any shape. Takes the place of BN in networks without BN."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,9 +47,9 @@ class Identity(nn.Module):
 
 
 def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
-    """Sec. 3.3, option A: [B, H, W, C] -> [B, H/stride, W/stride, features], sizes rounded up.
+    """Option A of Sec. 3.3: [B, H, W, C] -> [B, H/stride, W/stride, features], sizes rounded up.
 
-    With `stride` 1 and `features` C this is the identity. Raises ValueError if `features` < C.
+    With `stride` 1 and `features` C it is the identity. Raises ValueError if `features` < C.
     """
     if features < x.shape[-1]:
         raise ValueError(f"Cannot drop channels: got {x.shape=} and {features=}.")
@@ -58,13 +58,14 @@ def zero_pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """What the two blocks share: their fields and Eqn. (1)'s outer half.
+    """Base class of the two blocks: their fields, and the addition of h(x) in Eqn. (1).
 
-    - `features`: width of the 3x3 convolutions; the output has `features * expansion` channels.
-    - `stride`: 2 where a stage begins by halving its maps, otherwise 1.
-    - `shortcut`: h of Eqn. (1). `"pad"`: option A, the identity where the shape does not change;
-      `"projection"`: a 1x1 convolution and BN; `"none"`: no h, the plain net.
-    - `conv`, `norm`: make a convolution (as `conv` above) and a normalisation, given a `name`.
+    - `features`: width of the 3x3 convolutions. The output has `features * expansion` channels.
+    - `stride`: 2 in the first block of a stage that halves its maps, otherwise 1.
+    - `shortcut`: h of Eqn. (1). `"pad"` is option A, the identity if the shape does not change.
+      `"projection"` is a 1x1 convolution and BN. `"none"` means no h, as in a plain net.
+    - `conv`, `norm`: functions that make a convolution (as `conv` above) and a normalisation. Both
+      take a `name`.
     """
 
     features: int
@@ -86,11 +87,11 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Fig. 5 left. F is conv-BN-relu-conv-BN, both 3x3.
+    """The block of Fig. 5, left. F is conv-BN-relu-conv-BN; both convolutions are 3x3.
 
-    [B, H, W, C] -> [B, H/stride, W/stride, features]. With the zero-padded shortcut, h has no
-    parameters: the plain block and the residual block differ by the addition alone and share one
-    parameter tree.
+    [B, H, W, C] -> [B, H/stride, W/stride, features]. The zero-padded shortcut has no parameters.
+    So the plain block and the residual block have the same parameter tree, and differ only by the
+    addition.
     """
 
     @nn.compact
@@ -104,10 +105,11 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """Fig. 5 right. F is 1x1, 3x3, 1x1, the last four times wider; each conv is followed by BN.
+    """The block of Fig. 5, right. F is 1x1, 3x3, 1x1, each followed by BN.
 
-    [B, H, W, C] -> [B, H/stride, W/stride, 4 features]. `stride_at`: the convolution that carries
-    the stride, `"1x1"` (the first; the paper) or `"3x3"` (later practice, "v1.5").
+    [B, H, W, C] -> [B, H/stride, W/stride, 4 features]. The last convolution is four times wider.
+    `stride_at`: the convolution that has the stride, `"1x1"` (the first, as in the paper) or
+    `"3x3"` (later practice, "v1.5").
     """
 
     stride_at: Literal["1x1", "3x3"] = "1x1"

@@ -1,4 +1,4 @@
-"""The layer table of a network, and what a forward pass costs; nothing is computed or read."""
+"""The layer table of a network and the cost of a forward pass, from shapes alone."""
 
 import functools
 from typing import NamedTuple
@@ -24,19 +24,20 @@ KINDS: dict[type[nn.Module], str] = {
 
 
 class Part(NamedTuple):
-    """A row of the layer table; a block's row counts what its parts hold."""
+    """A row of the layer table. The row of a block includes its parts."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]  # Of the output, without the batch.
+    shape: tuple[int, ...]  # The shape of the output, without the batch.
     parameters: int
-    multiply_adds: int  # For one image, as the paper counts FLOPs: convolutions and dense layers.
+    # For one image. Only convolutions and dense layers count, as in the paper's FLOPs.
+    multiply_adds: int
 
 
 def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
-    """The parts in the order of computation, blocks before what they hold, softmax last.
+    """The parts in the order of computation, each block before its parts, softmax last.
 
-    Nothing is computed: shapes alone are traced.
+    It traces shapes only and computes nothing.
     """
     if getattr(model, "scan", False):
         model = model.clone(scan=False)  # A line for each block.
@@ -78,9 +79,10 @@ def _kind(module: nn.Module, x: jax.Array) -> str:
 
 
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Of a forward pass of one image, in any depth's time: two blocks of a stage are traced.
+    """The multiply-adds of a forward pass of one image.
 
-    The blocks of a stage after its first are equal.
+    All blocks of a stage after its first are equal. So this traces at most two blocks a stage, and
+    a deep network takes no longer than a shallow one.
     """
     if not isinstance(model, resnet.ResNet):
         return totals(layer_table(model, image_shape))[1]
@@ -94,16 +96,16 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 @functools.cache
 def _short_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
-    """The rows that are not inside another."""
+    """The rows that are not inside another row."""
     return [part for part in layer_table(model, image_shape) if "/" not in part.name]
 
 
 def totals(parts: list[Part]) -> tuple[int, int]:
-    """Parameters and multiply-adds of a whole network: the rows that are not inside another."""
+    """Parameters and multiply-adds of a whole network: sums over rows not inside another row."""
     whole = [part for part in parts if "/" not in part.name]
     return sum(part.parameters for part in whole), sum(part.multiply_adds for part in whole)
 
 
 def vgg19_multiply_adds() -> int:
-    """Of VGG-19 at 224x224, the paper's yardstick."""
+    """The multiply-adds of VGG-19 at 224x224, with which the paper compares its networks."""
     return totals(layer_table(vgg.build_vgg(19, num_classes=1000), (224, 224, 3)))[1]

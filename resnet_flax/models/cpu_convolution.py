@@ -1,13 +1,18 @@
-"""A convolution that is fast on CPU, forward and backward, also inside a loop over steps.
+"""A convolution that is fast on a CPU, forward and backward, also inside a loop over steps.
 
-XLA's CPU convolution is fast in one layout only. The weight gradient as autodiff writes it is not
-in that layout, and inside a `lax.scan` takes a path more than ten times slower; here it is written
-as transposes and convolutions in the fast layout. On maps of at most 3 columns, nine shifted copies
-and a matrix product are faster still. It has reverse-mode derivatives only.
+XLA's CPU convolution is fast in one layout only. Autodiff writes the weight gradient in another
+layout, which is more than ten times slower inside a `lax.scan`. Here the weight gradient consists
+of transposes and convolutions in the fast layout. On maps of at most 3 columns, shifted copies and
+a matrix product are even faster. The convolution has reverse-mode derivatives only.
 
-On 2 cores a step of depth 20 takes 206 ms with it and 425 ms with `nn.Conv`, depth 56 559 and 1881
-(32x32, batch 128, medians of 11); single convolutions of stride 2 or on small maps can be slower
-than those of `nn.Conv`. `experiments.benchmark` measures both: experiments/results/benchmarks.
+Time of a training step on 2 cores (32x32, batch 128, medians of 11):
+
+    depth   this file   nn.Conv
+    20      206 ms      425 ms
+    56      559 ms      1881 ms
+
+A single convolution with stride 2 or on small maps can be slower than with `nn.Conv`.
+`experiments.benchmark` measures both; the results are in experiments/results/benchmarks.
 
 N, H, W, C: batch, height, width, input channels; O: output channels; k: kernel size; s: stride;
 p: padding.
@@ -23,9 +28,10 @@ from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 MATMUL_COLUMNS = 3
-# Up to so many output channels, two columns are computed as twice the channels.
+# With at most this many output channels, two columns are computed as twice as many channels.
 PAIRED_CHANNELS = 16
-# A weight gradient is summed over parts of the batch that fit a core's cache, at most so many.
+# A weight gradient is a sum over parts of the batch, at most MAX_CHUNKS. A part of CHUNK_BYTES fits
+# the cache of a core.
 CHUNK_BYTES = 2**19
 MAX_CHUNKS = 8
 
@@ -41,10 +47,12 @@ def conv_general_dilated(
     feature_group_count: int,
     **_: Any,
 ) -> jax.Array:
-    """Stands in for `lax.conv_general_dilated` in `nn.Conv` (its field of this name).
+    """Replaces `lax.conv_general_dilated` in `nn.Conv` (its field of this name).
 
-    `x` [N, H, W, C], `kernel` [k, k, C, O] -> [N, (H+2p-k)//s+1, (W+2p-k)//s+1, O]. Raises
-    ValueError for dilation, groups, or sides that differ in stride, padding or kernel size.
+    `x` [N, H, W, C], `kernel` [k, k, C, O] -> [N, (H+2p-k)//s+1, (W+2p-k)//s+1, O].
+
+    Raises ValueError for dilation or groups, and if stride, padding or kernel size differ between
+    the sides.
     """
     (stride, *strides), (pad, *pads) = window_strides, [p for side in padding for p in side]
     dilated = {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}
@@ -63,7 +71,7 @@ def conv_general_dilated(
 
 
 def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    """im2col: the k*k shifted maps side by side, times the kernel as a matrix [k*k*C, O]."""
+    """Computes im2col: k*k shifted maps side by side, times the kernel as a [k*k*C, O] matrix."""
     k = kernel.shape[0]
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = x.shape[1] - k + 1, x.shape[2] - k + 1
@@ -76,10 +84,10 @@ def _matmul_conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.
 def _space_to_depth(
     x: jax.Array, kernel: jax.Array, stride: int, pad: int
 ) -> tuple[jax.Array, jax.Array]:
-    """What convolved with stride 1 and no padding gives the same.
+    """An `x` and a `kernel` that give the same result with stride 1 and no padding.
 
-    The s*s pixels between two places of the kernel become channels of one: x [N, H', W', s*s*C],
-    kernel [ceil(k/s), ceil(k/s), s*s*C, O].
+    Each square of s*s pixels becomes one pixel with s*s*C channels: x [N, H', W', s*s*C], kernel
+    [ceil(k/s), ceil(k/s), s*s*C, O].
     """
     (n, height, width, channels), (k, _, _, features) = x.shape, kernel.shape
     taps = -(-k // stride)
@@ -100,8 +108,8 @@ def _space_to_depth(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
-    # The barriers keep XLA from fusing what surrounds a convolution into its operands' transposes,
-    # where the flag of `cpu.py` keeps XLA from dropping them.
+    # Barriers keep XLA from fusing the operations around a convolution into the transposes of its
+    # operands. The flag of `cpu.py` keeps XLA from removing the barriers.
     return lax.optimization_barrier(_canonical(x, kernel, pad))
 
 
@@ -112,7 +120,7 @@ def _canonical(x: jax.Array, kernel: jax.Array, pad: int) -> jax.Array:
     padding = ((pad, pad), (pad, pad))
     if k == 1 or columns % 2 or features > PAIRED_CHANNELS:
         return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
-    # Kernels one column apart, side by side, see two neighbouring outputs at once.
+    # Two copies of the kernel, one column apart, compute two neighbouring outputs at once.
     shifted = [jnp.pad(kernel, ((0, 0), (i, 1 - i), (0, 0), (0, 0))) for i in (0, 1)]
     pairs = lax.conv_general_dilated(
         x, jnp.concatenate(shifted, axis=-1), (1, 2), padding, dimension_numbers=LAYOUT
@@ -137,7 +145,10 @@ def _conv_bwd(
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, pad: int) -> jax.Array:
-    """[k, k, C, O]: channels as the batch, images as the channels, dy as the kernel."""
+    """dL/dkernel [k, k, C, O], as a convolution of x with dy.
+
+    Channels act as the batch, images as the channels, and dy as the kernel.
+    """
     chunks = 1
     while dy.nbytes > chunks * CHUNK_BYTES and chunks < MAX_CHUNKS and len(x) % (2 * chunks) == 0:
         chunks *= 2

@@ -28,7 +28,7 @@ Norm = Literal["batch", "none"]
 
 CIFAR_WIDTHS = (16, 32, 64)
 IMAGENET_WIDTHS = (64, 128, 256, 512)
-# Table 1: the kind of block, and how many a stage has.
+# Table 1: the kind of block, and the number of blocks in each stage.
 IMAGENET_NETS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -40,7 +40,7 @@ IMAGENET_NETS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
 
 @cache
 def _partial(make: ModuleDef, **fields: Any) -> ModuleDef:
-    """The same object for the same fields, since two partials are never equal."""
+    """A partial, and the same object for the same fields: two partials are never equal."""
     return partial(make, **fields)
 
 
@@ -53,7 +53,7 @@ class MaxPool(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-    """[B, H, W, C] -> [B, C], float32 whatever the input."""
+    """The mean over H and W: [B, H, W, C] -> [B, C], always float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,14 +66,14 @@ class ResNet(nn.Module):
     - `stem`: `"cifar"`, a 3x3 convolution; `"imagenet"`, 7x7 at stride 2 and a 3x3 max pool.
     - `block`, `blocks_per_stage`, `widths`: each stage after the first halves the maps in its
       first block.
-    - `shortcut`: `"pad"` (option A), `"projection"` (B: where a stage changes the dimensions),
-      `"projection_all"` (C), `"none"` (plain).
-    - `norm`: `"batch"`, BN; `"none"`, nothing in its place but a bias in each convolution.
-    - `norm_axis`: the device axis over which BN statistics are taken; None keeps them local.
-    - `dtype`: of the computation; parameters, statistics and logits are float32.
-    - `scan`: whether the blocks of a stage after its first are one loop, see `stacking.py`.
+    - `shortcut`: `"pad"` (option A), `"projection"` (option B: only where a stage changes the
+      dimensions), `"projection_all"` (option C), `"none"` (plain).
+    - `norm`: `"batch"` is BN. `"none"` is no BN, and a bias in each convolution instead.
+    - `norm_axis`: the device axis over which BN computes its statistics. None: each device alone.
+    - `dtype`: dtype of the computation. Parameters, statistics and logits are float32.
+    - `scan`: whether one loop runs the blocks of a stage after its first, see `stacking.py`.
     - `remat`: whether the backward pass computes the inside of each block again, to save memory.
-    - `conv_general_dilated`: computes the convolutions in place of XLA's, see `cpu_convolution.py`.
+    - `conv_general_dilated`: a function that replaces XLA's convolution, see `cpu_convolution.py`.
     """
 
     stem: Family
@@ -96,8 +96,8 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """`images` [B, H, W, C] float32, normalised -> logits [B, num_classes] float32.
 
-        With `train` the batch's own statistics are used, and the running ones updated: apply with
-        `mutable=["batch_stats"]`.
+        With `train`, BN uses the statistics of the batch and updates the running ones. Then call
+        `apply` with `mutable=["batch_stats"]`.
         """
         x = images
         for part in self.parts(train):
@@ -106,10 +106,10 @@ class ResNet(nn.Module):
 
     @nn.nowrap
     def parts(self, train: bool = False) -> list[Callable[[jax.Array], jax.Array]]:
-        """What images pass, one after another: modules, and where `scan` is on, loops over blocks.
+        """The parts of the network in order: modules and, with `scan`, loops over blocks.
 
-        Outside of `apply` the modules are free of the network, each with its own `name`. Modules of
-        equal fields are then equal but for their names, in networks of any depth.
+        Outside of `apply` the modules do not belong to the network; each has its own `name`. Two
+        modules with equal fields then differ only by name, in networks of any depth.
         """
         conv = _partial(
             blocks.conv,
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
     ) -> list[Callable[[jax.Array], jax.Array]]:
         count = self.blocks_per_stage[stage]
         block = partial(
-            # A loop is barrier enough against merging what is computed twice.
+            # In a loop, XLA cannot merge the two computations of a block anyway.
             nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
             features=self.widths[stage],
             conv=conv,
@@ -192,9 +192,12 @@ class ResNet(nn.Module):
 def build_resnet(
     family: Family, depth: int, shortcut: Shortcut, widths: Sequence[int] = (), **fields: Any
 ) -> ResNet:
-    """The network of a family and depth; `widths` empty means the paper's.
+    """The network of a family and depth.
 
-    `fields`: of `ResNet`. Raises UserError for a depth, shortcut or widths the family lacks.
+    - `widths`: widths of the stages. Empty: those of the paper.
+    - `fields`: other fields of `ResNet`.
+
+    Raises UserError for a depth, a shortcut or widths that the family does not have.
     """
     if shortcut not in get_args(Shortcut):
         raise UserError(f"Expected model.shortcut in {get_args(Shortcut)}, got {shortcut!r}.")
@@ -205,7 +208,7 @@ def build_resnet(
     if shortcut == "pad" and list(widths) != sorted(widths):
         raise UserError(
             f'Expected model.widths that do not shrink with model.shortcut="pad", got {widths};'
-            ' "projection" accepts any.'
+            ' "projection" accepts any widths.'
         )
     return ResNet(family, block, counts, widths, shortcut=shortcut, **fields)
 

@@ -1,9 +1,9 @@
-"""The equal blocks of a stage as one block with stacked parameters, and back.
+"""Turns the equal blocks of a stage into one block with stacked parameters, and back.
 
-XLA compiles a stage's repeated block once and loops over it, so that compile time hardly grows
-with depth. `stage2_block2` to `stage2_blockN` of a tree become `stage2_blocks`, whose arrays have a
-leading axis of length N-1; the first block, which may halve the maps, stays by itself. What is
-saved is never stacked.
+XLA compiles the repeated block of a stage once and loops over it. So compile time hardly grows with
+depth. In a tree, `stage2_block2` to `stage2_blockN` become `stage2_blocks`. Its arrays have a
+leading axis of length N-1. The first block may halve the maps, so it stays separate. Files on disk
+never hold stacked blocks.
 """
 
 import re
@@ -20,7 +20,10 @@ _BLOCKS = re.compile(r"(stage\d+)_blocks")
 
 
 def scan_blocks(block: nn.Module, x: jax.Array, length: int) -> jax.Array:
-    """x through `length` copies of a block that keeps its shape, each with its own parameters."""
+    """Passes x through `length` copies of a block, each with its own parameters.
+
+    The block must keep the shape of x.
+    """
 
     def body(block: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
         return block(x), None
@@ -35,17 +38,17 @@ def scan_blocks(block: nn.Module, x: jax.Array, length: int) -> jax.Array:
 
 
 def stack(tree: T) -> T:
-    """A tree of host arrays with the blocks of each stage stacked, wherever in it they are."""
+    """Stacks the blocks of each stage, anywhere in a tree of host arrays."""
     return _convert(tree, _stacked)
 
 
 def unstack(tree: T) -> T:
-    """The inverse of `stack`; also of traced arrays."""
+    """The inverse of `stack`. It also takes traced arrays."""
     return _convert(tree, _unstacked)
 
 
 def is_stacked(tree: Any) -> bool:
-    """Whether any stage's blocks are stacked."""
+    """Whether the blocks of any stage are stacked."""
     names = (str(key) for path, _ in jax.tree.leaves_with_path(tree) for key in path)
     return any(_BLOCKS.search(name) for name in names)
 

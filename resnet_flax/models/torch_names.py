@@ -1,4 +1,4 @@
-"""PyTorch's names of our arrays, and the network that a dict of such arrays is of.
+"""Translates the names of our arrays into PyTorch's, and recognises a network by its arrays.
 
 O, I, H, W: output channels, input channels, height and width of a kernel.
 """
@@ -19,7 +19,7 @@ from resnet_flax.runtime import bits
 Names = Literal["torchvision", "transformers", "pytorch-cifar"]
 Shape = tuple[int, ...]
 
-# Our modules and theirs. Stage s, block b, layer i are counted from 1; s0, b0, i0 are less one.
+# Our modules and theirs. Stage s, block b and layer i count from 1; s0, b0 and i0 count from 0.
 TORCHVISION = {
     "conv": "conv1",
     "bn": "bn1",
@@ -47,7 +47,7 @@ MODULES = {
         "fc": "linear",
     },
 }
-# How names begin that only one library has; without them they are torchvision's.
+# Prefixes of names that only one library has. Without such names, a dict is torchvision's.
 SIGNS = {"resnet.": "transformers", "linear.": "pytorch-cifar"}
 ARRAYS = {
     "kernel": "weight",
@@ -57,13 +57,13 @@ ARRAYS = {
     "var": "running_var",
 }
 OURS = re.compile(r"(?:params|batch_stats)\.(?:stage(\d+)_(block)(\d+)\.)?(\w+?)(\d*)\.(\w+)")
-# Our axes in PyTorch's order, by their number: kernels HWIO, matrices [in, out].
+# Our axes in PyTorch's order, by the number of axes: 4 for kernels HWIO, 2 for matrices [in, out].
 TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 STEMS: dict[Shape, Family] = {(7, 7): "imagenet", (3, 3): "cifar"}
 
 
 def name_of(ours: str, names: str) -> str:
-    """PyTorch's name of an array of ours; unchanged if it has none."""
+    """PyTorch's name of one of our arrays, or our own name if PyTorch has none."""
     if not (match := OURS.fullmatch(ours)):
         return ours
     s, block, b, module, i, array = match.groups()
@@ -76,9 +76,10 @@ def name_of(ours: str, names: str) -> str:
 
 
 def recognise(arrays: dict[str, np.ndarray]) -> tuple[ResNet, dict[str, str]]:
-    """The `ResNet` whose arrays these are, by PyTorch's names, and ours by these.
+    """The `ResNet` that has these arrays, and a dict from PyTorch's names to ours.
 
-    Its shortcut is `"none"` where it may be `"pad"`. Raises UserError unless it has all of them.
+    `arrays` have PyTorch's names. The shortcut is `"none"` if the arrays fit `"none"` and `"pad"`.
+    Raises UserError unless they are all the arrays of one `ResNet`, and no others.
     """
     shapes = {name: array.shape for name, array in arrays.items()}
     found = (SIGNS[sign] for sign in SIGNS if any(name.startswith(sign) for name in shapes))
@@ -102,15 +103,18 @@ def recognise(arrays: dict[str, np.ndarray]) -> tuple[ResNet, dict[str, str]]:
     came = [f"{what}: {some(arrays)}" for what, arrays in differences.items() if arrays]
     if came:
         raise UserError(
-            f"Expected the {len(expected)} arrays, by the names of {names}, of a ResNet of"
-            f" {model.blocks_per_stage} {model.block.__name__}s with widths {model.widths}, got"
-            f" others; {'; '.join(came)}; give the state dict of one whole net."
+            f"Expected the {len(expected)} arrays, by the names of {names}, of a ResNet with"
+            f" {model.blocks_per_stage} {model.block.__name__}s and widths {model.widths}, got"
+            f" other arrays; {'; '.join(came)}; give the state dict of one whole ResNet."
         )
     return model, dict(zip(expected, ours, strict=True))
 
 
 def _network(shapes: dict[str, Shape], names: str) -> tuple[ResNet, int]:
-    """The `ResNet` whose arrays have these shapes, by PyTorch's names, and its images' channels."""
+    """The `ResNet` whose arrays have these shapes, and the number of channels of its images.
+
+    `shapes` have PyTorch's names.
+    """
 
     def kernel(module: str, *dimensions: str) -> Shape:
         name = name_of(f"params.{module}.kernel", names)
@@ -141,7 +145,7 @@ def _network(shapes: dict[str, Shape], names: str) -> tuple[ResNet, int]:
     places = [(stage, block) for stage in stages for block in range(1, counts[stage - 1] + 1)]
     bottleneck = any(has(*place, "conv3") for place in places)
     projected = {place for place in places if has(*place, "shortcut_conv")}
-    # Without projections "none" and "pad" have the same arrays.
+    # Without projections, "none" and "pad" have the same arrays.
     shortcut: Shortcut = "projection" if projected else "none"
     if projected - {(stage, 1) for stage in stages if stage > 1 or bottleneck}:
         shortcut = "projection_all"

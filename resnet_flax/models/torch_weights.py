@@ -1,4 +1,4 @@
-"""Weights from PyTorch and back, by the names of three libraries."""
+"""Converts weights from PyTorch and back, with the names of three libraries."""
 
 import re
 from collections.abc import Mapping
@@ -23,38 +23,51 @@ COUNTER = ".num_batches_tracked"  # PyTorch reads it only where BN has no moment
 def from_torch(state_dict: Mapping[str, Any], padding: Padding | None = None) -> dict[str, Any]:
     """The variables of our `ResNet`, as `model.apply` takes them, from a PyTorch state dict.
 
-    `state_dict`: floats that `np.asarray` takes (a tensor on the CPU), by the names of torchvision
-    (`layer1.0.conv1.weight`), transformers (`resnet.encoder.stages.0...`) or kuangliu/pytorch-cifar
-    (torchvision's, but `linear` and `shortcut.0`). A prefix of all names, such as `module.`, is
-    dropped. Returns `params` and `batch_stats`: nested dicts of float32 numpy arrays that share
-    no memory with it, kernels [O, I, H, W] as [H, W, I, O], matrices [out, in] as [in, out].
+    `state_dict`: floats that `np.asarray` takes, such as tensors on the CPU. Their names are those
+    of one library:
 
-    `padding`: on which side option A, a shortcut without parameters, adds its zero channels.
-    `"end"`: behind the others, as here. `"both"`: half before and half behind, as
-    akamaster/pytorch_resnet_cifar10; the result has its channels in our order. No array shows which
-    is right, so a dict whose widths grow without projections needs it. A plain net's takes either.
+    - torchvision: `layer1.0.conv1.weight`
+    - transformers: `resnet.encoder.stages.0...`
+    - kuangliu/pytorch-cifar: as torchvision, but `linear` for `fc` and `shortcut.0` for
+      `downsample.0`
 
-    The network that computes the same has the dict's blocks, widths and classes. No array shows the
-    rest, so check it in the code that trained the dict:
+    If all names have the same prefix, such as `module.`, it is dropped.
 
-    - `shortcut`: `"projection"` where there are projections. A dict without them fits `"pad"`
-      (option A) and `"none"` (plain).
-    - `bottleneck_stride`: `"3x3"` in all three libraries, but `"1x1"` where transformers' config
-      has `downsample_in_bottleneck`.
+    `padding`: where option A, a shortcut without parameters, adds its zero channels. `"end"`: after
+    the others, as here. `"both"`: half before and half after, as akamaster/pytorch_resnet_cifar10.
+    No array shows which is right. So a dict needs `padding` if its widths grow without projections.
+    A plain net's dict takes either value.
+
+    Returns `params` and `batch_stats`: nested dicts of float32 numpy arrays that share no memory
+    with `state_dict`. Kernels [O, I, H, W] become [H, W, I, O], matrices [out, in] become
+    [in, out]. With `"both"`, channels are put into our order.
+
+    For the same results, build our network with the dict's blocks, widths and classes. No array
+    shows the rest. Check it in the code that trained the dict:
+
+    - `shortcut`: `"projection"` if the dict has projections. Without them it fits `"pad"` (option
+      A) and `"none"` (plain).
+    - `bottleneck_stride`: `"3x3"` in all three libraries. Only if transformers' config has
+      `downsample_in_bottleneck`, it is `"1x1"`.
     - `bn_epsilon`: 1e-5, PyTorch's default and ours.
-    - Images: ours are (pixel - `image_mean`) / 255. For (pixel / 255 - m) / d let `image_mean` be
-      255 m, and divide the first kernel by d: `["params"]["conv"]["kernel"] /= d[:, None]`. That is
-      exact, at the borders too.
-    - What our `ResNet` lacks: blur or average pools in place of strides, dilation, other strides,
-      activations, pools or orders of BN. Of the 81 networks of timm 1.0.31's `resnet.py` these
-      have a plain ResNet's arrays and compute something else: `resnetaa50`, `resnetblur18`,
-      `resnetblur50`. All others that differ from ours are refused.
+    - Images: our network takes (pixel - `image_mean`) / 255. If theirs takes (pixel / 255 - m) / d,
+      set `image_mean` to 255 m and divide the first kernel by d:
+      `["params"]["conv"]["kernel"] /= d[:, None]`. That is exact, also at the borders.
+    - Our `ResNet` does not have blur or average pools in place of strides, dilation, or other
+      strides, activations, pools or orders of BN. Such a network may still have a plain ResNet's
+      arrays. Among the 81 networks of timm 1.0.31's `resnet.py` these are `resnetaa50`,
+      `resnetblur18` and `resnetblur50`. All other networks there that differ from ours
+      raise UserError.
 
-    A training step differs in one thing: PyTorch moves the running variance by the batch's unbiased
-    variance, Flax by the biased one, n/(n-1) times smaller for n values a channel.
+    A training step differs in one way. PyTorch updates the running variance with the unbiased
+    variance of the batch, Flax with the biased one. For n values a channel, the biased one is
+    n/(n-1) times smaller.
 
-    Raises UserError for names of two libraries or of none, for arrays that are missing, unknown, of
-    another shape than the rest implies or not floats, and for a `padding` that is needed or wrong.
+    Raises UserError
+
+    - for names of two libraries or of no library,
+    - for arrays that are missing, unknown, not floats, or of a shape that does not fit the others,
+    - if `padding` is needed but not given, or is wrong.
     """
     if not isinstance(state_dict, Mapping):
         got = type(state_dict).__name__
@@ -71,10 +84,13 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: float32 numpy arrays by PyTorch's names.
 
-    `variables`: `params` and `batch_stats` of a `ResNet`; blocks may be stacked. `padding`: of the
-    PyTorch network that is to take them, as in `from_torch`. `load_state_dict` takes the result
-    strictly, its arrays through `torch.from_numpy`. Raises UserError for other `names`, for
-    variables that are not those of one whole `ResNet`, and for a `padding` as `from_torch` does.
+    - `variables`: `params` and `batch_stats` of a `ResNet`. Blocks may be stacked.
+    - `padding`: the padding of the PyTorch network that will load the arrays, as in `from_torch`.
+
+    Pass each array through `torch.from_numpy`; a strict `load_state_dict` then accepts the result.
+
+    Raises UserError for other `names`, and for variables that are not those of one whole `ResNet`.
+    `padding` raises as in `from_torch`.
     """
     if names not in get_args(Names):
         raise UserError(f"Expected names in {get_args(Names)}, got {names!r}.")
@@ -91,11 +107,11 @@ def to_torch(
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Each array by its name, without PyTorch's counters. Raises UserError for what is no float."""
+    """The arrays by name, without PyTorch's counters. Raises UserError unless all are floats."""
     if dicts := [str(name) for name, value in values.items() if isinstance(value, Mapping)]:
         raise UserError(
             f"Expected arrays by their names, got a dict of {some([str(n) for n in values])};"
-            f" give what it has under one of these names: {some(dicts)}."
+            f" give what is under one of these names: {some(dicts)}."
         )
     arrays = {}
     for name, value in values.items():
@@ -119,7 +135,7 @@ def _floats(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without what DataParallel and other wrappers put before every name."""
+    """Removes the prefix that DataParallel and other wrappers put before every name."""
     while len({name.partition(".")[0] for name in arrays}) == 1 < len(arrays):
         arrays = {name.partition(".")[2]: array for name, array in arrays.items()}
     return arrays
@@ -130,9 +146,10 @@ def _transposed(array: np.ndarray, axes: dict[int, Shape]) -> np.ndarray:
 
 
 def _orders(model: ResNet, padding: Padding | None) -> list[np.ndarray]:
-    """Where the stem and each stage have our channels in PyTorch's sum of branch and shortcut.
+    """For the stem and each stage, the positions of our channels in PyTorch's order.
 
-    `"both"` moves what enters a stage behind the first half of the zeros; ours stays in front.
+    It is the order of channels in the sum of branch and shortcut. With `"both"`, the channels that
+    enter a stage come after the first half of the zeros. In our order they come first.
     """
     if padding not in (None, *get_args(Padding)):
         raise UserError(f"Expected padding in {get_args(Padding)}, got {padding!r}.")
@@ -143,15 +160,16 @@ def _orders(model: ResNet, padding: Padding | None) -> list[np.ndarray]:
     if padding is None:
         raise UserError(
             f"Expected padding in {get_args(Padding)} for widths {model.widths} without"
-            " projections, got none: no array shows where option A adds zero channels;"
-            ' akamaster/pytorch_resnet_cifar10 has "both", this project "end", a plain net either.'
+            " projections, got none: no array shows where option A adds zero channels. Give"
+            ' "both" for akamaster/pytorch_resnet_cifar10, "end" for this project, or either for a'
+            " plain net."
         )
     for stage, (before, after) in enumerate(pairwise(widths), start=1):
         front, odd = divmod(after - before, 2)
         if odd or front < 0:
             raise UserError(
                 f'Expected widths that grow by even numbers for padding="both", got {widths};'
-                ' "end" takes any.'
+                ' "end" takes any widths.'
             )
         zeros = np.delete(np.arange(after), slice(front, front + before))
         orders[stage] = np.concatenate([orders[stage - 1] + front, zeros])
@@ -161,7 +179,7 @@ def _orders(model: ResNet, padding: Padding | None) -> list[np.ndarray]:
 def _permuted(
     theirs: dict[str, np.ndarray], ours: dict[str, str], model: ResNet, orders: list[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """PyTorch's arrays with the channels of each stage in the order that `orders` has for it."""
+    """PyTorch's arrays, with the channels of each stage in the order given by `orders`."""
     permuted = {}
     for name, array in theirs.items():
         reads, writes = _stages(ours[name], model)
@@ -174,10 +192,10 @@ def _permuted(
 
 
 def _stages(ours: str, model: ResNet) -> tuple[int | None, int | None]:
-    """The stages, 0 for the stem, whose channels an array of ours reads and writes.
+    """The stage whose channels an array reads, and the one whose channels it writes.
 
-    None: channels within a block, or classes. Projections are left out: where there are any, no
-    order changes.
+    `ours`: our name of the array. 0 is the stem. None means channels inside a block, or classes.
+    Projections are ignored, because with projections no order changes.
     """
     *_, module, _ = path = ours.split(".")  # Such as params.stage2_block1.conv1.kernel.
     if module == "fc":

@@ -1,7 +1,7 @@
 """VGG-16 and VGG-19 (Simonyan and Zisserman 2015, configurations D and E, without BN).
 
-The reference against which Table 1 and Fig. 3 state complexity. B, H, W, C: batch, height, width,
-channels.
+The reference for the complexity in Table 1 and Fig. 3 of He et al. (2015). B, H, W, C: batch,
+height, width, channels.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class MaxPool(nn.Module):
 
 
 class VGG(nn.Module):
-    """Stages of biased 3x3 convolutions, each stage ended by a max pool; three dense layers."""
+    """Stages of 3x3 convolutions with biases, a max pool after each stage, three dense layers."""
 
     convs_per_stage: Sequence[int]
     num_classes: int
@@ -41,7 +41,7 @@ class VGG(nn.Module):
 
         H and W are at least SMALLEST_IMAGE.
         """
-        del train  # No BN; the dropout of the original plays no part in its complexity.
+        del train  # No BN. Dropout is left out, because it adds nothing to the complexity.
         x = images
         for stage, (count, width) in enumerate(zip(self.convs_per_stage, WIDTHS, strict=True)):
             for i in range(count):

@@ -1,6 +1,6 @@
-"""Turns a config into the parts of a run, or says in one line what is wrong with it.
+"""Turns a config into the parts of a run, or raises a one-line error that says what is wrong.
 
-Everything below this file takes typed arguments, not the config.
+The functions that this file calls take typed arguments, not the config.
 """
 
 import itertools
@@ -26,12 +26,13 @@ from resnet_flax.training import optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.training.steps import Batch
 
-# With `model.scan="auto"`, deeper networks are scanned: see experiments/results/benchmarks.
+# With `model.scan="auto"`, networks deeper than this are scanned. See
+# experiments/results/benchmarks.
 DEEPEST_UNROLLED = 110
 
 
 class Experiment(NamedTuple):
-    """The parts of a run, made and checked; nothing is compiled or written yet."""
+    """The parts of a run, built and checked. Nothing is compiled or written yet."""
 
     config: RunConfig
     model: nn.Module
@@ -43,12 +44,12 @@ class Experiment(NamedTuple):
 
 
 def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
-    """Checks that the fields of a config go together, and reads its data. Raises UserError.
+    """Checks that the fields of a config fit together, and reads its data. Raises UserError.
 
-    `devices`: what it is for; all by default.
+    `devices`: the devices that the run uses. Default: all.
     """
     data = config.data
-    # With a class count to check the network by, before the data set is read.
+    # Checks the network before the data set is read. Any class count will do.
     build_model(config.model, num_classes=1)
     devices = devices or Devices(config.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
@@ -56,13 +57,14 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
     if data.batch_size > train.size:
         raise UserError(
             f"Expected data.batch_size of at most {train.size}, the images of"
-            f" data.train_split={data.train_split!r}, got {data.batch_size}."
+            f" data.train_split={data.train_split!r}, got {data.batch_size}. Give a smaller batch"
+            " or a larger split."
         )
     check_image_shape(config.model, train.image_shape)
     if data.color and train.image_shape[-1] != 3:
         raise UserError(
-            "Expected data.color=False for images that are not of three colours, got images of"
-            f" {train.image_shape}."
+            "Expected data.color=False for images without three colours, got data.color=True and"
+            f" images of shape {train.image_shape}."
         )
     schedule = build_schedule(config.optim)
     return Experiment(
@@ -77,7 +79,7 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
 
 
 def open_split(config: DataConfig, split: str) -> Split | Stream:
-    """A split in memory, or one to be read as needed if crops are cut from its images."""
+    """Opens a split: in memory if `config.crop` is `none`, otherwise as a stream."""
     if config.crop == "none":
         return sources.load_split(config.name, split, config.data_dir)
     crops = Crops(config.crop, config.image_size, config.shorter_side)
@@ -85,7 +87,10 @@ def open_split(config: DataConfig, split: str) -> Split | Stream:
 
 
 def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape (H, W, C) of what a network is trained on, and the class count; nothing is read."""
+    """Shape (H, W, C) of the images that a network trains on, and the class count.
+
+    It reads no images.
+    """
     image_shape, num_classes = sources.describe(config.name, config.data_dir)
     if config.crop != "none":
         image_shape = (config.image_size, config.image_size, 3)
@@ -93,16 +98,17 @@ def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
 
 
 def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) -> Feed:
-    """What the steps take from a split; `say` hears of damaged images."""
+    """The feed of a split. `say` gets a line on damaged images."""
     if isinstance(split, Stream):
         return StreamFeed(split, devices, say)
     return ResidentFeed(split, devices)
 
 
 def training_batches(config: RunConfig, image_mean: np.ndarray, count: int) -> list[Batch]:
-    """At most `count` whole batches of the training split, not augmented, on the first device.
+    """The first batches of the training split, at most `count`, not augmented, on the first device.
 
-    Always the same: the first of the split, or all of it, if that is less than a batch.
+    All batches are full. If the split is smaller than a batch, it is one batch. Every call gives
+    the same batches.
     """
     device = Devices(config.parallel, jax.devices()[:1])
     images = feed(open_split(config.data, config.data.train_split), device, print)
@@ -117,25 +123,25 @@ def training_batches(config: RunConfig, image_mean: np.ndarray, count: int) -> l
 
 
 def scans(config: ModelConfig) -> bool:
-    """Whether the network that a config names has its blocks stacked."""
+    """Whether a config asks for a network with stacked blocks."""
     if config.scan == "auto":
         return config.family != "vgg" and config.depth > DEEPEST_UNROLLED
     return config.scan == "on"
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The network that a config names. Raises UserError if its family has none such."""
+    """The network of a config. Raises UserError if its family has no such network."""
     dtype = jnp.dtype(config.dtype)
     if config.family == "vgg":
         if config.shortcut != "none" or config.widths:
             raise UserError(
                 'Expected model.shortcut="none" and model.widths=() for VGG, got'
-                f" {config.shortcut!r} and {config.widths}."
+                f" model.shortcut={config.shortcut!r} and model.widths={config.widths}."
             )
         if config.scan == "on" or config.remat:
             raise UserError(
                 'Expected model.scan="auto" or "off" and model.remat=False for VGG, which has no'
-                f" blocks, got {config.scan!r} and {config.remat}."
+                f" blocks, got model.scan={config.scan!r} and model.remat={config.remat}."
             )
         return vgg.build_vgg(config.depth, num_classes, dtype)
     return build_resnet(
@@ -166,14 +172,14 @@ def check_image_shape(config: ModelConfig, shape: Sequence[int]) -> None:
 
 
 def build_schedule(config: OptimConfig) -> optax.Schedule:
-    """Step -> learning rate."""
+    """The learning rate as a function of the step."""
     return optim.learning_rate(
         config.lr, config.boundaries, config.decay_factor, config.warmup_steps, config.warmup_lr
     )
 
 
 def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD at that schedule's rate."""
+    """SGD with the learning rate of `schedule`."""
     return optim.sgd(
         schedule, config.momentum, config.nesterov, config.weight_decay, config.decay_bn_and_bias
     )

@@ -17,7 +17,7 @@ class Evaluator:
     """A network's `eval_step`, mapped over devices."""
 
     def __init__(self, model: nn.Module, devices: Devices, batch_size: int):
-        """`batch_size`: at most this many images at once, rounded up to equal shares."""
+        """`batch_size`: the largest number of images at once, rounded up to equal shares."""
         self.devices, self.batch_size = devices, batch_size
         step = functools.partial(eval_step, model=model)
         self._step = devices.map(step, sharded=(False, False, False, True, True))
@@ -29,9 +29,10 @@ class Evaluator:
         feed: Feed,
         before_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """Loss (nats) and error (fraction) over all images of `feed`, and their count.
+        """Mean loss (nats), error (fraction) and number of all images of `feed`.
 
-        `before_batch` may raise to end it; it is called at most two batches ahead of the devices.
+        `before_batch` may raise to stop the evaluation. It is called at most two batches ahead of
+        the devices.
         """
         merged = metrics.zeros()
         batch_size = self.devices.rounded_up(min(self.batch_size, feed.size))

@@ -1,6 +1,6 @@
-"""What the steps take from a split, on the devices: indices into it, or its images as they come.
+"""Feeds the steps from a split, with indices into images on the devices or with streamed images.
 
-k: steps of a dispatch; D: devices of this process.
+B: images on a device; k: steps of a dispatch; D: devices of this process.
 """
 
 import contextlib
@@ -26,26 +26,26 @@ from resnet_flax.training.steps import Fed, Images
 
 
 class Feed(Protocol):
-    """A split, as `steps.train_steps` and `steps.eval_step` take it."""
+    """A source of inputs for `steps.train_steps` and `steps.eval_step`, from one split."""
 
     size: int
-    """Images of the split."""
+    """The number of images in the split."""
     resident: Images | None
-    """What lies on each device, if anything does."""
+    """The images on each device, or None if images are streamed."""
 
     def training(
         self, seed: int, batch_size: int, steps: range, per_dispatch: int
     ) -> contextlib.AbstractContextManager[Iterator[Fed]]:
-        """What the dispatches of these steps are fed, [D, k, B, ...], while the context lasts."""
+        """Yields an iterator over the inputs [D, k, B, ...] of each dispatch of these steps."""
 
     def evaluation(
         self, batch_size: int
     ) -> contextlib.AbstractContextManager[Iterator[tuple[Fed, jax.Array]]]:
-        """What batches of the whole split are fed, [D, B, ...], and masks [D, B]."""
+        """Yields an iterator over inputs [D, B, ...] and masks [D, B], for the whole split."""
 
 
 class ResidentFeed:
-    """A split that lies whole on each device."""
+    """A split whose images are all on each device."""
 
     def __init__(self, split: Split, devices: Devices):
         self.size, self.devices = split.size, devices
@@ -72,12 +72,12 @@ class ResidentFeed:
 
 
 class StreamFeed:
-    """A split that is read as it is needed."""
+    """A split that is read while the steps run."""
 
     resident: Images | None = None
 
     def __init__(self, stream: Stream, devices: Devices, say: Callable[[str], None]):
-        """`say` hears of damaged images."""
+        """`say` gets a line on damaged images."""
         self.stream, self.devices, self.say = stream, devices, say
         self.size = stream.size
 
@@ -115,12 +115,12 @@ class StreamFeed:
     def _in_background(
         self, load: TrainingBatches | EvaluationBatches, then: Callable[[Batch], Images]
     ) -> AbstractContextManager[Iterator[Images]]:
-        from resnet_flax.data import workers  # With Grain, which a set in memory does not need.
+        from resnet_flax.data import workers  # Imports Grain, which a set in memory does not need.
 
         return workers.in_background(load, then, self.say)
 
     def _shard(self, batch: Batch, shape: tuple[int, ...]) -> Images:
-        """Batches of one view, to the devices; the last of `shape` is shared out."""
+        """Puts batches of one view on the devices. The last axis of `shape` is split over them."""
         axis = len(shape) - 1
         images = batch.images.reshape(*shape, *self.stream.image_shape)
         labels = batch.labels.reshape(shape)

@@ -1,4 +1,4 @@
-"""Where a run begins: at its seed, at another run's checkpoint, or at its own last one."""
+"""Makes the first state of a run: from its seed, another run, or its own last checkpoint."""
 
 import functools
 import hashlib
@@ -22,11 +22,11 @@ from resnet_flax.training.transfer import transfer
 
 
 def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainState:
-    """Before the first step, as host arrays.
+    """The state before the first step, as host arrays.
 
-    Its parameters are those of the seed, whether the network is scanned or not, or those of
-    `config.init_from`, of which `say` hears. Raises UserError if that is no run's folder or does
-    not fit.
+    The parameters come from the seed, and are the same with and without `scan`. With
+    `config.init_from` they come from that run, and `say` gets a line on it. Raises UserError if
+    `init_from` is not the folder of a run, or does not fit.
     """
     seed, mean = np.uint32(built.config.seed), built.train.image_mean()
     init = jax.jit(_stacked(built), compiler_options=cpu.quick_compilation())
@@ -37,28 +37,28 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
 
 
 class Beginning:
-    """Where an attempt at a run begins.
+    """The step and the state with which an attempt at a run begins.
 
-    The initial state of a new run is made at once, before anything is written: `config.init_from`
-    may not fit.
+    A new run computes its initial state at once. If `config.init_from` does not fit, this raises
+    before anything is written.
     """
 
     def __init__(
         self, built: Experiment, folder: RunFolder, progress: RunProgress, *, from_scratch: bool
     ):
-        """`from_scratch`: whether to begin again where no saved step is left whole."""
+        """`from_scratch`: whether to start again if no checkpoint is complete."""
         self.built, self.folder, self.progress = built, folder, progress
         self._from_scratch = from_scratch
         begun = hosts.agree(folder.checkpoints.is_dir())
         self._initial = None if begun else initial_state(built, self._say)
 
     def state(self, checkpoints: CheckpointWriter, saved: int) -> tuple[int, steps.TrainState]:
-        """The step that the attempt begins at, and the state there, on all devices.
+        """The step at which the attempt begins, and the state there, on all devices.
 
-        - `checkpoints`: those of the run.
-        - `saved`: the last step saved, as far as the records know.
+        - `checkpoints`: the checkpoints of the run.
+        - `saved`: the last step saved, according to the records.
 
-        Raises UserError if steps were saved and none is whole.
+        Raises UserError if steps were saved but no checkpoint is complete.
         """
         with hosts.alike():
             found = self._last_whole(checkpoints.reader, saved) if hosts.is_first() else None
@@ -68,7 +68,7 @@ class Beginning:
             self._say(f"resuming from step {step}.")
             return step, self.built.devices.replicate(state)
         initial, self._initial = self._initial or initial_state(self.built, self._say), None
-        if self.built.config.init_from:  # From here on the other run may change.
+        if self.built.config.init_from:  # Saved here, so that the other run may change later.
             checkpoints.save(0, initial, {})
         return 0, self.built.devices.replicate(initial)
 
@@ -77,8 +77,8 @@ class Beginning:
         if step is None and (saved or reader.has_damaged()) and not self._from_scratch:
             folder = self.folder
             raise UserError(
-                f"{folder.path} has a history, but no whole checkpoint to go on from. Put one back"
-                f" into {folder.checkpoints}, or begin again: train ... --from_scratch."
+                f"{folder.path} has a history, but no complete checkpoint to resume from. Put one"
+                f" back into {folder.checkpoints}, or start again: train ... --from_scratch."
             )
         return step
 
@@ -87,7 +87,7 @@ class Beginning:
 
 
 def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Parameters and statistics of a run before its first step, block by block."""
+    """Parameters and BN statistics of a run before its first step, block by block."""
     device = Devices(config.parallel, jax.devices()[:1])
     built = build.build(config, device)
     return stacking.unstack(initial_state(built, say).variables)
@@ -104,7 +104,7 @@ def state_shapes(built: Experiment) -> steps.TrainState:
 
 
 def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
-    """The initial state with stacked blocks, which compiles fast at any depth."""
+    """A function that makes the initial state, with stacked blocks so that it compiles fast."""
     is_vgg = built.config.model.family == "vgg"
     model = built.model if is_vgg else built.model.clone(scan=True)
     shape = built.train.image_shape
@@ -114,13 +114,14 @@ def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
 def _transferred(
     built: Experiment, variables: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """These variables with the arrays of `init_from`."""
+    """`variables`, with the arrays of `init_from` in place of those that fit."""
     folder = RunFolder(built.config.init_from)
     try:
         with hosts.alike():
             saved = Checkpoints(folder.checkpoints, config=folder.config_digest(), say=say)
             step = saved.last_good()
-        step = hosts.agree(-1 if step is None else step)  # That run may still be on.
+        # That run may still save checkpoints, so processes may see different last steps.
+        step = hosts.agree(-1 if step is None else step)
         with hosts.alike() as facts:
             source = saved.restore(None if step < 0 else step)
             merged, left = transfer(variables, source, partial=built.config.init_partial)

@@ -32,28 +32,29 @@ def train_and_evaluate(
     *,
     from_scratch: bool = False,
 ) -> State:
-    """Runs a config in a folder until it is finished, diverged or told to stop.
+    """Trains the network of a config in a folder, until it finishes, diverges or is told to stop.
 
-    - `progress`, `stop`: those of a sweep; without them the run shows itself and listens for
-      signals on its own.
-    - `from_scratch`: whether to begin again where checkpoints were saved and none is left whole.
+    - `progress`, `stop`: given by a sweep. Otherwise the run shows its own progress and listens for
+      signals itself.
+    - `from_scratch`: whether to start again if checkpoints were saved but none is complete.
 
-    Given again, it resumes from the last checkpoint, and ends in the same bits as a run that was
-    never stopped. Returns the state that `status.json` then holds.
+    A second call resumes from the last checkpoint. It ends with the same bits as a run that was
+    never stopped. Returns the state that `status.json` then contains.
 
     Raises UserError, before it writes anything, if the config, the data or the folder cannot be
-    used, or if an ended run has lost its records. Raises TryAgainError if another process is at
-    work in the folder. Any other error is recorded as `failed` and raised.
+    used, or if records of an ended run are missing. Raises TryAgainError if another process works
+    in the folder. Any other error is recorded as `failed` and raised.
 
-    With several processes every one calls this, and the first writes. Raises UserError in all of
-    them, before the first step, unless they were given the same config and data.
+    With several processes, each one must call this, and only the first writes. If their configs or
+    data differ, all of them raise UserError before the first step.
     """
     if progress is None or stop is None:
         with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
             return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
     folder, fields = RunFolder(workdir, writes=hosts.is_first()), config.model_dump(mode="json")
     with hosts.alike() as facts:
-        # Where a run to begin with lies is each process's own business; what is in it is not.
+        # Processes may have the run of `init_from` in different folders. Its arrays are compared
+        # later, in `initial_state.py`.
         begins = {"init_from": bool(config.init_from)}
         facts |= {"workdir": str(folder.path), "from_scratch": from_scratch}
         facts["config"] = identity(fields) | begins
@@ -63,12 +64,12 @@ def train_and_evaluate(
     if ended < len(DONE):
         changed = folder.changed(before) if before and folder.writes else None
         if hosts.agree(changed is not None):
-            raise UserError(changed or f"{folder.path}: its records have changed.")
+            raise UserError(changed or f"{folder.path}: the records of this run have changed.")
         if before:
             progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
         return DONE[ended]
     with hosts.alike() as facts:
-        # What cannot be read is said before anything is written.
+        # These calls raise for unreadable records before anything is written.
         folder.metrics()
         folder.environments()
         built = build.build(config)
@@ -82,7 +83,7 @@ def train_and_evaluate(
 
 
 def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State:
-    """One attempt at a run in a claimed folder; returns the state it ends in."""
+    """Makes one attempt at a run in a claimed folder. Returns the state in which it ends."""
     folder, built, progress = beginning.folder, beginning.built, beginning.progress
     checkpoints = CheckpointWriter(
         folder.checkpoints,
@@ -90,7 +91,7 @@ def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State
         attempt=attempt.number,
         held=folder.held,
         say=progress.say,
-        # Others need not see yet what the first has written.
+        # Other processes may not see yet what the first one has written.
         config=folder.config_digest() if folder.writes else None,
     )
     with checkpoints:
@@ -106,16 +107,18 @@ def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State
 
 
 class _Stopped(Exception):
-    """A request to stop was heard."""
+    """Raised inside an attempt after a request to stop."""
 
 
 class _Training:
     """The steps of one attempt.
 
-    The train record of a step is on disk before its checkpoint is begun. A resumed run drops the
-    records after the step that it restored. The evaluations of a step come after its checkpoint. A
-    resumed run begins with the evaluations that are due at its step and not recorded. So no record
-    is missing, none is there twice, and a stop need not wait for an evaluation.
+    - The train record of a step is on disk before its checkpoint starts.
+    - The evaluations of a step come after its checkpoint.
+    - A resumed run drops the records after the step that it restored. It begins with the
+      evaluations that are due at that step but not recorded.
+
+    So no record is missing or doubled, and a stop need not wait for an evaluation.
     """
 
     def __init__(
@@ -126,12 +129,12 @@ class _Training:
         recorder: Recorder,
         step: int,
     ):
-        """`step`: the one that the attempt begins at."""
+        """`step`: the step at which the attempt begins."""
         self._config, self._built, self._devices = built.config, built, built.devices
         self._attempt, self._checkpoints, self._recorder = attempt, checkpoints, recorder
         self.step = step
-        """The last one taken."""
-        self._begun = step  # The last one whose save was begun.
+        """The last step taken."""
+        self._begun = step  # The last step whose save has started.
         train_steps = functools.partial(
             steps.train_steps,
             model=built.model,
@@ -150,9 +153,9 @@ class _Training:
         self._timer = Timer(step)
 
     def run(self, state: steps.TrainState, stop: StopRequest) -> State:
-        """Trains to the end, a divergence or a stop; where it stops by request it can resume.
+        """Trains to the last step, a divergence or a stop. A stopped run saves, and can resume.
 
-        `state`: of the step that the attempt begins at, on all devices.
+        `state`: the state at which the attempt begins, on all devices.
         """
         config, train = self._config, self._feeds["train"]
         left = range(self.step, config.steps)
@@ -162,7 +165,8 @@ class _Training:
                 config.seed, config.data.batch_size, left, config.steps_per_dispatch
             ) as dispatches:
                 for fed in dispatches:
-                    # Waiting bounds how far the devices lag behind a signal or a lost peer.
+                    # Without this wait, many dispatches could queue up. Then the loop would notice
+                    # a signal or a lost peer late.
                     jax.block_until_ready(state)
                     state = self._train_steps(state, train.resident, fed)
                     self.step = min(self.step + config.steps_per_dispatch, config.steps)
@@ -178,7 +182,7 @@ class _Training:
         return "finished"
 
     def _after_steps(self, state: steps.TrainState, stop: StopRequest) -> bool:
-        """Records, saves and evaluates what is due at this step; False if training diverged."""
+        """Records, saves and evaluates if it is due. Returns False if training diverged."""
         last = self.step == self._config.steps
         if last or self.step % self._config.log_every == 0:
             loss = self._record_training(state)
@@ -202,7 +206,7 @@ class _Training:
         self._begun = self.step
 
     def _record_training(self, state: steps.TrainState) -> float:
-        """Records the means since the last record; returns the loss."""
+        """Records the means since the last record. Returns the loss."""
         means = metrics.means(state.totals)
         rate = self._timer.restart(self.step) * self._config.data.batch_size
         learning_rate = float(self._built.schedule(self.step - 1))
@@ -212,7 +216,7 @@ class _Training:
         return means["loss"]
 
     def _evaluate(self, state: steps.TrainState, stop: StopRequest) -> None:
-        """Records the evaluations that are due at this step and not recorded yet."""
+        """Makes and records the evaluations that are due at this step and not recorded yet."""
 
         def before_batch() -> None:
             if stop.reached():

@@ -1,4 +1,4 @@
-"""The loss, and masked totals that merge over batches, steps and devices.
+"""The loss, and masked totals that add up over batches, steps and devices.
 
 B: batch; K: classes.
 """
@@ -11,7 +11,7 @@ import optax
 
 
 class Totals(NamedTuple):
-    """Sums over images, so that a mean over any number of batches is exact: divide once."""
+    """Sums over images. One division at the end gives the exact mean over any number of batches."""
 
     loss: jax.Array  # [] float32
     errors: jax.Array  # [] int32
@@ -29,10 +29,9 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def totals(logits: jax.Array, label: jax.Array, mask: jax.Array) -> Totals:
-    """The totals of one batch: [B, K] float32, [B] int32, [B] bool; only `mask` images count.
+    """The totals of one batch: [B, K] float32, [B] int32, [B] bool. Only images in `mask` count.
 
-    An image is an error unless its label has the largest logit; logits that are not finite are
-    errors too.
+    An image is an error if another class has the largest logit, or if a logit is not finite.
     """
     wrong = (jnp.argmax(logits, axis=-1) != label) | ~jnp.isfinite(logits).all(axis=-1)
     return Totals(
@@ -43,6 +42,6 @@ def totals(logits: jax.Array, label: jax.Array, mask: jax.Array) -> Totals:
 
 
 def means(sums: Totals) -> dict[str, float]:
-    """Mean loss in nats and error as a fraction, as Python numbers; needs at least one image."""
+    """Mean loss in nats and error as a fraction, as Python numbers. Needs at least one image."""
     loss, errors, images = jax.device_get(sums)
     return {"loss": float(loss) / int(images), "error": int(errors) / int(images)}

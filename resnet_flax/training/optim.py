@@ -14,9 +14,10 @@ def learning_rate(
     warmup_steps: int = 0,
     warmup_lr: float = 0.01,
 ) -> optax.Schedule:
-    """Sec. 4.2: `peak`, times `decay_factor` at each boundary (a step count from the start).
+    """The schedule of Sec. 4.2: `peak`, times `decay_factor` at each boundary.
 
-    For the first `warmup_steps` steps the rate is `warmup_lr` (depth 110: 0.01 for about 400).
+    A boundary is a number of steps from the start. For the first `warmup_steps` steps the rate is
+    `warmup_lr`. The paper does this for depth 110: 0.01 for about 400 steps.
     """
     drops = {int(boundary): decay_factor for boundary in boundaries}
     constant = optax.piecewise_constant_schedule(peak, drops)
@@ -32,10 +33,10 @@ def sgd(
     weight_decay: float = 1e-4,
     decay_bn_and_bias: bool = True,
 ) -> optax.GradientTransformation:
-    """v <- momentum v + (g + weight_decay w);  w <- w - lr v.
+    """SGD: v <- momentum v + (g + weight_decay w);  w <- w - lr v.
 
-    The decay is coupled: it enters the momentum, as in the paper's Caffe. It covers the kernels,
-    and with `decay_bn_and_bias` the BN scales and every bias too.
+    Weight decay is part of the momentum, as in Caffe, which the paper used. It applies to kernels.
+    With `decay_bn_and_bias` it also applies to BN scales and to every bias.
     """
     mask = None if decay_bn_and_bias else _is_kernel
     return optax.chain(

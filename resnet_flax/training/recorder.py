@@ -1,4 +1,4 @@
-"""What a run writes down and shows as it goes on."""
+"""Writes the records of a run and shows its progress."""
 
 import contextlib
 import time
@@ -24,13 +24,13 @@ class Attempt:
     """
 
     def __init__(self, folder: RunFolder, *, from_scratch: bool):
-        """`from_scratch`: whether to forget which steps were saved."""
-        before = folder.status()  # Until the claim another process may have been at work.
+        """`from_scratch`: whether to ignore which steps were saved before."""
+        before = folder.status()  # Read after the claim: another process may have worked before.
         self._folder = folder
         self.number = hosts.agree(before.attempt + 1 if before else 1)
-        """Counts from 1."""
+        """The number of the attempt, from 1."""
         self.saved = before.step if before and not from_scratch else 0
-        """The last step saved, or the last one taken of a run that has ended."""
+        """The last step saved or, after the run has ended, the last step taken."""
 
     def __enter__(self) -> "Attempt":
         self._write("running")
@@ -42,19 +42,19 @@ class Attempt:
         if not isinstance(error, Exception | SystemExit):
             return
         end: State = "preempted" if hosts.lost_peer(error) else "failed"
-        with contextlib.suppress(FaultError):  # Where nothing can be written any more.
+        with contextlib.suppress(FaultError):  # Perhaps nothing can be written any more.
             self._write(end, summary(error))
         if isinstance(error, OSError):
             raise FaultError(f"{self._folder.name}: {error}. {GOES_ON}") from error
 
     def note_saved(self, step: int | None) -> None:
-        """Keeps the status true to the checkpoints; `step`: the last one saved, if any was."""
+        """Updates the status after a save. `step`: the last step saved, or None."""
         if step not in (None, self.saved):
             self.saved = step
             self._write("running")
 
     def end(self, state: State, step: int) -> None:
-        """Records how the attempt ended, and after which step."""
+        """Records the state in which the attempt ended, and its last step."""
         self.saved = step
         self._write(state)
 
@@ -65,23 +65,23 @@ class Attempt:
 def record_environment(
     folder: RunFolder, attempt: int, params: Any, progress: RunProgress, *, resumes: bool
 ) -> None:
-    """Records what the attempt runs on; a run that goes on on another kind of machine says so."""
+    """Records the machine of an attempt. A run that resumes on another kind of machine says so."""
     here = environment.describe()
     for before in folder.environments()[-1:] if resumes else ():
         other = "; ".join(differing_fields(environment.machine(before), environment.machine(here)))
         if other:
             progress.say(
-                f"{folder.name}: goes on on another kind of machine: {other}."
-                " The last bits may differ from those of a run that stayed on one."
+                f"{folder.name}: resumes on another kind of machine: {other}."
+                " The last bits may differ from those of a run on a single kind."
             )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     folder.add_environment({"attempt": attempt, "parameters": parameters, **here})
 
 
 class Recorder:
-    """The records of one attempt: metrics.jsonl, event files, and what a terminal shows.
+    """Writes the records of one attempt, metrics.jsonl and event files, and shows its progress.
 
-    The first process writes them.
+    Only the first process writes.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Recorder:
         step: int,
         progress: RunProgress,
     ):
-        """Forgets the records after `step`, where the attempt begins; they will be made again."""
+        """Removes the records after `step`, where the attempt begins. It will make them again."""
         folder.drop_metrics_after(step)
         self.progress = progress
         progress.start(folder.name, step, built.config.steps)
@@ -112,26 +112,26 @@ class Recorder:
 
     @property
     def test_errors(self) -> dict[int, float]:
-        """By step, as far as they are known."""
+        """The known test errors, by step."""
         errors = self.evaluated.items()
         return {step: e for (step, split), e in errors if split == "test" and e is not None}
 
     def say(self, line: str) -> None:
-        """Prints a line on this run."""
+        """Prints a line about this run."""
         self.progress.say(f"{self._folder.name}: {line}")
 
     def add_training(self, step: int, values: dict[str, Any]) -> None:
-        """Means since the record before this one: loss, error, lr and images_per_second."""
+        """Records means since the last record: loss, error, lr and images_per_second."""
         self._add(step, {"kind": "train", **values})
         self.progress.update(step, values["loss"], values["error"], values["images_per_second"])
 
     def add_evaluation(self, step: int, split: str, scores: dict[str, float]) -> None:
-        """Scores of a whole split."""
+        """Records the scores of a whole split."""
         self._add(step, {"kind": "eval", "split": split, **scores})
         self.evaluated[step, split] = scores["error"]
 
     def add_weights(self, step: int, params: Any) -> None:
-        """Histograms, of parameters block by block."""
+        """Records histograms of the parameters, given block by block."""
         if self._events:
             self._events.add_weights(step, params)
 
@@ -144,13 +144,14 @@ class Recorder:
 
 
 def _evaluated(folder: RunFolder, step: int) -> dict[tuple[int, str], float | None]:
-    """The errors that are recorded up to a step."""
+    """The errors recorded up to a step: (step, split) -> error."""
     recorded = {
         (record["step"], record["split"]): record.get("error")
         for record in folder.metrics()
         if "split" in record and record["step"] <= step
     }
-    # A file system may show other processes an older file; all have to evaluate the same.
+    # A file system may show an older file to other processes, but all must make the same
+    # evaluations.
     for key in [(step, split) for split in ("test", "train")]:
         if hosts.agree(key in recorded):
             recorded.setdefault(key, None)
@@ -160,7 +161,7 @@ def _evaluated(folder: RunFolder, step: int) -> dict[tuple[int, str], float | No
 
 
 class Timer:
-    """Steps per second since the last restart, to be made only where no step is still under way."""
+    """Measures steps per second since the last restart. Restart it only when no step is running."""
 
     def __init__(self, step: int):
         self.step, self.time = step, time.monotonic()

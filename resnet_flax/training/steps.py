@@ -1,7 +1,8 @@
 """The training state and the pure steps: state in, state out.
 
 B: images on this device; k: steps of one dispatch; N: images of the data set; H, W, C: height,
-width, channels. Every step needs an axis named DATA_AXIS (`parallel.py` maps it over devices).
+width, channels; K: classes. Every step needs an axis named DATA_AXIS. `parallel.py` maps it over
+devices.
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ from resnet_flax.training import metrics
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training depends on besides the data set; the same on every device."""
+    """The state of training, the same on every device. Training also depends on the data set."""
 
-    step: jax.Array  # [] int32, steps taken.
-    seed: jax.Array  # [] uint32; with `step`, all that randomness depends on.
+    step: jax.Array  # [] int32, the number of steps taken.
+    seed: jax.Array  # [] uint32; random numbers depend only on `seed` and `step`.
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
@@ -32,7 +33,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """As `model.apply` takes them."""
+        """The variables, as `model.apply` takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -44,13 +45,13 @@ class Batch(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A whole split, resident on each device, or images as they are fed."""
+    """All images of a split, resident on each device, or the streamed images of some steps."""
 
     images: jax.Array | np.ndarray  # [N, H, W, C] or [..., B, H, W, C] uint8.
     labels: jax.Array | np.ndarray  # [N] or [..., B] int32.
 
 
-# What a step is fed: indices [..., B] int32 into resident images, or, without these, images.
+# The input of a step: indices [..., B] int32 into resident images, or streamed images.
 Fed = jax.Array | Images
 
 
@@ -62,9 +63,9 @@ def init_state(
     image_mean: jax.Array,
     image_shape: tuple[int, int, int] | None = None,
 ) -> TrainState:
-    """The state before the first step; parameters depend on the seed and their names alone.
+    """The state before the first step. The parameters depend only on the seed and their names.
 
-    `image_shape`: (H, W, C) of what the network is trained on; None: the mean's.
+    `image_shape`: (H, W, C) of the training images. None: the shape of the mean.
     """
     image = jnp.zeros((1, *(image_shape or image_mean.shape)), jnp.float32)
     variables = model.init(bits.key(seed), image)
@@ -82,9 +83,10 @@ def init_state(
 def train_step(
     state: TrainState, batch: Batch, model: nn.Module, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """One SGD step: gradients and running BN averages are means over the global batch.
+    """One SGD step. Gradients and running BN averages are means over the global batch.
 
-    `state.totals` grows by the batch's loss and errors, in train mode, before the update.
+    The loss and the errors of the batch, in train mode and before the update, are added to
+    `state.totals`.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -119,7 +121,7 @@ def train_steps(
     color: bool,
     log_every: int,
 ) -> TrainState:
-    """k steps; `fed` is this device's share, [k, B, ...]."""
+    """Takes k steps. `fed` is the share of this device, [k, B, ...]."""
 
     def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
         images, labels = select(resident, fed)
@@ -136,7 +138,7 @@ def train_steps(
 
 
 def select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
-    """What a step sees of its share of `fed`: images [B, H, W, C] uint8, labels [B] int32."""
+    """The images [B, H, W, C] uint8 and labels [B] int32 of one step's share of `fed`."""
     images, labels = fed if resident is None else (part[fed] for part in resident)
     return jnp.asarray(images), jnp.asarray(labels)
 
@@ -151,7 +153,7 @@ def eval_step(
     *,
     model: nn.Module,
 ) -> metrics.Totals:
-    """Totals over the images of `fed` [B, ...] where `mask` [B] bool, with running averages."""
+    """Totals over the images of `fed` [B, ...] in `mask` [B] bool. BN uses running averages."""
     images, labels = select(resident, fed)
     logits = eval_logits(model, variables, augment.normalize(images, image_mean))
     return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
@@ -159,7 +161,10 @@ def eval_step(
 
 @bits.pinned()
 def eval_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """[B, H, W, C] float32, normalised -> [B, K] float32, with running averages; no axis."""
+    """Logits with BN's running averages: [B, H, W, C] float32, normalised -> [B, K] float32.
+
+    Needs no device axis.
+    """
     logits = model.apply(variables, images, train=False)
-    assert isinstance(logits, jax.Array)  # No collection is mutable.
+    assert isinstance(logits, jax.Array)  # Not a tuple, because no collection is mutable.
     return logits

@@ -1,4 +1,4 @@
-"""Initial parameters and BN statistics from another run."""
+"""Takes initial parameters and BN statistics from another run."""
 
 from typing import Any
 
@@ -10,13 +10,17 @@ from resnet_flax.errors import UserError
 def transfer(
     target: dict[str, Any], source: dict[str, Any], *, partial: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """`target` with the arrays of `source` that agree in name and shape, and what is left over.
+    """Replaces the arrays of `target` by those of `source` that have the same name and shape.
 
-    Both are nested dicts of arrays, as `model.apply` takes them. What is left over, a line each:
-    arrays of either side without such a counterpart. Raises UserError if there are any, unless
-    `partial`, and in any case if nothing agrees. `source` may hold more than `target` at its top.
+    Both are nested dicts of arrays, as `model.apply` takes them. Top-level entries that only
+    `source` has are ignored.
+
+    Returns the new dict, and one line for each array of either side without a counterpart.
+
+    Raises UserError if there is such an array, unless `partial`. It also raises UserError if no
+    array has a counterpart.
     """
-    # Of another run's state there is more, and who knows what.
+    # The state of another run has more entries, of any kind.
     source = {
         name: tree for name, tree in source.items() if name in target and isinstance(tree, dict)
     }
@@ -29,8 +33,8 @@ def transfer(
     if not taken or (left and not partial):
         way_out = " Give config.init_partial=True to take the rest." if taken else ""
         raise UserError(
-            f"{len(taken)} of {len(new)} arrays agree in name and shape; left over:"
-            f" {', '.join(left)}.{way_out}"
+            f"{len(taken)} of {len(new)} arrays have the same name and shape in both networks; left"
+            f" over: {', '.join(left)}.{way_out}"
         )
     merged = new | {name: old[name] for name in taken}
     return traverse_util.unflatten_dict(merged, sep="."), left

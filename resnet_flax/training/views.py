@@ -1,6 +1,6 @@
 """Scores a split by the mean prediction over several views of each image (Sec. 3.4).
 
-B: batch; V: views of an image; H, W: their height and width; K: classes.
+B: batch; V: views of an image; H, W: height and width of a view; K: classes; N: images of a split.
 """
 
 import functools
@@ -18,12 +18,12 @@ from resnet_flax.data.workers import in_background
 from resnet_flax.runtime.parallel import DATA_AXIS, Devices
 from resnet_flax.training.steps import eval_logits
 
-# Of each batch: positions in the split [B], and V, H, W.
+# For each batch: positions in the split [B], and V, H, W.
 Plan = list[tuple[np.ndarray, tuple[int, int, int]]]
 
 
 class Views:
-    """Class probabilities of every image of a split, added up over views."""
+    """Scores a network by its mean class probabilities over several views of each image."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class Views:
         image_mean: np.ndarray,
         say: Callable[[str], None],
     ):
-        """`say` hears of damaged images and of how far it is."""
+        """`say` gets lines on damaged images and on progress."""
         self.model, self.devices, self.say = model, devices, say
         self.arguments = devices.replicate(variables), devices.replicate(image_mean)
 
     def ten_crop(self, stream: Stream, batch_size: int) -> dict[str, float]:
-        """Krizhevsky et al. (2012), Sec. 4.1: five crops and their mirror images.
+        """Scores by five crops and their mirror images (Krizhevsky et al. 2012, Sec. 4.1).
 
-        Returns loss (nats) and error (fraction) of the mean probabilities, and how many images.
+        Returns loss (nats) and error (fraction) of the mean probabilities, and the image count.
         """
         _, size, (shorter, _) = stream.crops
         cut = functools.partial(crops.five_crops, size=size, shorter=shorter)
@@ -50,11 +50,14 @@ class Views:
     def multi_scale(
         self, stream: Stream, batch_size: int, sides: Sequence[int]
     ) -> dict[str, float]:
-        """Sec. 3.4: the network slid over whole images, their shorter side resized to each of
-        `sides` and the ratio of sides rounded to sixths.
+        """Scores by whole images in several sizes (Sec. 3.4).
 
-        `batch_size`: of images of the training crop's size; larger ones are fewer.
-        Returns as `ten_crop` does.
+        - `sides`: the lengths to which the shorter side is resized. The ratio of the sides is
+          rounded to sixths.
+        - `batch_size`: the number of images of the size of a training crop in a batch. A batch of
+          larger images has fewer.
+
+        Returns the same as `ten_crop`.
         """
         sizes = [decoding.read_size(encoded) for encoded in stream.encoded()]
         total = None
@@ -68,11 +71,11 @@ class Views:
             found, labels = self._probabilities(stream, crops.whole, plan, mirrored=False)
             total = found if total is None else total + found
             self.say(f"shorter side {side}: error {_scores(found, labels)['error']:.2%}")
-        assert total is not None, "Expected one side or more."
+        assert total is not None, "Expected at least one of `sides`, got none."
         return _scores(total / len(sides), labels)
 
     def _plan(self, positions: np.ndarray, at_once: int, shape: tuple[int, int, int]) -> Plan:
-        """Batches of equal size with every one of `positions`; the last repeats the first."""
+        """Batches of equal size that cover `positions`. The last may repeat the first position."""
         batch_size = self.devices.rounded_up(min(at_once, len(positions)))
         count = -(-len(positions) // batch_size)
         batches = (padded_batch(len(positions), batch_size, number)[0] for number in range(count))
@@ -81,7 +84,7 @@ class Views:
     def _probabilities(
         self, stream: Stream, cut: crops.Cut, plan: Plan, *, mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean probabilities over the views [N, K] float32 and labels [N] int32."""
+        """Mean probabilities over the views [N, K] float32, and labels [N] int32."""
         mean = functools.partial(_mean_over_views, model=self.model, mirrored=mirrored)
         step = self.devices.map(mean, sharded=(False, False, True))
 
@@ -93,7 +96,7 @@ class Views:
         load = EvaluationBatches(stream, cut, plan)
         with in_background(load, on_devices, self.say) as batches:
             for (positions, _), (images, of_batch) in zip(plan, batches, strict=True):
-                # What is padding is the same image again.
+                # Padding repeats an image, so it writes the same values again.
                 found[positions] = step(*self.arguments, images)
                 labels[positions] = of_batch
         return found, labels
@@ -102,7 +105,10 @@ class Views:
 def _mean_over_views(
     variables: Any, image_mean: jax.Array, images: jax.Array, *, model: nn.Module, mirrored: bool
 ) -> jax.Array:
-    """[B, V, H, W, 3] uint8 on this device -> of all devices, the mean over views [D * B, K]."""
+    """Mean probabilities over views: [B, V, H, W, 3] uint8 on this device -> [D * B, K].
+
+    The result has the images of all D devices.
+    """
     batch, views = images.shape[:2]
     x = augment.normalize(images.reshape(-1, *images.shape[2:]), image_mean)
     found = jax.nn.softmax(eval_logits(model, variables, x))
@@ -113,7 +119,10 @@ def _mean_over_views(
 
 
 def _scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Of [N, K] probabilities and [N] labels; what is not finite is an error."""
+    """Mean loss, error and image count, from [N, K] probabilities and [N] labels.
+
+    An image whose probabilities are not finite is an error.
+    """
     wrong = (probabilities.argmax(1) != labels) | ~np.isfinite(probabilities).all(1)
     smallest = np.finfo(np.float32).tiny
     of_label = np.maximum(probabilities[np.arange(len(labels)), labels], smallest)

@@ -101,7 +101,7 @@ def test_what_is_read_ahead_by_any_number_of_workers_is_in_order(scaled, monkeyp
         assert set(labels.values()) == {varied.TRUNCATED, varied.GARBAGE}
         assert said == [
             f"Damaged images in varied train: 2, at positions {damaged[0]}, {damaged[1]};"
-            " what could be decoded of them is used."
+            " the part of each that could be decoded is used."
         ]
 
 

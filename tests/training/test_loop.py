@@ -287,7 +287,9 @@ def test_with_no_whole_checkpoint_left_a_run_stops_and_starts_anew_only_when_tol
     for step in (16, 24):
         damage(folder, step)
     for _ in range(2):  # Also when they have been set aside.
-        with pytest.raises(UserError, match="no whole checkpoint to go on from.*--from_scratch"):
+        with pytest.raises(
+            UserError, match="no complete checkpoint to resume from.*--from_scratch"
+        ):
             train(tiny_config, folder.path)
     assert len(folder.metrics()) == 8
     end = train(tiny_config, folder.path, from_scratch=True)
@@ -298,7 +300,7 @@ def test_with_no_whole_checkpoint_left_a_run_stops_and_starts_anew_only_when_tol
 def test_checkpoints_that_have_vanished_are_missed(tiny_config, tmp_path):
     folder = killed_at_the_last_step(tiny_config, tmp_path / "run")
     shutil.rmtree(folder.checkpoints)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no complete checkpoint"):
         train(tiny_config, folder.path)
 
 
