@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make sweep   the depth sweep on the embedded data set: table and figures
 #   make test    the checks and tests
-# WORKDIR, CONFIG, DATASET and PORT can be set: make sweep CONFIG=configs/degradation.py:cifar10
+# You can set WORKDIR, CONFIG, DATASET and PORT: make sweep CONFIG=configs/degradation.py:cifar10
 
 PYTHON ?= python3
 CONFIG ?= configs/degradation.py:digits
@@ -28,46 +28,46 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
 
-# Real schedulers on this machine. For Slurm: apt-get install slurm-wlm munge; what is not installed is skipped.
+# Tests with real schedulers on this machine. For Slurm: apt-get install slurm-wlm munge. Tests of absent ones are skipped.
 cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
 	$(BIN)/pytest -m cluster
 
-# Kills runs at 40 moments and compares their ends with those of undisturbed ones.
+# Kills runs at 40 moments and compares their results with those of undisturbed runs.
 soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
-# Three quarters of an hour on 2 cores; SUITES=accelerator for a GPU or TPU. The suite "input" needs TensorFlow too.
+# Takes three quarters of an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. The suite "input" also needs TensorFlow.
 benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
-# Of the last sweep, unless WORKDIR names a folder; also while it runs.
+# Shows the last sweep, or the folder WORKDIR. The sweep may still be running.
 tensorboard: $(TENSORBOARD)/installed
 	@folder="$(if $(filter file,$(origin WORKDIR)),$$(find runs -name sweep.json -exec ls -t {} + 2>/dev/null | head -n 1 | sed s,/sweep.json,,),$(WORKDIR))"; \
 	  test -d "$$folder" || { echo "Expected a sweep below runs/, or WORKDIR=FOLDER, got $${folder:-none}"; exit 2; }; \
 	  $(TENSORBOARD)/bin/tensorboard --logdir="$$folder" --port=$(PORT)
 
-# PyTorch, with which `make test` then compares networks and weights.
+# Installs PyTorch. `make test` then compares networks and weights with it.
 torch: $(TORCH)/installed
 
-# TensorFlow is needed to prepare TFDS's own sets, and lives in an environment of its own.
-# A set that is there as TFRecord is converted. TFDS_DATA_DIR=FOLDER says where.
+# Preparing TFDS's own sets needs TensorFlow, which gets an environment of its own.
+# A set that exists as TFRecord is converted. TFDS_DATA_DIR=FOLDER names the folder of the sets.
 prepare: $(PREPARE)/installed
 	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
 	$(PREPARE)/bin/python experiments/prepare.py $(DATASET)
 
-# The paper's experiment from nothing; CONFIG=configs/degradation.py:cifar10_short for an eighth of it.
+# Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs an eighth of it.
 cifar10: CONFIG = configs/degradation.py:cifar10
 cifar10: .venv/installed
 	@$(BIN)/python -c 'from resnet_flax.data.sources import open_split; [open_split("cifar10", split) for split in ("train", "test")]' \
 	  2>/dev/null || $(MAKE) prepare DATASET=cifar10
 	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
 
-# The tables of the READMEs, from the committed records.
+# Fills the tables of the READMEs from the committed records.
 readme: .venv/installed
 	$(BIN)/python -m experiments.readme
 
-# Pins everything for every supported Python; commit the result.
+# Pins all packages for every supported Python. Commit the result.
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
@@ -85,7 +85,7 @@ lock: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
 	touch $@
 
-# Each installs a dependency group of pyproject.toml. The pip that comes with Python may be too old for these.
+# Each target installs a dependency group of pyproject.toml. Python's own pip may be too old for that.
 $(PREPARE)/installed $(TORCH)/installed $(TENSORBOARD)/installed $(SCHEDULERS)/installed: \
   .venv-%/installed: pyproject.toml | .venv-%/bin/python
 	$(@D)/bin/python -m pip install --quiet "pip>=25.1"

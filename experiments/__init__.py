@@ -1,4 +1,4 @@
-"""The commands. Before any of them imports jax: a count of devices that would break the import."""
+"""The commands. A wrong device count is refused here, since it would break the import of jax."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Step time, compile time, memory and start-up, in alternating runs, as a table and as JSON.
+"""Measures step time, compile time, memory and start-up. Writes a table and JSON.
 
-python -m experiments.benchmark --suite=steps --against=torch --workdir=runs/benchmarks
+.venv/bin/python -m experiments.benchmark --suite=steps --against=torch --workdir=runs/benchmarks
 """
 
 import json
@@ -61,7 +61,7 @@ ACCELERATOR: dict[str, dict[str, Any]] = {
 
 
 def measure_steps(rounds: int, torch: str | None) -> Iterator[Row]:
-    """The same step by ours, plain Flax and PyTorch, over depths and image sizes."""
+    """Times the same step in our code, plain Flax and PyTorch, by depth and image size."""
     for shape, fields in SHAPES.items():
         cases = {name: ours(**fields | more) for name, more in OURS.items()}
         if torch:
@@ -76,7 +76,10 @@ def _ratio(row: Row, ours: Row) -> float:
 
 
 def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iterator[Row]:
-    """bfloat16 against PyTorch with automatic mixed precision; a small batch is for trying it."""
+    """Times bfloat16 steps against PyTorch with automatic mixed precision.
+
+    `batch_size`: 0 for the usual one; a small one only tries the suite.
+    """
     modes = TORCH | {"PyTorch CUDA graphs": {"channels_last": True, "compile": "reduce-overhead"}}
     for net, fields in ACCELERATOR.items():
         fields = {"dtype": "bfloat16", **fields}
@@ -86,7 +89,7 @@ def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iter
         if torch:
             cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
         rows = alternate(cases, rounds)
-        flops = 6 * _multiply_adds(Case(**fields))  # Forward, and twice as many backward.
+        flops = 6 * _multiply_adds(Case(**fields))  # The backward pass takes twice a forward pass.
         for row in rows:
             rate = fields.get("batch_size", 128) / row["step_ms"] * 1000
             rates = {"images_per_s": rate, "tflop_per_s": rate * flops / 1e12}
@@ -94,7 +97,7 @@ def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iter
 
 
 def _multiply_adds(case: Case) -> int:
-    """Of one image."""
+    """Multiply-adds of a forward pass of one image."""
     classes = 1000 if case.family == "imagenet" else 10
     model = build_resnet(case.family, case.depth, case.shortcut, num_classes=classes)
     image_shape = (case.size, case.size, case.channels)
@@ -102,7 +105,7 @@ def _multiply_adds(case: Case) -> int:
 
 
 def measure_depth(rounds: int) -> Iterator[Row]:
-    """Trace, compile, step and memory by depth, on 8x8 images."""
+    """Measures tracing, compilation, steps and memory by depth, on 8x8 images."""
     small = {"size": 8, "channels": 1, "steps_per_dispatch": 2}
     for depth in DEPTHS:
         cases = {
@@ -111,13 +114,13 @@ def measure_depth(rounds: int) -> Iterator[Row]:
             "scanned, rematerialised": ours(depth=depth, scan=True, remat=True, **small),
         }
         if depth > 1000:
-            del cases["unrolled"]  # It would compile for minutes.
+            del cases["unrolled"]  # It compiles for minutes.
         for row in alternate(cases, rounds if depth < 1000 else 3):
             yield {"depth": depth, **row}
 
 
 def measure_memory() -> Iterator[Row]:
-    """What compiled 32x32 programs need besides parameters and data, by XLA's own account."""
+    """Memory that compiled 32x32 programs need besides parameters and data, as XLA reports it."""
     for depth in DEPTHS_OF_MEMORY:
         for name, fields in {
             "unrolled": {"scan": False},
@@ -131,7 +134,7 @@ def measure_memory() -> Iterator[Row]:
 
 
 def measure_seeds(rounds: int) -> Iterator[Row]:
-    """Several seeds as one program (vmap) against one after another; milliseconds a seed."""
+    """Times several seeds in one program (vmap); `ms_per_seed` compares it with one seed."""
     for depth in DEPTHS_OF_SEEDS:
         small = {"depth": depth, "size": 8, "channels": 1}
         cases = {f"{n} seeds": ours(seeds=n, **small) for n in (1, 2, 4)}
@@ -140,7 +143,7 @@ def measure_seeds(rounds: int) -> Iterator[Row]:
 
 
 def measure_start(rounds: int) -> Iterator[Row]:
-    """Seconds from the command to the end of the first 12 steps, digits."""
+    """Seconds from the command to the end of the first 12 steps, on digits."""
     for net in STARTED:
         with tempfile.TemporaryDirectory() as folder:
             times: dict[str, list[float]] = {"cold": [], "warm": []}
@@ -172,7 +175,7 @@ def _first_record(net: str, folder: Path, cache: Path) -> float:
 
 
 def measure_epoch(rounds: int) -> Iterator[Row]:
-    """The loop's time for a step, records and checkpoints included, against the device's own."""
+    """Compares the loop's time for a step, with records and checkpoints, to the device's time."""
     for net in TRAINED:
         fields = {"depth": int(net[6:]), "size": 8, "channels": 1, "steps_per_dispatch": 12}
         worker, whole, device = Worker(*ours(**fields)), [], []
@@ -194,7 +197,7 @@ def measure_epoch(rounds: int) -> Iterator[Row]:
 
 
 class Options(NamedTuple):
-    """How to measure. `torch`, `tensorflow`: a Python that has it; `batch_size`: 0, as usual."""
+    """How to measure. `torch`, `tensorflow`: a Python that has it. `batch_size` 0: as usual."""
 
     rounds: int
     torch: str | None
@@ -223,11 +226,15 @@ def main(args: flags.FlagValues) -> None:
     if args.against == "torch":
         torch = args.torch_python
         if not Path(torch).exists():
-            raise UserError(f"Expected --torch_python, a Python with PyTorch, got {torch}.")
+            raise UserError(
+                f"Expected a Python with PyTorch for --torch_python, got {torch}. `make torch`"
+                " installs one."
+            )
         tensorflow = args.tensorflow_python
         if args.suite == "input" and not Path(tensorflow).exists():
             raise UserError(
-                f"Expected --tensorflow_python, a Python with TensorFlow, got {tensorflow}."
+                f"Expected a Python with TensorFlow for --tensorflow_python, got {tensorflow}."
+                " `make .venv-prepare/installed` installs one."
             )
     folder = filesystem.path(args.workdir)
     filesystem.check_reachable(folder)
@@ -237,7 +244,7 @@ def main(args: flags.FlagValues) -> None:
         rows.append(row)
     facts = environment.describe()
     folder.mkdir(parents=True, exist_ok=True)
-    against = f" --against={args.against}" if torch else ""  # And no path of this machine.
+    against = f" --against={args.against}" if torch else ""  # Without the path of a Python.
     command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
     filesystem.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = markdown.table(
@@ -257,13 +264,15 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "torch_python",
         ".venv-torch/bin/python",
-        "A Python with PyTorch: `make benchmark`.",
+        "A Python with PyTorch; `make torch` installs one.",
     )
     flags.DEFINE_string(
         "tensorflow_python",
         ".venv-prepare/bin/python",
         "A Python with TensorFlow, for the input suite.",
     )
-    flags.DEFINE_integer("rounds", 11, "Alternating runs.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 0, "Of the accelerator suite; 0: 128 and 256.")
-    cli.run(main, config="none", workdir="Where tables and JSON are written.")
+    flags.DEFINE_integer("rounds", 11, "How often each program is timed, in turn.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", 0, "For the accelerator suite; 0 means 128 or 256, by network."
+    )
+    cli.run(main, config="none", workdir="The folder for tables and JSON.")

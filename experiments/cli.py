@@ -1,4 +1,4 @@
-"""What every entry point does around its one call: flags, exit status, how JAX is set up."""
+"""The part that all commands share: flags, error messages, exit status, set-up of JAX."""
 
 import contextlib
 import functools
@@ -26,9 +26,9 @@ USAGE = UserError.exit_status
 
 
 class _Tuple(flags.ArgumentParser[tuple[Any, ...]]):
-    """A tuple of which the last on the command line counts, as of any other field.
+    """A flag for a tuple. If it is given twice, the last one counts, as for any other field.
 
-    ml_collections would join all that are given; that depends on the class of its own parser.
+    ml_collections joins all of them. It does so only for its own parser class.
     """
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
@@ -49,15 +49,15 @@ def run(
     processes: bool = False,
     data_dir: bool = False,
 ) -> None:
-    """Parses the flags, calls `main` with them, exits with what it returns (None: 0).
+    """Parses the flags, calls `main` with them and exits with the status it returns (None: 0).
 
-    - `config`: whose --config=FILE.py:ARGUMENT there is, and --config.FIELD=VALUE for its fields;
-      `either` need not be given.
-    - `workdir`: what --workdir means, if there is one.
-    - `processes`: whether several may do it together, with --coordinator and so on.
-    - `data_dir`: whether it reads the data of a run, whose folder does not say where that lies.
+    - `config`: the kind of config that --config=FILE.py:ARGUMENT takes. --config.FIELD=VALUE
+      changes a field. With `either`, --config is optional.
+    - `workdir`: the help text of --workdir; empty: the command has no such flag.
+    - `processes`: adds --coordinator and the other flags for several processes.
+    - `data_dir`: adds --data_dir. A run's folder does not say where the run's data lies.
 
-    A flag, config or folder that cannot be used is one line on stderr and exit status 2.
+    If a flag, config or folder cannot be used, prints one line on stderr and exits with status 2.
     """
     if config != "none":
         config_flags.DEFINE_config_file("config", help_string="FILE.py:ARGUMENT, see configs/.")
@@ -65,13 +65,20 @@ def run(
         flags.DEFINE_string("workdir", None, workdir, required=True)
     if processes:
         flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-        flags.DEFINE_integer("num_processes", None, "How many train together.", lower_bound=1)
-        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
         flags.DEFINE_integer(
-            "heartbeat_seconds", 30, "A process silent for so long is lost.", lower_bound=1
+            "num_processes", None, "How many processes train together.", lower_bound=1
+        )
+        flags.DEFINE_integer(
+            "process_id", None, "The number of this process, from 0.", lower_bound=0
+        )
+        flags.DEFINE_integer(
+            "heartbeat_seconds",
+            30,
+            "A process that is silent for this long is lost.",
+            lower_bound=1,
         )
     if data_dir:
-        meaning = "Where the data set was prepared; by default TFDS_DATA_DIR, else TFDS's folder."
+        meaning = "The folder of prepared data sets; by default TFDS_DATA_DIR, else TFDS's folder."
         flags.DEFINE_string("data_dir", "", meaning)
     output.keep_going()
     set_up()
@@ -97,42 +104,44 @@ def _complain(line: str, status: int) -> int:
 
 
 def run_folder(args: flags.FlagValues) -> AnyPath:
-    """--workdir, a run's or a new one. Raises UserError if it is a sweep's."""
+    """The folder of --workdir, for a run or still new. Raises UserError for a sweep's folder."""
     folder = filesystem.path(args.workdir)
     if not filesystem.exists(folder / "sweep.json") or filesystem.exists(folder / "config.json"):
         return folder
     from resnet_flax.storage.sweep_folder import (
-        SweepFolder,  # With pandas, for which training need not wait.
+        SweepFolder,  # It imports pandas. Training does not need it and starts sooner.
     )
 
     run = next(iter(SweepFolder(folder)))
     raise UserError(
-        f"Expected a run's folder, got a sweep's, {folder}. Choose another; to score one of its"
-        f" runs: {_command('evaluate', [f'--workdir={folder / run}'])}"
+        f"Expected a run's folder, got a sweep's folder: {folder}. Choose another folder. To score"
+        f" a run of this sweep: {_command('evaluate', [f'--workdir={folder / run}'])}"
     )
 
 
 def sweep_folder(args: flags.FlagValues) -> AnyPath:
-    """--workdir, a sweep's or a new one. Raises UserError if it is a run's."""
+    """The folder of --workdir, for a sweep or still new. Raises UserError for a run's folder."""
     folder = filesystem.path(args.workdir)
     if not filesystem.exists(folder / "config.json") or filesystem.exists(folder / "sweep.json"):
         return folder
     if filesystem.exists(folder.parent / "sweep.json"):
-        instead = f"for its sweep: {_command('report', [f'--workdir={folder.parent}'])}"
+        instead = f"To report on its sweep: {_command('report', [f'--workdir={folder.parent}'])}"
     else:
-        instead = f"to score the run: {_command('evaluate', [f'--workdir={folder}'])}"
-    raise UserError(f"Expected a sweep's folder, got a run's, {folder}. Choose another; {instead}")
+        instead = f"To score this run: {_command('evaluate', [f'--workdir={folder}'])}"
+    raise UserError(
+        f"Expected a sweep's folder, got a run's folder: {folder}. Choose another folder. {instead}"
+    )
 
 
 def config_as_given(flag: flags.Flag[Any]) -> list[str]:
-    """--config and its overrides, as arguments of another command."""
+    """Returns --config and its overrides as arguments for another command."""
     overrides = config_flags.get_override_values(flag)
     given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())
     return [f"--{flag.name}={config_flags.get_config_filename(flag)}", *given]
 
 
 def _check_config(config: str) -> None:
-    """Raises an error, with the command that takes it, if --config is not what is expected."""
+    """Raises an error if --config is missing or of another kind; it names the right command."""
     given = dict(flags.FLAGS.config or {})
     if not given:
         raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
@@ -141,17 +150,21 @@ def _check_config(config: str) -> None:
         rest = config_as_given(flags.FLAGS["config"])
         rest += [f"--workdir={flags.FLAGS.workdir if 'workdir' in flags.FLAGS else 'FOLDER'}"]
         raise flags.IllegalFlagValueError(
-            f"Expected a {config}'s --config, got a {found}'s, which this takes:"
+            f"Expected a {config}'s --config, got a {found}'s --config. This command takes it:"
             f" {_command(taker, rest)}"
         )
 
 
 def _command(module: str, arguments: list[str]) -> str:
-    return shlex.join(["python", "-m", f"experiments.{module}", *arguments])
+    """A command that works when it is typed in the current directory."""
+    running, here = Path(sys.executable), Path.cwd()
+    inside = running.is_relative_to(here / ".venv")
+    python = str(running.relative_to(here)) if inside else "python"
+    return shlex.join([python, "-m", f"experiments.{module}", *arguments])
 
 
 def _parse_flags(argv: list[str], config: str) -> list[str]:
-    """absl's, but what is wrong is said in one line, also where the config's file raises it."""
+    """Parses flags as absl does. Reports any error in one line, also one in the config's file."""
     argv = [_with_underscores(arg) for arg in argv]
     try:
         positional = flags.FLAGS(argv)
@@ -169,54 +182,54 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
 
 
 def _with_underscores(arg: str) -> str:
-    """--all-steps as --all_steps; the value is left as it is."""
+    """Turns --all-steps into --all_steps. Leaves the value as it is."""
     name, equals, value = arg.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
 
 
 def _last_line(error: Exception) -> str:
-    """Of an error that may quote a whole traceback."""
+    """The last line of an error's message, which may quote a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("ValueError: ") if lines else repr(error)
 
 
 def _unknown_field(argv: list[str]) -> str:
-    """What to say of the first flag that sets a field its config lacks; "" if none does."""
+    """A message about the first flag that sets an unknown config field; "" if there is none."""
     for flag in (arg for arg in argv if arg.startswith("--")):
         config, *fields = flag[2:].partition("=")[0].split(".")
         section: Any = _load_config(argv, config) if fields else None
         for name in fields if section is not None else ():
             if name not in getattr(section, "keys", list)():
-                accepted = ", ".join(getattr(section, "keys", list)()) or "no field below it"
+                accepted = ", ".join(getattr(section, "keys", list)()) or "none, it has no fields"
                 return f"Unknown config field in {flag}; accepted: {accepted}."
             section = section[name]
     return ""
 
 
 def _load_config(argv: list[str], name: str) -> Any:
-    """What the file of --NAME=FILE.py:ARGUMENT gives; None if it cannot be had."""
+    """Loads the config of --NAME=FILE.py:ARGUMENT; None if that fails."""
     given = [arg.partition("=")[2] for arg in argv if arg.startswith(f"--{name}=")]
     given += [value for arg, value in itertools.pairwise(argv) if arg == f"--{name}"]
     try:
         return flags.FLAGS[name].parser.parse("".join(given[:1]))
-    except Exception:  # That is what is wrong, then, and said by the caller.
+    except Exception:  # The caller reports this error.
         return None
 
 
 def set_up() -> None:
-    """What every process begins with, before the first use of a device.
+    """Sets up a process. Every process calls it before the first use of a device.
 
-    Compiled programs are kept, so that the second run of a network starts in seconds;
-    JAX_COMPILATION_CACHE_DIR moves the folder.
+    Compiled programs are kept on disk, so the second run of a network starts in seconds.
+    JAX_COMPILATION_CACHE_DIR names another folder for them.
     """
-    # What matters is raised; --verbosity=0 shows what the libraries have to say besides.
+    # Problems are raised as errors. --verbosity=0 also shows what the libraries log.
     logging.set_verbosity(logging.FATAL)
     cpu.keep_barriers()
     jax = sys.modules.get("jax")
-    if jax is None:  # A report needs none.
+    if jax is None:  # Some commands, such as report, do not use jax.
         return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # A user without a home, or who may not write there, keeps none.
+        # Without a home folder that can be written to, programs are not kept.
         with contextlib.suppress(RuntimeError, OSError):
             cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
             folder = cache / "resnet_flax" / "xla"

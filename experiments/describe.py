@@ -1,6 +1,6 @@
 """Prints a network's layer table: parts, shapes, parameters, multiply-adds.
 
-python -m experiments.describe --config=configs/imagenet.py:resnet34
+.venv/bin/python -m experiments.describe --config=configs/imagenet.py:resnet34
 """
 
 from absl import flags

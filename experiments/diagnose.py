@@ -1,12 +1,13 @@
 """Measures why networks do or do not train: gradients and responses by layer, loss by weights.
 
-python -m experiments.diagnose --workdir=runs/digits
-python -m experiments.diagnose --workdir=runs/digits/plain-56-s0 --landscape
-python -m experiments.diagnose --workdir=runs/digits --config=configs/degradation.py:digits
+.venv/bin/python -m experiments.diagnose --workdir=runs/digits
+.venv/bin/python -m experiments.diagnose --workdir=runs/digits/plain-56-s0 --landscape
+.venv/bin/python -m experiments.diagnose --workdir=runs/digits \
+  --config=configs/degradation.py:digits
 
-Of a run, or of every run of a sweep: before training and at its last checkpoint. With --config no
-run is needed: its networks are looked at before training, with BN and without. What is found goes
-into the folder's records; `report` draws that of a sweep's folder.
+The command measures one run, or every run of a sweep: before training and at the last checkpoint.
+With --config it needs no run. It then measures the networks of the config before training, with BN
+and without. The results go into the folder. `report` draws those of a sweep.
 """
 
 import functools
@@ -40,13 +41,13 @@ from resnet_flax.training.initial_state import initial_variables
 from resnet_flax.training.steps import Batch
 
 NORMS = ("batch", "none")
-# The flags that are of runs, and so of no use with --config.
+# Flags that need a run. They have no use with --config.
 OF_RUNS = ("step", "all_steps", "landscape", "resolution", "data_dir")
 RESOLUTION = 15
 
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
-    """Each kind and depth of the first seed, with BN and without, before training."""
+    """Measures each kind and depth before training, with BN and without, for the first seed."""
     first = runs[0].config
     split = build.open_split(first.data, first.data.train_split)
     batches = build.training_batches(first, split.image_mean(), count)
@@ -71,10 +72,10 @@ def diagnose_run(
     console: Console,
     data_dir: str = "",
 ) -> list[Layers]:
-    """Stores the layers before training and at each of the saved steps, and returns them.
+    """Measures the layers before training and at each of the saved steps; stores and returns them.
 
-    With `resolution`, also the loss on the line from the initial weights to those of the last of
-    these steps, and on a plane around them.
+    With `resolution`, also stores the loss on a line and on a plane. The line goes from the initial
+    weights to those of the last of these steps. The plane is around the latter.
     """
     runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
@@ -100,8 +101,8 @@ def _explore(
     resolution: int,
     console: Console,
 ) -> None:
-    """Stores the line and the plane; the run's variables and the initial ones are not stacked."""
-    # Very deep networks stay scanned, or they would compile for minutes.
+    """Stores the line and the plane. Takes variables of the run and initial ones unstacked."""
+    # Very deep networks stay scanned. Unrolled, they compile for minutes.
     model = run.model.clone(remat=False, norm_axis=None)
     first = {**run.variables, "params": initial["params"]}
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
@@ -128,7 +129,7 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption="L2 norms of the loss gradient by kernels (dw) and by what layers read (dx)",
+        caption="L2 norms of the loss gradient by kernels (dw) and by inputs of layers (dx)",
     )
     for heading in ("network", "step", "loss", "dw first", "dw last", "dx first / last"):
         is_name = heading == "network"
@@ -145,7 +146,7 @@ def _printed(rows: Sequence[tuple[str, Layers]]) -> Table:
 
 
 def _folders(workdir: AnyPath, console: Console) -> list[AnyPath]:
-    """Of one run, or of those runs of a sweep that have a checkpoint."""
+    """The folder of a run, or the folders of a sweep's runs that have a checkpoint."""
     if not (workdir / "sweep.json").exists():
         return [workdir]
     sweep = SweepFolder(workdir)
@@ -158,7 +159,7 @@ def _folders(workdir: AnyPath, console: Console) -> list[AnyPath]:
 
 
 def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
-    """The exit status: what is wrong with one run does not keep the others from being seen."""
+    """Measures all runs, also if one of them fails. Returns the exit status."""
     folders, rows = _folders(filesystem.path(args.workdir), console), []
     resolution = (args.resolution or RESOLUTION) if args.landscape else None
     wrong: list[UserError] = []
@@ -192,7 +193,7 @@ def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
 
 
 def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
-    """Those of a sweep's config, or the one of a run's."""
+    """The runs of a sweep's config, or the single run of a run's config."""
     if "kinds" in config:
         return grid.expand(parse(config, grid.SweepConfig))
     run = parse(config, RunConfig)
@@ -201,10 +202,10 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
 
 
 def _check_flags(args: flags.FlagValues) -> None:
-    """Raises UserError for flags of which one would do nothing."""
+    """Raises UserError if a flag would have no effect."""
     useless = [f"--{name}" for name in OF_RUNS if args.config and args[name].present]
     if useless:
-        raise UserError(f"Expected --config without {', '.join(useless)}, which are of runs.")
+        raise UserError(f"Expected --config without {', '.join(useless)}: they are only for runs.")
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
     if args.resolution and not args.landscape:
@@ -220,11 +221,16 @@ def main(args: flags.FlagValues) -> int | None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("step", None, "A saved step; by default the last.", lower_bound=1)
+    flags.DEFINE_integer("step", None, "A saved step; by default the last one.", lower_bound=1)
     flags.DEFINE_bool("all_steps", False, "Every saved step.")
-    flags.DEFINE_integer("batches", 8, "Of the training split, to take means over.", lower_bound=1)
-    flags.DEFINE_bool("landscape", False, "The loss along a line and on a plane, too.")
     flags.DEFINE_integer(
-        "resolution", None, f"Points a side of the plane; by default {RESOLUTION}.", lower_bound=2
+        "batches", 8, "How many training batches to take means over.", lower_bound=1
+    )
+    flags.DEFINE_bool("landscape", False, "Also the loss along a line and on a plane.")
+    flags.DEFINE_integer(
+        "resolution",
+        None,
+        f"Points along a side of the plane; by default {RESOLUTION}.",
+        lower_bound=2,
     )
     cli.run(main, config="either", workdir="A run's folder, or a sweep's.", data_dir=True)

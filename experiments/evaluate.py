@@ -1,6 +1,6 @@
-"""Scores every image of a split with a checkpoint, knowing only the run's folder.
+"""Scores every image of a split with a checkpoint. It needs only the run's folder.
 
-python -m experiments.evaluate --workdir=runs/plain56 --split=train
+.venv/bin/python -m experiments.evaluate --workdir=runs/plain56 --split=train
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
 
 
 def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
-    """Prints one line."""
+    """Prints error and loss in one line."""
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
     images = build.open_split(data, split)
     classes = len(run.variables["params"]["fc"]["bias"])
-    if images.num_classes != classes:  # Another version, perhaps.
+    if images.num_classes != classes:  # Perhaps it is another version of the set.
         raise UserError(
-            f"Expected {data.name} with the {classes} classes of the run's network, got"
-            f" {images.num_classes}. Name the folder of the set it was trained on by --data_dir."
+            f"Expected {data.name} with {classes} classes, as the run's network has, got"
+            f" {images.num_classes}. Name the folder of the set it was trained on with --data_dir."
         )
     if view == CENTER:
         evaluate = Evaluator(run.model, devices, data.eval_batch_size)
@@ -55,13 +55,13 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
 def _check_view(config: RunConfig, view: str) -> None:
     if config.data.crop == "none":
         raise UserError(
-            f"Expected --view={CENTER} for images of one size, as this run's"
-            f' data.crop="none" has them, got {view}.'
+            f"Expected --view={CENTER}, since the images of this run have one size"
+            f' (data.crop="none"), got {view}.'
         )
     if view == MULTI_SCALE and config.model.family == "vgg":
         raise UserError(
-            f"Expected --view={CENTER} or {TEN_CROP} for VGG, whose dense layers take one size of"
-            f" image, got {view}."
+            f"Expected --view={CENTER} or {TEN_CROP}, since VGG's dense layers take images of one"
+            f" size, got {view}."
         )
 
 
@@ -84,22 +84,22 @@ def main(args: flags.FlagValues) -> None:
     for step in saved_steps(folder):
         try:
             run = load_run(folder, step, args.data_dir)
-        except UserError as error:  # One that is damaged, or that a running run has deleted.
+        except UserError as error:  # It is damaged, or the run is training and has deleted it.
             print(error)
         else:
             score(run, *how)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last.")
-    flags.DEFINE_bool("all_steps", False, "Every checkpoint that is kept, one line each.")
+    flags.DEFINE_integer("step", None, "The checkpoint's step; by default the last one.")
+    flags.DEFINE_bool("all_steps", False, "Every saved checkpoint, with one line each.")
     flags.DEFINE_string("split", None, "A TFDS split; by default the config's test split.")
     flags.DEFINE_enum(
-        "view", CENTER, [CENTER, TEN_CROP, MULTI_SCALE], "What is seen of images of varying size."
+        "view", CENTER, [CENTER, TEN_CROP, MULTI_SCALE], "How images of varying size are cropped."
     )
     flags.DEFINE_list(
         "sides",
         ["224", "256", "384", "480", "640"],
-        f"Lengths of the shorter side for {MULTI_SCALE}.",
+        f"Lengths of the shorter side for {MULTI_SCALE}, in pixels.",
     )
     cli.run(main, config="none", workdir="The run's folder.", data_dir=True)

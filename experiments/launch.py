@@ -1,6 +1,6 @@
-"""Writes the job files with which a scheduler runs a sweep, each run a job, and submits them.
+"""Writes the job files with which a scheduler runs a sweep, one job for each run; submits them.
 
-python -m experiments.launch --target=slurm --config=configs/degradation.py:digits \
+.venv/bin/python -m experiments.launch --target=slurm --config=configs/degradation.py:digits \
   --workdir=runs/digits --devices_per_run=2 --submit
 """
 
@@ -26,7 +26,10 @@ from resnet_flax.training import build
 
 
 class Target(NamedTuple):
-    """What makes a scheduler's files, the command that takes each, the flags that it knows."""
+    """How a scheduler's files are made and submitted, and which flags it needs and takes.
+
+    `submit`: the command that takes one file; `client`: the program that it needs.
+    """
 
     files: Callable[..., jobs.Files]
     client: str
@@ -64,7 +67,7 @@ TARGETS = {
         takes=["devices_per_run", "nodes_per_run", "spot"],
     ),
 }
-SLURM_ARRAY = 1001  # By default.
+SLURM_ARRAY = 1001  # The most runs that Slurm takes by default.
 OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
 
 
@@ -86,26 +89,26 @@ def main(args: flags.FlagValues) -> int:
         print(note, file=sys.stderr)
     if args.submit:
         return _submit(target, paths)
-    print(f"--submit gives each to: {' '.join(target.submit)}")
+    print(f"To submit each file, add --submit. It runs: {' '.join(target.submit)} FILE")
     return 0
 
 
 def notes(target: str, workdir: str, count: int) -> list[str]:
-    """What may not go as expected with so many runs, in lines."""
+    """Warnings about this target, workdir and number of runs, one a line."""
     if target != "slurm":
         here = "://" not in workdir
-        mount = f"{workdir} ends with the machines unless they mount it; s3://, gs:// do not."
+        mount = f"{workdir} ends with the machines unless they mount it. A bucket (gs://) does not."
         return [mount] if here else []
     if count > SLURM_ARRAY:
         return [
             f"Slurm refuses arrays of more than {SLURM_ARRAY} runs, unless its MaxArraySize is"
-            f" larger; this has {count}. Fewer config.seeds at a time make smaller ones."
+            f" larger. This array has {count}. For smaller arrays, give fewer config.seeds at once."
         ]
     return []
 
 
 def _check_flags(args: flags.FlagValues, target: Target) -> None:
-    """Raises UserError if a flag is missing, or given that says nothing to this scheduler."""
+    """Raises UserError if this scheduler needs a flag that is missing, or does not take one."""
     accepted = [*target.needs, *target.takes]
     taken = f"--target={args.target}, which takes {', '.join(f'--{name}' for name in accepted)}"
     for name in target.needs:
@@ -122,7 +125,7 @@ def _check_flags(args: flags.FlagValues, target: Target) -> None:
 
 
 def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
-    """The grid. Raises UserError if there is none, or a network cannot be built."""
+    """The runs of the grid. Raises UserError if it is not valid or a network cannot be built."""
     runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
     for run in runs:
         build.build_model(run.config.model, num_classes=1)
@@ -132,7 +135,7 @@ def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
 
 
 def _output(args: flags.FlagValues) -> Path:
-    """--output, else a folder in the workdir, or in runs/ where that is not in a file system."""
+    """The folder of --output; by default one in the workdir, or in runs/ if that is in a bucket."""
     if args.output:
         return Path(args.output).expanduser().absolute()
     workdir = args.workdir
@@ -149,25 +152,25 @@ def _write(files: jobs.Files, output: Path) -> list[Path]:
             print(path)
     except OSError as error:
         raise UserError(
-            f"Cannot write to {output}: {error.strerror}. Choose another folder by --output."
+            f"Cannot write to {output}: {error.strerror}. Choose another folder with --output."
         ) from error
     return paths
 
 
 def _submit(target: Target, paths: Sequence[Path]) -> int:
-    """Hands the files over, one after another; the exit status.
+    """Submits the files one after another. Returns the exit status.
 
-    Raises FaultError, with what the client said, if it is not there or takes one not.
+    Raises FaultError if the client is not installed, or with its message if it refuses a file.
     """
     if shutil.which(target.client) is None:
         raise FaultError(
-            f"{target.client} is not installed here; where it is: {' '.join(target.submit)}"
-            f" {paths[0]}{' and so on' * (len(paths) > 1)}"
+            f"{target.client} is not installed here. Where it is installed, run:"
+            f" {' '.join(target.submit)} {paths[0]}{' and so on' * (len(paths) > 1)}"
         )
     for path in paths:
         command = [*target.submit, str(path)]
-        sys.stdout.flush()  # Before what the client prints.
-        if target.submit[0] == "bash":  # It supervises from now on; its signals are its own.
+        sys.stdout.flush()  # So that our lines come before those of the client.
+        if target.submit[0] == "bash":  # The script takes over this process and gets its signals.
             os.execvp("bash", command)
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:
@@ -176,18 +179,30 @@ def _submit(target: Target, paths: Sequence[Path]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("target", None, list(TARGETS), "What schedules the runs.", required=True)
-    flags.DEFINE_bool("submit", False, "Also hands the files to the scheduler.")
-    flags.DEFINE_string("output", None, "The folder of the files; launch/TARGET in the workdir.")
-    flags.DEFINE_string("accelerator", "", "In the scheduler's words; Slurm: CPU cores without.")
-    flags.DEFINE_integer("devices_per_run", 1, "On all its nodes.", lower_bound=1)
-    flags.DEFINE_integer("nodes_per_run", 1, "Which train it together.", lower_bound=1)
-    flags.DEFINE_bool("spot", False, "Machines that may be taken away.")
+    flags.DEFINE_enum("target", None, list(TARGETS), "The scheduler.", required=True)
+    flags.DEFINE_bool("submit", False, "Also submits the files to the scheduler.")
+    flags.DEFINE_string(
+        "output", None, "The folder of the job files; by default launch/TARGET in the workdir."
+    )
+    flags.DEFINE_string(
+        "accelerator", "", "A type, in the scheduler's words. Without it, Slurm uses CPU cores."
+    )
+    flags.DEFINE_integer(
+        "devices_per_run", 1, "Devices of a run, on all its nodes together.", lower_bound=1
+    )
+    flags.DEFINE_integer("nodes_per_run", 1, "Nodes that train a run together.", lower_bound=1)
+    flags.DEFINE_bool("spot", False, "Use cheap machines that may be taken away.")
     flags.DEFINE_integer("at_once", None, "Slurm: how many runs at a time.", lower_bound=1)
-    flags.DEFINE_multi_string("option", [], "Slurm: one of sbatch's, as --option=--partition=gpu.")
-    flags.DEFINE_string("zone", None, "TPU VM: where.")
-    flags.DEFINE_string("runtime_version", None, "TPU VM: what it boots, if not what is usual.")
-    flags.DEFINE_string("image", None, "GKE: this checkout with what it needs, as `python`.")
-    flags.DEFINE_string("topology", None, "GKE: of a TPU slice, as 4x4.")
-    flags.DEFINE_string("queue", None, "GKE: Kueue's local queue.")
-    cli.run(main, config="sweep", workdir="The sweep's folder, as its runs see it.")
+    flags.DEFINE_multi_string(
+        "option", [], "Slurm: an option for sbatch, such as --option=--partition=gpu."
+    )
+    flags.DEFINE_string("zone", None, "TPU VM: the zone of the slice.")
+    flags.DEFINE_string(
+        "runtime_version", None, "TPU VM: its software version; by default the usual one."
+    )
+    flags.DEFINE_string(
+        "image", None, "GKE: an image with this checkout and a `python` that can run it."
+    )
+    flags.DEFINE_string("topology", None, "GKE: the topology of a TPU slice, such as 4x4.")
+    flags.DEFINE_string("queue", None, "GKE: a local queue of Kueue.")
+    cli.run(main, config="sweep", workdir="The sweep's folder, by the name that its runs use.")

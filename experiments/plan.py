@@ -1,12 +1,12 @@
 """Prints how a sweep maps on a machine: wall time, utilisation and chip-hours by chips a run.
 
-python -m experiments.plan --config=configs/degradation.py:imagenet \
+.venv/bin/python -m experiments.plan --config=configs/degradation.py:imagenet \
     --machine=configs/machines.py:h100_8
 
-Nothing is run. A run takes its start-up, and its training at the speed that was measured (or is
-assumed) for another network of the same data set, by the ratio of multiply-adds. Runs are begun as
-the sweep begins them: the longest first, each on the chips that are free first. Left out are
-evaluations, checkpoints, preemptions and an input that does not keep up.
+The command runs nothing. The time of a run is its start-up and its training. The speed of training
+was measured (or is assumed) for another network of the same data set. The ratio of multiply-adds
+gives the speed of this one. The longest run begins first, on the chips that are free first. The
+plan leaves out evaluations, checkpoints, preemptions and slow input.
 """
 
 import heapq
@@ -28,64 +28,67 @@ from resnet_flax.runtime.cpu import SMALLEST_SHARE
 
 
 class Known(Section):
-    """A number, and how it is known."""
+    """A number and its source."""
 
     source: str
     measured: bool
-    """With this code on this machine; otherwise it is an assumption, and the plan says so."""
+    """Whether it was measured with this code on this machine. The plan marks others as ASSUMED."""
 
 
 class StartUp(Known):
     seconds: NonNegativeFloat
-    """Of each run, from its beginning to its first step; most is compilation."""
+    """From a run's beginning to its first step. Most of it is compilation."""
 
 
 class Speed(Known):
-    """Of one chip that trains alone."""
+    """The speed of one chip that trains alone."""
 
     images_per_second: PositiveFloat | None
     multiply_adds: PositiveInt
-    """Of the network so trained, forward, for one image, as `experiments.describe` counts them."""
+    """For a forward pass of one image in that network, as `experiments.describe` counts them."""
 
 
 class Scaling(Known):
     share: Annotated[float, Field(gt=0, le=1)] | None
-    """Of its speed that a chip keeps when a run of the same batch gets twice as many chips."""
+    """The share of its speed that a chip keeps when twice as many chips train the same batch."""
 
 
 class MachineConfig(Section):
-    """Chips, and how fast they are; speed and scaling by the name of the data set."""
+    """Chips and their speed. `speed` and `scaling` are by the name of the data set."""
 
     name: str
     chips: PositiveInt
     startup: StartUp
     speed: dict[str, Speed]
     scaling: dict[str, Scaling]
-    """Without that of a data set, its runs get one chip each."""
+    """Without an entry for a data set, its runs get one chip each."""
 
 
 class Option(NamedTuple):
-    """What giving each run so many chips comes to."""
+    """The outcome of giving each run `chips_a_run` chips."""
 
     chips_a_run: int
     runs_at_once: int
-    seconds: tuple[float, ...]  # Of each run.
+    seconds: tuple[float, ...]  # One for each run.
     wall: float  # Seconds.
-    utilisation: float  # Share of the machine's chips' time in which a run holds them.
+    utilisation: float  # The share of all chip time in which a run holds the chip.
 
     @property
     def chip_hours(self) -> float:
-        """That runs hold chips; the machine is there for wall times its chips."""
+        """Hours in which runs hold chips. Idle chips do not count."""
         return self.chips_a_run * sum(self.seconds) / 3600
 
     @property
     def is_bounded_by_longest_run(self) -> bool:
-        """Whether the wall time can fall no more by runs sharing the chips better."""
+        """Whether the longest run alone sets the wall time: no better schedule exists."""
         return max(self.seconds) >= sum(self.seconds) / self.runs_at_once
 
 
 def list_schedule(seconds: Sequence[float], slots: int) -> list[float]:
-    """When each slot is free for good; the longest run begins first, in the slot free first."""
+    """Returns when each slot ends its last run.
+
+    The longest run begins first, each in the slot that is free first.
+    """
     free = [0.0] * slots
     for length in sorted(seconds, reverse=True):
         heapq.heapreplace(free, free[0] + length)
@@ -93,7 +96,7 @@ def list_schedule(seconds: Sequence[float], slots: int) -> list[float]:
 
 
 def options(runs: Sequence[GridRun], machine: MachineConfig) -> list[Option]:
-    """One for each number of chips that a run may have, ascending.
+    """Returns an option for each number of chips that a run may have, in ascending order.
 
     Raises UserError if the speed of the machine is not known.
     """
@@ -109,7 +112,7 @@ def _option(runs: Sequence[GridRun], machine: MachineConfig, chips: int) -> Opti
 
 
 def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
-    """What one run takes on so many chips, a power of 2."""
+    """Seconds that one run takes on `chips` chips, a power of 2."""
     data = run.config.data.name
     speed = _speed(data, machine)
     assert speed.images_per_second is not None
@@ -122,14 +125,14 @@ def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
 def _speed(data: str, machine: MachineConfig) -> Speed:
     if data not in machine.speed:
         raise UserError(
-            f"Expected a data set that machine.speed has, {', '.join(machine.speed)}, got {data!r};"
-            " a file like configs/machines.py can have more."
+            f"Expected a data set of machine.speed: {', '.join(machine.speed)}, got {data!r}."
+            " To add one, write a file like configs/machines.py."
         )
     speed = machine.speed[data]
     if speed.images_per_second is None:
         raise UserError(
-            f"Expected machine.speed.{data}.images_per_second, which is not known for"
-            f" {machine.name}: measure it there with `make benchmark SUITES=accelerator` and give"
+            f"The speed of {machine.name} on {data} is not known. Measure it there with"
+            " `make benchmark SUITES=accelerator`. Then give"
             f" --machine.speed.{data}.images_per_second=N."
         )
     return speed
@@ -140,13 +143,13 @@ def _share(data: str, machine: MachineConfig) -> float | None:
 
 
 def _speed_up(data: str, machine: MachineConfig, chips: int) -> float:
-    """Over one chip."""
+    """Speed of a run on `chips` chips over its speed on one chip."""
     doublings = chips.bit_length() - 1
     return chips * (_share(data, machine) or 1) ** doublings
 
 
 def _chips_a_run(config: RunConfig, machine: MachineConfig) -> list[int]:
-    """1, 2, 4, ... up to all, as far as scaling is known and the batch divides."""
+    """Returns 1, 2, 4, ... up to all chips, where scaling is known and the batch can be shared."""
     counts = [1]
     if _share(config.data.name, machine) is not None:
         counts += [2**n for n in range(1, machine.chips.bit_length())]
@@ -161,14 +164,14 @@ def _may_share(config: RunConfig, chips: int) -> bool:
 
 
 def best(found: Sequence[Option]) -> Option:
-    """That of the least wall time, of equal ones that of the fewest chips a run."""
+    """The option with the least wall time. Of equal ones, it has the fewest chips a run."""
     return min(found, key=lambda option: option.wall)
 
 
 def explain(found: Sequence[Option], config: RunConfig, machine: MachineConfig) -> list[str]:
-    """Which axis is parallel and why, and what the numbers rest on; a line each.
+    """Explains, in lines, which axis is parallel, why, and where the numbers come from.
 
-    `config`: of any of the runs.
+    `config`: the config of any of the runs.
     """
     chosen = best(found)
     return [
@@ -187,7 +190,7 @@ def _axis(chosen: Option) -> str:
 
 
 def _beside(found: Sequence[Option], chosen: Option) -> list[Option]:
-    """The options of half and of twice as many chips a run."""
+    """The options with half and with twice as many chips a run."""
     place = found.index(chosen)
     return [*found[max(place - 1, 0) : place], *found[place + 1 : place + 2]]
 
@@ -208,18 +211,18 @@ def _why_not(other: Option, chosen: Option, machine: MachineConfig) -> str:
 
 
 def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[str]:
-    """Why so many chips a run are no option; nothing if there are not so many."""
+    """Explains why `chips` chips a run are no option. Empty if the machine has fewer."""
     data, images = config.data.name, config.data.batch_size
     if chips > machine.chips:
         return []
     if _share(data, machine) is None:
-        return [f"With more chips a run: not known without machine.scaling.{data}.share."]
+        return [f"More chips a run are possible only if machine.scaling.{data}.share is known."]
     if images % chips:
-        return [f"With {chips} chips a run: a batch of {images} cannot be shared out equally."]
+        return [f"{chips} chips a run are not possible: they cannot share {images} images equally."]
     return [
-        f"With {chips} chips a run: batch normalisation would see {images // chips} images, fewer"
-        f" than Sec. 4.2's {SMALLEST_SHARE}; a larger config.run.data.batch_size or"
-        ' config.run.model.bn_scope="global", which are other experiments, allow it.'
+        f"With {chips} chips a run, batch normalisation would see {images // chips} images, fewer"
+        f" than the {SMALLEST_SHARE} of Sec. 4.2. A larger config.run.data.batch_size allows it,"
+        ' or config.run.model.bn_scope="global". Both are other experiments.'
     ]
 
 
@@ -239,7 +242,7 @@ def _source(what: str, known: Known) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As people say it."""
+    """Writes a duration in units that fit it: minutes, hours or days."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"

@@ -1,8 +1,8 @@
-"""Makes a TFDS data set readable by place, once: converts the files that are there, or downloads.
+"""Makes a TFDS data set readable by index. Converts the files that exist, or downloads them.
 
 make prepare DATASET=cifar10
 
-Runs in an environment of its own, with TensorFlow, and imports nothing of this project.
+The script runs in an environment of its own, with TensorFlow. It imports nothing of this project.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before the import: of TensorFlow, errors only.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Set before the import. Shows only errors.
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
@@ -23,17 +23,17 @@ FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 
 
 def main(name: str) -> str | None:
-    """Prepares the set in TFDS_DATA_DIR or TFDS's default folder; returns what went wrong."""
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # Of ten attempts to connect, the last.
+    """Prepares the set in TFDS_DATA_DIR or TFDS's default folder. Returns an error's message."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # Hides its ten attempts to connect.
     try:
         folder = prepare(name)
     except tfds.core.DatasetNotFoundError:  # Its message lists a thousand sets.
         return (
-            f"prepare: TFDS has no set {name!r}, nor is the newest version of one whole in"
-            f" {tfds.core.constants.DATA_DIR}; an older one has to be named: my_set:1.0.0."
+            f"prepare: TFDS has no set {name!r}, and {tfds.core.constants.DATA_DIR} has no complete"
+            " newest version of it. Name an older version like this: my_set:1.0.0."
         )
     except Exception as error:
-        # All of it: where archives have to be fetched by hand, the end says which.
+        # The whole message: its end says which archives have to be downloaded by hand.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return f"prepare: cannot prepare {name!r} ({reason})."
     print(f"{name} is prepared in {folder}.")
@@ -41,7 +41,7 @@ def main(name: str) -> str | None:
 
 
 def prepare(name: str) -> Path:
-    """Returns the folder of the set. Raises OSError where it cannot be written or is damaged."""
+    """Returns the folder of the set. Raises OSError if it cannot be written or is damaged."""
     builder = tfds.builder(name)
     folder = Path(builder.data_dir)
     if not builder.info.splits:
@@ -53,7 +53,7 @@ def prepare(name: str) -> Path:
 
 def _download(name: str, folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()  # Else TFDS takes it for the set.
+        folder.rmdir()  # TFDS would take an empty folder for the set.
     if folder.exists():
         raise FileExistsError(f"{folder} has no dataset_info.json: delete it and run this again")
     _check_writable(folder, "name another folder in TFDS_DATA_DIR")
@@ -63,14 +63,14 @@ def _download(name: str, folder: Path) -> None:
 def _convert(builder: tfds.core.DatasetBuilder) -> None:
     """Writes array_record files beside the set's own.
 
-    `dataset_info.json` names the new format when all its files are there. Until then the set
-    stays what it was, and the same command starts over. TFDS's converter needs Apache Beam.
+    `dataset_info.json` names the new format only when all its files are written. Until then the
+    set does not change, and the same command starts over. TFDS's own converter needs Apache Beam.
     """
     folder, info = Path(builder.data_dir), builder.info
     source, target = (file_adapters.ADAPTER_FOR_FORMAT[form] for form in (info.file_format, FORMAT))
     if absent := [old.name for old, _, _ in _shards(builder) if not old.exists()]:
         raise FileNotFoundError(
-            f"{folder} lacks {absent[0]}, {len(absent)} files in all: copy it there, or delete"
+            f"{folder} lacks {absent[0]}, {len(absent)} files in all: copy them there, or delete"
             " that folder and run this again"
         )
     whole_set = folder.parents[len(Path(info.full_name).parts) - 2]  # Above config and version.
@@ -86,12 +86,12 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
             if (written := target.num_examples(partial)) != length:
                 raise ValueError(f"{old} has {written} examples instead of {length}")
     _name_format(folder / "dataset_info.json")
-    for left in folder.glob("incomplete.*"):  # By an interrupted conversion.
+    for left in folder.glob("incomplete.*"):  # An interrupted conversion leaves them.
         left.unlink()
 
 
 def _shards(builder: tfds.core.DatasetBuilder) -> list[tuple[Path, Path, int]]:
-    """Of each file of the set: its path, its path as array_record, and its number of examples."""
+    """For each file of the set: its path, its path as array_record, and its number of examples."""
     shards: list[tuple[Path, Path, int]] = []
     for split in builder.info.splits.values():
         template = split.filename_template.replace(filetype_suffix=FORMAT.file_suffix)

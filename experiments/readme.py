@@ -1,6 +1,6 @@
 """Fills the tables of the READMEs from the committed records.
 
-python -m experiments.readme
+.venv/bin/python -m experiments.readme
 
 A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`; NAME is a key of `TABLES`.
 """
@@ -36,7 +36,7 @@ def pages() -> list[Path]:
 
 
 def filled(page: str) -> str:
-    """The text of a page with every table made again. Raises KeyError for an unknown name."""
+    """Returns the page with every table filled anew. Raises KeyError for an unknown name."""
 
     def block(match: re.Match[str]) -> str:
         made = TABLES[match[2]]()
@@ -52,7 +52,7 @@ def _sweeps_own(sweep: str) -> str:
 
 
 def _parameters(depth: int) -> int:
-    """Of a CIFAR-10 network."""
+    """The number of parameters of a CIFAR-10 network."""
     model = build_resnet("cifar", depth, "pad", num_classes=10)
     shapes = jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, 32, 32, 3)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
@@ -65,7 +65,7 @@ def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
 
 
 def _machine(name: str, data: str) -> plan.MachineConfig:
-    """As in configs/machines.py; CIFAR's speed there has to be given, and is an example."""
+    """A machine of configs/machines.py. Its speed on CIFAR-10 is not known; ours is an example."""
     config = machines.get_config(name)
     if data == "cifar10":
         config.speed.cifar10.images_per_second = 10_000.0
@@ -74,7 +74,7 @@ def _machine(name: str, data: str) -> plan.MachineConfig:
 
 
 def plans() -> Rows:
-    """How three sweeps would map on two machines."""
+    """The plans of three sweeps on two machines."""
     cifar10 = _runs("cifar10", seeds=tuple(range(10)))
     imagenet = _runs("imagenet")
     wide = _runs("imagenet", run={"model": {"bn_scope": "global"}})
@@ -101,7 +101,7 @@ def plans() -> Rows:
 
 
 def plans_and_records() -> Rows:
-    """What `plan` says of sweeps on 2 CPU cores, and what they took by their records."""
+    """The times of sweeps on 2 CPU cores: planned by `plan`, and measured by their records."""
     machine = _machine("cpu_2_cores", "digits")
     seeds = tuple(range(5))
     small, deep = _runs("digits", seeds=seeds), _runs("digits", seeds=seeds, depths=(110,))

@@ -1,6 +1,6 @@
-"""Table, figures and page of a sweep from its records alone: no JAX, no checkpoint needed.
+"""Writes the table, figures and page of a sweep from its records; needs no JAX, no checkpoint.
 
-python -m experiments.report --workdir=runs/digits
+.venv/bin/python -m experiments.report --workdir=runs/digits
 """
 
 import math
@@ -37,9 +37,9 @@ _HEADINGS = {
 
 
 def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
-    """A sweep's tables, and the charts of what diagnostics found in it.
+    """Reads a sweep's tables and the charts of its diagnostics.
 
-    Raises UserError if the folder is no sweep's, or a file of it is damaged.
+    Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
     """
     tables = run_tables.read(SweepFolder(workdir))
     return tables, diagnostic_charts.read(tables.sweep, charts.kind_styles(tables.kinds))
@@ -63,7 +63,7 @@ def write(workdir: AnyPath) -> None:
         console.print("No run has finished yet: no table.")
     else:
         written = [workdir / "table.csv", workdir / "table.md"]
-        # A function of the configs alone, it has no times.
+        # Without times, so that the same configs give the same file.
         filesystem.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
         filesystem.write_text(written[1], in_markdown(tables))
         shown = [
@@ -80,7 +80,7 @@ def write(workdir: AnyPath) -> None:
 
 
 def in_markdown(tables: run_tables.Tables) -> str:
-    """The table for a README, beside what others measured where that is comparable."""
+    """The table for a README. Adds published results where they are comparable."""
     sources = published.comparable(tables.configs.values())
     shortcuts = run_tables.shortcuts(tables.runs, tables.configs)
     timed = tables.summary["minutes"].notna().any()
@@ -102,20 +102,20 @@ def in_markdown(tables: run_tables.Tables) -> str:
 
 
 class LivePage:
-    """report.html while a sweep is on: whatever is wrong with it, the sweep goes on."""
+    """The page report.html of a sweep that is running. An error in it does not stop the sweep."""
 
     def __init__(self, workdir: AnyPath, say: Callable[[str], None]):
         self._workdir, self._say = workdir, say
         self._due = -math.inf
 
     def update(self) -> None:
-        """Writes the page, unless that was done a few seconds ago."""
+        """Writes the page, unless it was written a few seconds ago."""
         if time.monotonic() < self._due:
             return
         try:
             page.write(*read(self._workdir))
         except Exception as error:
-            self._say(f"Cannot write report.html, the sweep goes on: {errors.summary(error)}")
+            self._say(f"Cannot write report.html; the sweep continues: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS
 
 
@@ -140,4 +140,4 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="none", workdir="The sweep's folder; what is made goes into it.")
+    cli.run(main, config="none", workdir="The sweep's folder; the report is written into it.")

@@ -1,6 +1,6 @@
-"""Kills training runs again and again, and compares their ends with those of undisturbed ones.
+"""Kills training runs again and again. Compares their results with those of undisturbed runs.
 
-python -m experiments.soak --workdir=runs/soak --kills=5
+.venv/bin/python -m experiments.soak --workdir=runs/soak --kills=5
 """
 
 import itertools
@@ -27,7 +27,7 @@ from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.run_folder import RunFolder
 
-# Short, and with much saving and evaluating to be hit.
+# A short run that saves and evaluates often, so that kills hit these moments.
 FLAGS = (
     "--config.steps=600", "--config.log_every=20", "--config.eval_every=60",
     "--config.checkpoint_every=60", "--config.steps_per_dispatch=20", "--config.model.depth=8",
@@ -37,19 +37,19 @@ FLAGS = (
 
 
 class Outcome(NamedTuple):
-    """What became of a run that was killed on the way."""
+    """The outcome of a run that was killed several times."""
 
     kills: Counter[str]
-    """By moment."""
+    """How many, by moment."""
     attempts: int
     mismatches: list[str]
-    """What differs from the undisturbed run; none is what is promised."""
+    """Differences from the undisturbed run; there should be none."""
 
 
 def start(
     net: str, workdir: Path, devices: int, options: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
-    """Trains in a process of its own, on so many virtual CPU devices."""
+    """Starts training in a process of its own, on `devices` virtual CPU devices."""
     command = [sys.executable, "-m", "experiments.train", f"--config=configs/digits.py:{net}"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command += [f"--workdir={workdir}", *FLAGS, *options]
@@ -59,7 +59,7 @@ def start(
 def soak(
     net: str, workdir: Path, devices: int, options: Sequence[str], kills: int, rng: random.Random
 ) -> Outcome:
-    """Trains `net` undisturbed, then killed `kills` times, at each moment in turn."""
+    """Trains `net` undisturbed, and again with `kills` kills, at each moment in turn."""
     whole, killed = workdir / "whole", workdir / "killed"
     shutil.rmtree(workdir, ignore_errors=True)
     finish(start(net, whole, devices, options))
@@ -78,13 +78,13 @@ def soak(
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a run's end. Raises RuntimeError if it is not a good one."""
+    """Waits for a run's end. Raises RuntimeError if its exit status is not 0."""
     if process.wait():
         raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args!r}.")
 
 
 def mismatches(one: AnyPath, other: AnyPath) -> list[str]:
-    """In what two finished runs differ: arrays bit for bit, records but for the speed."""
+    """Differences of two finished runs: arrays bit for bit, and records except for the speed."""
     states = [Checkpoints(RunFolder(path).checkpoints).restore() for path in (one, other)]
     one_has, other_has = (dict(jax.tree_util.tree_leaves_with_path(state)) for state in states)
     differing = [
@@ -130,7 +130,7 @@ def _in_a_save(folder: Path, process: subprocess.Popen[bytes], rng: random.Rando
     def parts() -> set[Path]:
         return set((folder / "checkpoints").glob(".*"))
 
-    left = parts()  # Those of an earlier kill are deleted first.
+    left = parts()  # An earlier kill may have left some; they are deleted at the start.
     _wait_for(lambda: bool(parts() - left), process)
     time.sleep(rng.uniform(0, 0.06))
 
@@ -157,7 +157,7 @@ MOMENTS: dict[str, Callable[[Path, subprocess.Popen[bytes], random.Random], None
 def main(args: flags.FlagValues) -> int:
     rng, wrong, folder = random.Random(args.seed), 0, filesystem.path(args.workdir)
     if not isinstance(folder, Path):
-        raise UserError(f"Expected a folder on a disk, whose saves can be seen, got {folder}.")
+        raise UserError(f"Expected a folder on a disk, where saves can be watched, got {folder}.")
     print(f"| net | devices | backend | {' | '.join(MOMENTS)} | resumes | mismatches |")
     print("|---" * (5 + len(MOMENTS)) + "|")
     for backend, devices, net in itertools.product(
@@ -174,6 +174,8 @@ def main(args: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("kills", 5, "Of each run, in turn at each moment.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the moments.")
-    cli.run(main, config="none", workdir="Where the runs are made; it is emptied first.")
+    flags.DEFINE_integer(
+        "kills", 5, "How often each run is killed, at each moment in turn.", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "The seed of the random moments.")
+    cli.run(main, config="none", workdir="The folder for the runs; older runs in it are deleted.")

@@ -1,7 +1,7 @@
-"""Runs the grid kind x depth x seed of a config, or what is missing of it; ends with the report.
+"""Runs the grid kind x depth x seed of a config, or its missing runs, and writes the report.
 
-python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
-python -m experiments.sweep ... --engine=ray --devices_per_run=1 [--address=HOST:PORT]
+.venv/bin/python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
+.venv/bin/python -m experiments.sweep ... --engine=ray --devices_per_run=1 [--address=HOST:PORT]
 """
 
 import functools
@@ -34,7 +34,7 @@ OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
 def run_sweep(
     runs: Sequence[GridRun], workdir: AnyPath, run_all: Engine = engine.run_here
 ) -> dict[str, State]:
-    """Every run to its end, what is finished skipped; returns the state of each that was begun."""
+    """Trains every run to its end, skips finished ones. Returns the state of each begun run."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
     monitors = {run.point.name: run for run in monitor.runs}
@@ -46,7 +46,7 @@ def run_sweep(
 
         def on_change(run: GridRun, state: State, error: str) -> None:
             states[run.name] = state
-            if state == "failed":  # Also what was refused before anything was written.
+            if state == "failed":  # Its folder may be empty: a refused run writes nothing.
                 monitors[run.name].without_status = state
             if error:
                 progress.say(f"{run.name}: {state}: {error}")
@@ -69,9 +69,9 @@ def _finished_line(run: RunMonitor, seconds_left: float | None) -> str:
 
 
 def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = ()) -> None:
-    """Raises UserError if the folder is of another recipe, or a run cannot be begun or resumed.
+    """Raises UserError if the folder has another recipe, or if a run cannot begin or resume.
 
-    Writes nothing. `only`: the names of the runs that are to be begun; all by default.
+    Writes nothing. `only`: the names of the runs that will begin; all by default.
     """
     configs = [run.config.model_dump(mode="json") for run in runs]
     kinds = (run.kind for run in runs)
@@ -95,12 +95,12 @@ def main(args: flags.FlagValues) -> int:
     _refuse(args, OF_PEERS, "--engine=local")
     for name in ("devices_per_run", "runs_per_device"):
         if args.slice and args[name].present:
-            raise UserError(f"Expected --slice, which a run has whole, or --{name}, not both.")
+            raise UserError(f"Expected --slice or --{name}, got both. A run takes a whole slice.")
     try:
         from experiments.sweeping import ray_cluster
     except ImportError as error:
         raise UserError(
-            f"Expected Ray for --engine=ray ({error}); it is installed by: pip install -e"
+            f"Expected Ray for --engine=ray ({error}). Install it: .venv/bin/pip install -e"
             " '.[ray]' -c requirements.lock"
         ) from error
     with ray_cluster.ray_engine(
@@ -116,19 +116,21 @@ def main(args: flags.FlagValues) -> int:
 
 
 def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> None:
-    """Raises UserError if one of these was given."""
+    """Raises UserError if one of these flags was given."""
     for name in names:
         if args[name].present:
             raise UserError(f"Expected {engine_flag} with --{name}, got --engine={args.engine}.")
 
 
 def _runs(args: flags.FlagValues) -> list[GridRun]:
-    """The grid. Raises UserError if that is none, or lacks a run of --only."""
+    """The runs of the grid. Raises UserError if it is not valid or lacks a run of --only."""
     runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
     names = [run.name for run in runs]
     for name in args.only:
         if name not in names:
-            raise UserError(f"Expected --only of {', '.join(names)}; got {name}.")
+            raise UserError(
+                f"Expected --only with runs of this grid, {', '.join(names)}; got {name}."
+            )
     return runs
 
 
@@ -138,13 +140,14 @@ def sweep(
     run_all: Engine = engine.run_here,
     only: Sequence[str] = (),
 ) -> int:
-    """Runs what is missing, writes the report, says what is still missing; the exit status.
+    """Trains the missing runs, writes the report and prints what is still missing.
 
-    `only`: names of runs; the others are left, and the report to whoever ends the last of them.
+    `only`: the names of the runs to train; all by default. The process that ends the last run of
+    the grid writes the report. Returns the exit status.
     """
     whole, runs = runs, [run for run in runs if not only or run.name in only]
     with hosts.alike() as facts:
-        facts["runs"] = {run.name: "begun" for run in runs}  # Each run's config it compares itself.
+        facts["runs"] = {run.name: "begun" for run in runs}  # Each run compares its own config.
         check_grid(whole, workdir, only)
         if hosts.is_first():
             try:
@@ -160,7 +163,9 @@ def sweep(
             report.write(workdir)
         if missing:
             parts = ", ".join(f"{count} {state}" for state, count in missing.items())
-            goes_on = " The same command goes on." if missing.keys() - {"diverged"} else ""
+            goes_on = (
+                " Run the same command again to continue." if missing.keys() - {"diverged"} else ""
+            )
             print(f"{finished} of {len(runs)} runs finished; {parts}.{goes_on}")
     if not missing:
         return 0
@@ -176,19 +181,25 @@ def _is_over(runs: Sequence[GridRun], workdir: AnyPath) -> bool:
 
 if __name__ == "__main__":
     flags.DEFINE_list("only", [], "Names of runs of the grid; all by default.")
-    flags.DEFINE_enum("engine", "local", ["local", "ray"], "One run after another, or Ray.")
+    flags.DEFINE_enum(
+        "engine", "local", ["local", "ray"], "local: one run after another; ray: side by side."
+    )
     flags.DEFINE_string(
         "address",
         os.environ.get("RAY_ADDRESS", ""),
-        "HOST:PORT of a Ray cluster; none: this machine.",
+        "HOST:PORT of a Ray cluster; empty: this machine.",
     )
-    flags.DEFINE_integer("devices_per_run", 1, "Of one node, held by each run.", lower_bound=1)
-    flags.DEFINE_integer("runs_per_device", 1, "That share a GPU.", lower_bound=1)
-    flags.DEFINE_string("slice", "", "Each run takes a whole TPU slice: v5e-16, or v5e:4x4.")
-    flags.DEFINE_integer("max_failures", 2, "How many of its own a run is forgiven.", lower_bound=0)
+    flags.DEFINE_integer(
+        "devices_per_run", 1, "Devices of one node that each run holds.", lower_bound=1
+    )
+    flags.DEFINE_integer("runs_per_device", 1, "Runs that share a GPU.", lower_bound=1)
+    flags.DEFINE_string("slice", "", "The TPU slice that each run takes whole: v5e-16, or v5e:4x4.")
+    flags.DEFINE_integer(
+        "max_failures", 2, "How often a run that fails is tried again.", lower_bound=0
+    )
     cli.run(
         main,
         config="sweep",
-        workdir="The sweep's folder; the same command again does what is missing.",
+        workdir="The sweep's folder. The same command again trains the missing runs.",
         processes=True,
     )

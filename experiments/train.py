@@ -1,6 +1,6 @@
 """Trains one run, or resumes it.
 
-python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
+.venv/bin/python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ def main(args: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_bool("from_scratch", False, "Begin again if no saved step is left whole.")
+    flags.DEFINE_bool("from_scratch", False, "Begins again if no saved step is intact.")
     cli.run(
         main,
         config="run",

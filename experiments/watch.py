@@ -1,6 +1,6 @@
-"""Shows a sweep that runs elsewhere, from its records alone: no JAX, nothing is written.
+"""Shows a sweep that runs elsewhere. Reads only its records, needs no JAX and writes nothing.
 
-python -m experiments.watch --workdir=runs/digits
+.venv/bin/python -m experiments.watch --workdir=runs/digits
 """
 
 import contextlib
@@ -21,7 +21,7 @@ REFRESH_SECONDS = 2.0
 
 
 def watch(workdir: AnyPath) -> None:
-    """Until every run is finished, diverged or failed, or nobody reads what is printed."""
+    """Shows the sweep until every run has ended or nobody reads the output."""
     monitor = SweepMonitor(workdir, SweepFolder(workdir).points.values())
     monitor.refresh()
     lines = [run.state_line() for run in monitor.runs if run.state != "not begun"]
@@ -42,4 +42,4 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="none", workdir="The sweep's folder, in which nothing is changed.")
+    cli.run(main, config="none", workdir="The sweep's folder; nothing in it is changed.")

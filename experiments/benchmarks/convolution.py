@@ -1,4 +1,4 @@
-"""One convolution, its value and both gradients: ours against `nn.Conv`, in one process."""
+"""Times one convolution and both its gradients: ours against `nn.Conv`, in one process."""
 
 import functools
 import itertools
@@ -36,7 +36,7 @@ GRID = [
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """Medians of alternating calls, ms; images of 100 pixels or more: an eighth of the batch."""
+    """Medians of alternating calls, in ms. Images above 50 pixels get an eighth of the batch."""
     cpu.use_cores(BATCH)
     for size, inputs, outputs, kernel, stride in GRID:
         batch = BATCH // 8 if size > 50 else BATCH
@@ -44,7 +44,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
         theirs = blocks.conv(outputs, kernel, stride, use_bias=False)
         ours = theirs.clone(conv_general_dilated=conv_general_dilated)
         variables = theirs.init(jax.random.key(1), x)
-        # As each is used: ours on a device a core, `nn.Conv` on one device of all cores.
+        # Each as it is used: ours with a device on each core, `nn.Conv` on one device of all cores.
         step = jax.pmap(_gradients(ours, DATA_AXIS), axis_name=DATA_AXIS, in_axes=(None, 0))
         shares = jnp.stack(jnp.split(x, jax.device_count()))
         plain = jax.jit(_gradients(theirs, None))

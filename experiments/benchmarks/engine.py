@@ -1,4 +1,4 @@
-"""What it costs to have Ray place the runs of a sweep: many tiny ones, by Ray's own timeline."""
+"""Measures the cost of placing runs with Ray: many tiny runs, timed by Ray's own timeline."""
 
 import itertools
 import os
@@ -25,14 +25,14 @@ RUNS = 60
 
 
 def measure() -> Iterator[Row]:
-    """The sweep one run after another, then on Ray, a run a core; each with nothing compiled."""
-    import ray  # Only where this is asked for.
+    """Times a sweep on Ray, a run a core, then one run after another. Both compile from nothing."""
+    import ray  # Ray is optional: imported only for this suite.
 
     from experiments.sweeping import ray_cluster
 
     runs = _runs()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "xla"))  # Of Ray's tasks.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "xla"))  # For Ray's tasks.
         with ray_cluster.ray_engine("", 1, 1, "", 0) as (run_all, _):
             seconds = _timed(runs, Path(folder), run_all)
             tasks = [
@@ -47,7 +47,7 @@ def measure() -> Iterator[Row]:
 
 
 def _runs() -> list[GridRun]:
-    """Tiny, and of two programs: plain and residual networks of 8 layers."""
+    """Tiny runs with two programs: plain and residual networks of 8 layers."""
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8,), tuple(range(RUNS // 2))
     config.run.model.widths = (4, 8, 8)
@@ -64,10 +64,10 @@ def _timed(runs: list[GridRun], workdir: Path, run_all: Engine) -> float:
 
 
 def _utilisation(tasks: list[tuple[str, float, float]], cores: int) -> Row:
-    """From when every core has ended its first run, which has compiled, to the end of the last.
+    """Share of time in which the cores work, after each has ended its first run, which compiles.
 
-    `tasks`: process, beginning and duration of each, in seconds. The gap is between the end of a
-    task and the beginning of the next in the same process.
+    `tasks`: process, beginning and duration of each, in seconds. A gap is the time between the end
+    of a task and the beginning of the next one in the same process.
     """
     by_process = defaultdict(list)
     for process, begin, seconds in sorted(tasks, key=lambda task: task[1]):

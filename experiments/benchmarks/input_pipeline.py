@@ -1,7 +1,7 @@
-"""How fast JPEG files become batches of crops: ours, PyTorch's loader with Pillow, and tf.data.
+"""Times JPEG files to batches of crops: ours, PyTorch's loader with Pillow, and tf.data.
 
-All read the same files, already in the page cache, and give uint8 batches in host memory; what
-each does on one core, and with two processes or threads on two.
+All read the same files, which are in the page cache already, and give uint8 batches in host memory.
+Each is timed on one core, and with two processes or threads on two cores.
 """
 
 import functools
@@ -29,14 +29,14 @@ DATA_SET, SPLIT = "caltech_subset", "train"
 MEAN = (123.675, 116.28, 103.53)
 SIZE, SHORTER = 224, (256, 480)
 BATCH_SIZE = 64
-# Read before the clock starts, so that nothing counts that was read while others had their turn.
+# DRAINED batches are read before the clock starts: they may have been made in others' turns.
 DRAINED, TIMED = 10, 16
 # The size of most images of ImageNet (image-net.org): 500 x 375.
 ENLARGED = (500, 375)
 
 
 class Files:
-    """A folder of JPEG files, read as TFDS's data source is."""
+    """A folder of JPEG files with the methods of a TFDS data source."""
 
     def __init__(self, folder: str):
         self.paths = sorted(str(path) for path in Path(folder).iterdir())
@@ -49,7 +49,7 @@ class Files:
 
 
 def measure(rounds: int, torch: str | None, tensorflow: str | None) -> Iterator[Row]:
-    """Images a second of whole pipelines, by the size of the files, the crop and the cores."""
+    """Images a second of whole pipelines, by size of the files, crop and number of cores."""
     others = {"PyTorch loader, Pillow": (torch, "pytorch"), "tf.data": (tensorflow, "tensorflow")}
     for files, enlarged in (("as they are", None), ("500 x 375", ENLARGED)):
         with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def measure(rounds: int, torch: str | None, tensorflow: str | None) -> Iterator[
 
 
 def _rates(row: Row) -> Row:
-    """Images a second from milliseconds a batch."""
+    """Turns milliseconds a batch into images a second."""
     rate = {name: BATCH_SIZE * 1e3 / row[f"{name}_ms"] for name in ("step", "max", "min")}
     return {
         "program": row["program"],
@@ -88,7 +88,7 @@ def _rates(row: Row) -> Row:
 
 
 def _write_files(folder: str, size: tuple[int, int] | None) -> float:
-    """The split's JPEG files, or the same images enlarged to `size`; their mean size in bytes."""
+    """Writes the split's JPEG files, enlarged to `size` if given. Returns their mean bytes."""
     stream = open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
     total = 0
     for number, encoded in enumerate(stream.encoded()):
@@ -104,7 +104,7 @@ def _write_files(folder: str, size: tuple[int, int] | None) -> float:
 
 
 def measure_loop(epochs: int = 3) -> Iterator[Row]:
-    """What training waits for a stream while the network is made cheap, and memory by epoch."""
+    """Time that training of a cheap network waits for its images, and memory, by epoch."""
     command = [sys.executable, "-m", "experiments.benchmarks.input_pipeline", "loop", str(epochs)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     for line in lines.splitlines():
@@ -112,7 +112,7 @@ def measure_loop(epochs: int = 3) -> Iterator[Row]:
 
 
 def loop(epochs: int) -> Iterator[Row]:
-    """In a process of its own: training of a narrow ResNet-18, image by image as in a run."""
+    """Trains a narrow ResNet-18 on a stream as a run does, in a process of its own."""
     from resnet_flax.runtime import cpu
 
     cpu.keep_barriers()
@@ -151,7 +151,7 @@ def loop(epochs: int) -> Iterator[Row]:
     with StreamFeed(stream, devices, print).training(
         0, BATCH_SIZE, range(1 + epochs * per_epoch), 1
     ) as batches:
-        state = jax.block_until_ready(step(state, None, next(batches)))  # Compiled.
+        state = jax.block_until_ready(step(state, None, next(batches)))  # Compiles.
         for epoch in range(epochs):
             waited, start = 0.0, time.perf_counter()
             for _ in range(per_epoch):
@@ -175,7 +175,7 @@ def loop(epochs: int) -> Iterator[Row]:
 
 
 def _build(case: dict[str, Any]) -> Iterator[Callable[[], Any]]:
-    """Yields what gives the next batch, while it is ready."""
+    """Yields a function that returns the next batch. Its workers end with the generator."""
     stream = Stream(
         case["folder"],
         "",

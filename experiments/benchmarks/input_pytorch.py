@@ -1,4 +1,4 @@
-"""The input of `input_pipeline.py` by PyTorch's loader and Pillow; imports these alone."""
+"""Times the input of `input_pipeline.py` with PyTorch's loader and Pillow."""
 
 import json
 import math
@@ -17,7 +17,7 @@ SIZE, SHORTER, BATCH_SIZE, DRAINED, TIMED = 224, (256, 480), 64, 10, 16
 
 
 class Crops(torch.utils.data.Dataset):
-    """Endless random crops [3, SIZE, SIZE] uint8 of the files of a folder."""
+    """Endless random crops, uint8 [3, SIZE, SIZE], of the files in a folder."""
 
     def __init__(self, folder: str, crop: str):
         self.paths = sorted(Path(folder).iterdir())
@@ -33,7 +33,7 @@ class Crops(torch.utils.data.Dataset):
 
 
 def scale_crop(image: Image.Image) -> Image.Image:
-    """Resized to a random shorter side, then cropped."""
+    """Resizes the image to a random shorter side, then crops it."""
     side = random.randint(*SHORTER)
     factor = side / min(image.size)
     image = image.resize([round(length * factor) for length in image.size], Image.BILINEAR)
@@ -43,7 +43,7 @@ def scale_crop(image: Image.Image) -> Image.Image:
 
 
 def inception_crop(image: Image.Image) -> Image.Image:
-    """As torchvision's RandomResizedCrop: 8 to 100 % of the area, ratio 3/4 to 4/3."""
+    """Crops as torchvision's RandomResizedCrop: 8 to 100 % of the area, ratio 3/4 to 4/3."""
     width, height = image.size
     w = h = min(image.size)
     for _ in range(10):

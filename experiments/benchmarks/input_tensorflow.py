@@ -1,4 +1,4 @@
-"""The input of `input_pipeline.py` by tf.data's decode-and-crop; imports TensorFlow alone."""
+"""Times the input of `input_pipeline.py` with tf.data. Imports only TensorFlow."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SIZE, SHORTER, BATCH_SIZE, DRAINED, TIMED = 224, (256, 480), 64, 10, 16
 
 
 def scale_window(shape: tf.Tensor) -> tf.Tensor:
-    """[top, left, height, width] of a crop of SIZE at a random shorter side, before resizing."""
+    """Window [top, left, height, width] that becomes a crop of SIZE at a random shorter side."""
     side = tf.random.uniform([], *(SHORTER[0], SHORTER[1] + 1), tf.int32)
     shorter = tf.reduce_min(shape[:2])
     length = tf.maximum(1, SIZE * shorter // side)
@@ -24,7 +24,7 @@ def scale_window(shape: tf.Tensor) -> tf.Tensor:
 
 
 def inception_window(shape: tf.Tensor) -> tf.Tensor:
-    """The same of a crop of 8 to 100 % of the area, ratio 3/4 to 4/3."""
+    """Window [top, left, height, width] of 8 to 100 % of the area, with a ratio of 3/4 to 4/3."""
     begin, size, _ = tf.image.sample_distorted_bounding_box(
         shape,
         tf.zeros([1, 0, 4]),

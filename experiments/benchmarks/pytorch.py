@@ -1,6 +1,6 @@
-"""The same networks in PyTorch, timed as `worker.py` is; imports PyTorch alone.
+"""Times the same networks in PyTorch, as `worker.py` times ours. Imports only PyTorch.
 
-The batch is fixed and on the device already, and nothing is augmented.
+The batch is fixed and already on the device. Nothing is augmented.
 """
 
 import json
@@ -19,7 +19,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """A basic block with shortcut A (none: plain), or a bottleneck with shortcut B."""
+    """A basic block with shortcut A (without it: plain), or a bottleneck with shortcut B."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, residual: bool):
         super().__init__()
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 def network(case: dict[str, Any]) -> nn.Module:
-    """The network of a case."""
+    """Builds the network of a case."""
     imagenet = case["family"] == "imagenet"
     counts = (3, 4, 6, 3) if imagenet else ((case["depth"] - 2) // 6,) * 3
     widths = (64, 128, 256, 512) if imagenet else (16, 32, 64)
@@ -72,7 +72,7 @@ def network(case: dict[str, Any]) -> nn.Module:
 
 
 def build(case: dict[str, Any]) -> Callable[[], float]:
-    """What times a few steps: milliseconds a step."""
+    """Returns a function that runs a few steps and returns milliseconds a step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if case["channels_last"] else torch.contiguous_format
     model = network(case).train().to(device, memory_format=layout)

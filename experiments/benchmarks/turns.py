@@ -1,4 +1,4 @@
-"""Training programs in processes of their own, timed in turn."""
+"""Times training programs in turn, each in a process of its own."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ Row = dict[str, Any]
 
 
 class Worker:
-    """A case in a process of its own, waiting to be told to run."""
+    """A case in a process of its own, which waits for commands to run."""
 
     def __init__(self, command: Sequence[str], case: dict[str, Any]):
-        # Each sets its own flags, and none takes all of a GPU's memory.
+        # Each process sets its own XLA flags. None may take all of a GPU's memory.
         environment = os.environ | {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
             [*command, json.dumps(case)],
@@ -40,7 +40,7 @@ class Worker:
         return line
 
     def run(self) -> float:
-        """Milliseconds a step."""
+        """Runs a few steps. Returns milliseconds a step."""
         assert self._process.stdin
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
@@ -48,11 +48,11 @@ class Worker:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()  # Closes its pipes too.
+        self._process.communicate()  # Also closes its pipes.
 
 
 def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
-    """Builds all cases, then times them in turn; one row each."""
+    """Builds all cases, then times them in turn. Returns a row for each."""
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, (command, case) in cases.items():
@@ -72,11 +72,11 @@ def spread(values: list[float]) -> Row:
 
 
 def ours(**fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
-    """A case of `worker.py`: its command, and its fields."""
+    """A case of `worker.py`: its command and its fields."""
     return (sys.executable, "-m", "experiments.benchmarks.worker"), Case(**fields)._asdict()
 
 
 def theirs(python: str, **fields: Any) -> tuple[Sequence[str], dict[str, Any]]:
-    """The same for `pytorch.py`, in another Python."""
+    """A case of `pytorch.py`, in another Python: its command and its fields."""
     layout = {name: fields.pop(name) for name in ("channels_last", "compile")}
     return (python, "experiments/benchmarks/pytorch.py"), Case(**fields)._asdict() | layout

@@ -1,7 +1,7 @@
-"""One training program in a process of its own, timed when told to; `benchmark.py` starts it.
+"""Times one training program in a process of its own. `benchmark.py` starts it.
 
-Takes a case as JSON, prints a JSON object of what building it took, then, for each line on stdin, a
-number: the milliseconds of a step.
+The program takes a case as JSON. It prints a JSON object with the costs of building it. Then it
+prints the milliseconds of a step for each line on stdin.
 """
 
 import functools
@@ -37,14 +37,14 @@ class Case(NamedTuple):
     channels: int = 3
     batch_size: int = 128
     dtype: str = "float32"
-    devices: int = 0  # 0: as the entry points do.
+    devices: int = 0  # 0: as many as training takes.
     scan: bool = False
     remat: bool = False
     seeds: int = 1
     steps_per_dispatch: int = 4
-    # "ours", or "flax": nn.Conv and one step a dispatch, on one device.
+    # "ours", or "flax": nn.Conv on one device, one step a dispatch.
     kind: str = "ours"
-    # Whether to stop when it is compiled.
+    # Whether to stop after compilation.
     compile_only: bool = False
 
 
@@ -62,7 +62,7 @@ def main(case: Case) -> None:
 
 
 def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
-    """What building took, and what times a dispatch: milliseconds a step."""
+    """Returns the costs of building, and a function that runs and returns milliseconds a step."""
     ours = case.kind == "ours"
     hook = conv_general_dilated if ours and jax.default_backend() == "cpu" else None
     model = build_resnet(
@@ -128,7 +128,7 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
 def _one_step(
     state: steps.TrainState, data: steps.Images, indices: jax.Array, **fields: Any
 ) -> steps.TrainState:
-    """What a user of plain Flax would write: no loop over steps, no augmentation."""
+    """A step as a user of plain Flax writes it: no loop over steps, no augmentation."""
     images = (data.images[indices[0]].astype(jnp.float32) - state.image_mean) / 255
     batch = steps.Batch(images, data.labels[indices[0]])
     return steps.train_step(state, batch, fields["model"], fields["optimizer"])

@@ -26,7 +26,7 @@ def step_times() -> dict[tuple[str, str], float]:
 
 
 def steps() -> Rows:
-    """Milliseconds a step."""
+    """Milliseconds a step, by program and shape."""
     found = step_times()
     return [
         {"program": words} | {shape: short(found[program, shape]) for shape in STEP_SHAPES}
@@ -35,7 +35,7 @@ def steps() -> Rows:
 
 
 def schedule_hours() -> Rows:
-    """What the paper's 64,000 steps would take at the measured times of a step."""
+    """Hours of the paper's 64,000 steps, computed from measured step times."""
     found = step_times()
     return [
         {
@@ -48,7 +48,7 @@ def schedule_hours() -> Rows:
 
 
 def memory() -> Rows:
-    """Trace, compile and memory at 32x32."""
+    """Time to trace and compile, and memory, on 32x32 images."""
     return [
         {
             "depth": row["depth"],
@@ -61,7 +61,7 @@ def memory() -> Rows:
 
 
 def start() -> Rows:
-    """From the command to the end of the first 12 steps."""
+    """Seconds from the command to the end of the first 12 steps."""
     words = {"cold": "nothing compiled before", "warm": "programs compiled before"}
     return [
         {

@@ -1,4 +1,4 @@
-"""What the figures of a sweep show; `figures.py` draws it on paper, `plots.py` in the report."""
+"""The content of a sweep's figures. `figures.py` draws it on paper, `plots.py` on the page."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from experiments.reporting.drawing import colormaps, to_hex
 
 
 class Style(NamedTuple):
-    """Of a kind: marker and line tell it apart in grey. By matplotlib's names."""
+    """The look of a kind, in matplotlib's names. Marker and line distinguish kinds in grey."""
 
     color: str
     marker: str
@@ -20,7 +20,7 @@ class Style(NamedTuple):
 
 
 Styles = Mapping[str, Style]
-"""By kind: of all in a sweep, so that each looks the same in every chart."""
+"""Kind -> style, for all kinds of a sweep: a kind looks the same in every chart."""
 
 # Okabe and Ito's colours, safe for the colour-blind.
 KIND_STYLES = (
@@ -33,7 +33,7 @@ KIND_STYLES = (
 
 @dataclass(frozen=True)
 class Series:
-    """Points joined by a line, or single ones if `style.line` is empty; None is a gap."""
+    """Points joined by a line, or single points if `style.line` is empty. None is a gap."""
 
     label: str
     x: Sequence[float]
@@ -42,18 +42,18 @@ class Series:
     strength: float = 1.0
     """Opacity."""
     deviations: Sequence[float] = ()
-    """Half an error bar's length, for each point."""
+    """Half the length of each point's error bar."""
     names: Sequence[str] = ()
-    """What each point is, for who asks."""
+    """The name of each point, shown when the mouse is over it."""
     run: str = ""
-    """The run it is of, if it is of one."""
+    """The run that the series belongs to, if it is one."""
     rank: int = 0
-    """Its place in the legend; equal ones stand as they come."""
+    """The place in the legend. Series of equal rank keep their order."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Values at the nodes of a square grid; row i, column j: positions i and j."""
+    """Values at the nodes of a square grid. Row i and column j are at positions i and j."""
 
     label: str
     positions: Sequence[float]
@@ -79,21 +79,21 @@ class Chart:
     """Panels with the same axes."""
 
     name: str
-    """Of its files."""
+    """The name of its files."""
     title: str
     caption: str
-    """What is shown, and how to read it."""
+    """A text that says what the chart shows and how to read it."""
     x: str
     y: str
     panels: tuple[Panel, ...]
     log: bool = False
     percent: bool = False
-    """Whether y is a fraction, to be read in per cent."""
+    """Whether y is a fraction that is shown in per cent."""
     ticks: tuple[int, ...] = ()
-    """Of x; empty: as the axis likes."""
+    """Ticks of x; empty: chosen by the plotting library."""
 
     def legend(self) -> list[Series]:
-        """A series for each label, in order."""
+        """One series for each label, in the legend's order."""
         series = [series for panel in self.panels for series in panel.series]
         first = list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
         return sorted(first, key=lambda one: one.rank)
@@ -109,7 +109,7 @@ class Chart:
 
 
 def drawable(charts: Iterable[Chart]) -> list[Chart]:
-    """Without empty panels, and without charts that have no other."""
+    """Removes empty panels, and charts in which all panels are empty."""
     full = [
         replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
         for chart in charts
@@ -118,25 +118,25 @@ def drawable(charts: Iterable[Chart]) -> list[Chart]:
 
 
 def kind_styles(kinds: Iterable[str]) -> Styles:
-    """By kind, whichever the order they come in; no two alike among the first 16."""
+    """Kind -> style, in any order of `kinds`. The styles of up to 16 kinds all differ."""
     return {kind: _style(i) for i, kind in enumerate(sorted(set(kinds)))}
 
 
 def _style(i: int) -> Style:
-    # A colour that comes again has another marker and line.
+    # A colour that is used again gets another marker and line.
     size = len(KIND_STYLES)
     return KIND_STYLES[(i + i // size) % size]._replace(color=KIND_STYLES[i % size].color)
 
 
 def depth_colors(depths: Iterable[int]) -> dict[int, str]:
-    """By depth, from dark to light; none so dark or light that it is lost on a page."""
+    """Depth -> colour, from dark to light. All are visible on a dark and on a light page."""
     ordered = sorted(set(depths))
     shades = colormaps["viridis"](np.linspace(0.25, 0.85, len(ordered)))
     return dict(zip(ordered, map(to_hex, shades), strict=True))
 
 
 def strengths(depths: Iterable[int]) -> dict[int, float]:
-    """By depth: the deeper, the stronger; the deepest is opaque."""
+    """Depth -> opacity. Deeper networks are stronger; the deepest is opaque."""
     ordered = sorted(set(depths))
     return dict(zip(ordered, np.linspace(1, 0.4, len(ordered))[::-1].tolist(), strict=True))
 
@@ -160,9 +160,9 @@ def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Ch
     return Chart(
         name="degradation",
         title="Training error against depth",
-        caption="Error on the clean training split after the last step, in eval mode. Large marks:"
-        " means over seeds, with the sample's deviation if there are several; small marks: single"
-        " runs.",
+        caption="Error on the clean training split after the last step, in eval mode. Large marks"
+        " are means over seeds, with the sample deviation if there are several seeds. Small marks"
+        " are single runs.",
         x="depth (weighted layers)",
         y="training error",
         panels=(Panel("", tuple(series)),),
@@ -172,15 +172,15 @@ def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Ch
 
 
 def curves(records: pd.DataFrame) -> Chart:
-    """As Fig. 6: error against steps, means over seeds."""
+    """Error against steps as in Fig. 6, means over seeds."""
     keys = ["kind", "depth", "measure", "step"]
     means = records.groupby(keys, as_index=False)["error"].mean()
     return _curves(means, "means over seeds", by="depth", y="error (training dashed, test solid)")
 
 
 def run_curves(records: pd.DataFrame) -> Chart:
-    """As Fig. 6, each run by itself."""
-    return _curves(records, "one line a run", by="run", y="error")
+    """Error against steps as in Fig. 6, with a line for each run."""
+    return _curves(records, "one for each run", by="run", y="error")
 
 
 def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
@@ -207,7 +207,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
     return Chart(
         name="curves",
         title="Training and test error against steps",
-        caption=f"Dashed: running training error, in train mode; solid: test error; {what}.",
+        caption=f"Dashed: running training error, in train mode. Solid: test error. Lines: {what}.",
         x="step",
         y=y,
         panels=tuple(panels),
@@ -216,7 +216,7 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
 
 
 def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
-    """What each run took, from `run_tables.costs`."""
+    """Speed, time and start-up of each run, from `run_tables.costs`."""
     measures = {
         "images_per_second": "training throughput, images/s",
         "minutes": "time in training steps, min",
@@ -237,9 +237,9 @@ def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="costs",
         title="Cost by depth",
-        caption="Lines: medians over seeds; small marks: single runs. Throughput is the median of a"
-        " run's train records after the first. Trace, compile or load is what the first record's"
-        " interval took beyond that pace; a program that was compiled before is only loaded.",
+        caption="Lines are medians over seeds. Small marks are single runs. Throughput is the"
+        " median of a run's train records after the first. Trace, compile or load is the extra"
+        " time of the first record's interval. A program that was compiled before is only loaded.",
         x="depth (weighted layers)",
         y="",
         panels=tuple(panels),
@@ -250,9 +250,10 @@ def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
 def numbers(
     values: Sequence[float | None] | pd.Series, *, positive: bool = False
 ) -> list[float | None]:
-    """With None for what an axis cannot show; `positive`: a logarithmic one.
+    """Replaces values that an axis cannot show by None. `positive`: for a logarithmic axis.
 
-    Nothing beyond float32 was measured, and near the end of float64 the axes' own sums overflow.
+    The limit is float32's range. No measured value is beyond it, and near the limit of float64 the
+    axes' own sums overflow.
     """
     limits = np.finfo(np.float32)
     low, high = float(limits.tiny if positive else limits.min), float(limits.max)

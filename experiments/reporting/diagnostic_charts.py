@@ -1,4 +1,4 @@
-"""Charts of what diagnostics found; one for which there is nothing is left out."""
+"""Charts of diagnostics. A chart without data is left out."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
@@ -20,12 +20,12 @@ from experiments.reporting.charts import (
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
 from resnet_flax.storage.sweep_folder import SweepFolder
 
-_SEEDS = "Medians over the runs that were looked at."
-_SHADES = "The deeper, the stronger the colour."
+_SEEDS = "Medians over the measured runs."
+_SHADES = "Deeper networks have stronger colours."
 
 
 def read(sweep: SweepFolder, styles: Styles) -> list[Chart]:
-    """Those of a sweep's folder. Raises UserError if a file of it holds something else."""
+    """Reads the charts of a sweep's folder. Raises UserError if a file in it is not valid."""
     layers = diagnostic_tables.read_layers(sweep)
     initial = diagnostic_tables.read_initial(sweep)
     planes = diagnostic_tables.read_planes(sweep)
@@ -56,8 +56,8 @@ def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
         name="gradients",
         title="Gradient flow",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, from the"
-        " first layer to the last. Where gradients vanish on their way back, they fall to the left"
-        f" by orders of magnitude. {_SEEDS}",
+        " first layer to the last. Gradients that vanish on their way back fall to the left by"
+        f" orders of magnitude. {_SEEDS}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(panels),
@@ -69,9 +69,9 @@ def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
     blocks = _blocks(layers)
     return Chart(
         name="identity_share",
-        title="What reaches a block through its shortcut",
-        caption="Of the gradient that arrives at a block's input, the share that came through the"
-        " shortcut, |h| / (|h| + |F|) in L2 norms; 0 in plain networks, which have none."
+        title="Share of the gradient that comes through the shortcut",
+        caption="The share of the gradient at a block's input that came through the shortcut:"
+        " |h| / (|h| + |F|), in L2 norms. Plain networks have no shortcut, so it is 0."
         f" {_SHADES} {_SEEDS}",
         x="block",
         y="identity share",
@@ -85,10 +85,10 @@ def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
 
 
 def _blocks(layers: pd.DataFrame) -> pd.DataFrame:
-    """The layers that begin a block, where there are shortcuts; `layer` is the block's number."""
+    """The first layers of blocks, in kinds with shortcuts. `layer` is the block's number."""
     shares = layers.assign(identity_share=layers["identity_share"].astype(float))
     network = ["kind", "depth"]
-    # One share that was finite marks a block's place for all runs: numbers do not shift.
+    # One finite share marks a block for all runs, so that block numbers do not shift.
     known = shares.dropna(subset=["identity_share"]).sort_values("layer")
     begins = known[[*network, "layer"]].drop_duplicates()
     begins = begins.assign(block=begins.groupby(network).cumcount() + 1)
@@ -110,9 +110,9 @@ def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="responses",
         title="Layer responses",
-        caption="Standard deviation of each convolution's output after batch normalisation,"
-        " before ReLU and addition, after training. Small responses: a layer changes its input"
-        f" little. {_SHADES} {_SEEDS}",
+        caption="Standard deviation of each convolution's output after batch normalisation and"
+        " before ReLU and addition, after training. A layer with a small response changes its"
+        f" input little. {_SHADES} {_SEEDS}",
         x="layer",
         y="standard deviation",
         panels=tuple(panels),
@@ -125,8 +125,8 @@ def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
         name="initialisation",
         title="Gradients before training, with and without batch normalisation",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
-        " initial values. Without batch normalisation, a curve that is flat but tiny means that the"
-        " signal vanished on its way forward and the gradient on its way back."
+        " initial values. Without batch normalisation, a flat and very low curve means that both"
+        " vanished: the signal on its way forward, and the gradient on its way back."
         f" {_SHADES} {_seeds(initial)}",
         x="layer",
         y="weight gradient norm",
@@ -141,7 +141,7 @@ def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
 def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
     measured = initial.astype({"input_gradient_norm": float})
     networks = measured.groupby(["kind", "depth", "norm", "seed"])["input_gradient_norm"]
-    # By place, since "first" and "last" would pass over what is not finite.
+    # By position: pandas' "first" and "last" skip values that are not finite.
     ratios = networks.agg(lambda norms: norms.iloc[0] / norms.iloc[-1])
     ratios = ratios.groupby(["kind", "norm", "depth"]).median()
     series = []
@@ -151,10 +151,10 @@ def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
         series.append(Series(f"{kind}, {_norm(norm)}", depths, numbers(of, positive=True), style))
     return Chart(
         name="gradient_ratio",
-        title="What becomes of the gradient on its way back",
-        caption="L2 norm of the loss's gradient with respect to what the first layer reads, over"
-        " that of the last layer, before training. Far below 1: gradients vanish on their way"
-        f" back; far above: they explode. {_seeds(initial)}",
+        title="Gradient at the first layer over that at the last",
+        caption="L2 norm of the loss's gradient with respect to the first layer's input, over that"
+        " for the last layer, before training. Far below 1, gradients vanish on their way back."
+        f" Far above 1, they explode. {_seeds(initial)}",
         x="depth (weighted layers)",
         y="input gradient norm, first / last",
         panels=(Panel("", tuple(series)),),
@@ -174,8 +174,8 @@ def line(points: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="line",
         title="Loss between initial and last weights",
-        caption="Training loss on the straight line from the initial weights (0) to those after"
-        f" training (1). {_SHADES} {_SEEDS}",
+        caption="Training loss on the straight line from the initial weights (0) to the trained"
+        f" weights (1). {_SHADES} {_SEEDS}",
         x="position",
         y="training loss",
         panels=(Panel("", tuple(series)),),
@@ -195,8 +195,8 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
     return Chart(
         name="plane",
         title="Loss around the last weights",
-        caption="Training loss along two filter-normalised random directions (Li et al. 2018),"
-        " logarithmic, one scale for all; the trained network is at (0, 0).",
+        caption="Training loss along two filter-normalised random directions (Li et al. 2018). All"
+        " panels share one logarithmic scale. The trained network is at (0, 0).",
         x="first direction",
         y="second direction",
         panels=tuple(panels),
@@ -204,7 +204,7 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
 
 
 def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
-    """The rows with these values, if there are any."""
+    """Yields the rows with these values, or nothing if there are none."""
     for name, value in values.items():
         rows = rows[rows[name] == value]
     if not rows.empty:
@@ -214,7 +214,7 @@ def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
 def _by_depth(
     rows: pd.DataFrame, depths: Iterable[int], styles: Styles, measure: str
 ) -> tuple[Series, ...]:
-    """A series for each kind and depth of `rows`, shaded as among `depths`."""
+    """A series for each kind and depth of `rows`. `depths`: all depths that share the shades."""
     shades = strengths(depths)
     return tuple(
         _by_layer(of, f"{kind} {depth}", styles[kind], shades[depth], measure)

@@ -1,4 +1,4 @@
-"""Reads what diagnostics found in a sweep into tables. Nothing found: an empty table."""
+"""Reads a sweep's diagnostics into tables. Without diagnostics, a table is empty."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ _RUN = ["run", "kind", "depth"]
 
 
 class Planes(NamedTuple):
-    """The deepest networks around which there is a plane: one a kind, of the least seed."""
+    """Planes of the loss around the deepest networks that have one: by kind, for the least seed."""
 
     depth: int
     planes: dict[str, Plane]
 
 
 def read_layers(sweep: SweepFolder) -> pd.DataFrame:
-    """One row a layer of a run, at step 0 and after the last step of its config.
+    """One row for each layer of a run, at step 0 and after the last step of its config.
 
     Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
     """
@@ -38,7 +38,10 @@ def read_layers(sweep: SweepFolder) -> pd.DataFrame:
 
 
 def read_initial(sweep: SweepFolder) -> pd.DataFrame:
-    """One row a layer of a network before training: kind, depth, norm, seed, layer, `MEASURES`."""
+    """One row for each layer of an untrained network.
+
+    Columns: kind, depth, norm, seed, layer, name, `MEASURES`.
+    """
     initial = findings.load(sweep.path / findings.INITIAL, Initial)
     rows = [
         {"kind": network.kind, "depth": network.depth, "norm": network.norm, "seed": network.seed}
@@ -50,7 +53,10 @@ def read_initial(sweep: SweepFolder) -> pd.DataFrame:
 
 
 def read_lines(sweep: SweepFolder) -> pd.DataFrame:
-    """One row a point between initial and last weights: run, kind, depth, position, loss."""
+    """One row for each point between initial and last weights.
+
+    Columns: run, kind, depth, position, loss.
+    """
     rows = []
     for folder, point in _runs(sweep):
         line = findings.load(findings.folder(folder) / findings.LINE, Line)
@@ -61,7 +67,7 @@ def read_lines(sweep: SweepFolder) -> pd.DataFrame:
 
 
 def read_planes(sweep: SweepFolder) -> Planes | None:
-    """None if there is none."""
+    """Reads the planes of the loss; None if there are none."""
     found: dict[int, dict[str, Plane]] = {}
     for folder, point in _runs(sweep):
         plane = findings.load(findings.folder(folder) / findings.PLANE, Plane)

@@ -1,7 +1,7 @@
-"""matplotlib as if the user had no settings for it: the only file that imports it.
+"""matplotlib without the user's settings. Only this file imports it.
 
-A figure needs no backend and no rc file. Yet a notebook hands its backend on to every command that
-it starts, by MPLBACKEND, and where that backend is not installed the mere import fails.
+A figure needs no backend and no rc file. But a notebook sets MPLBACKEND for every command that it
+starts. If that backend is not installed here, the import of matplotlib fails.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ try:
 finally:
     if _backend:
         os.environ["MPLBACKEND"] = _backend
-if _is_first and _backend:  # The notebook's own plots go where they went.
+if _is_first and _backend:  # The notebook's own plots keep their backend.
     with contextlib.suppress(ValueError):
         matplotlib.rcParams["backend"] = _backend
 
@@ -52,5 +52,5 @@ STYLE = {
 
 
 def style() -> AbstractContextManager[None]:
-    """In which figures are drawn: matplotlib's defaults and `STYLE`, and nothing of the user's."""
+    """The style of all figures: matplotlib's defaults and `STYLE`, without the user's settings."""
     return matplotlib.style.context(STYLE, after_reset=True)

@@ -1,4 +1,4 @@
-"""Draws figures on paper: PNG and SVG in one style, to be read in print and in grey."""
+"""Draws figures for paper: PNG and SVG in one style that is readable in print and in grey."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ PANEL = (4.6, 3.6)  # Inches.
 
 
 def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
-    """Writes `chart.name`.png, at 200 dpi, and .svg into a folder; returns their paths."""
+    """Writes `chart.name`.png (200 dpi) and .svg into a folder. Returns their paths."""
     columns = min(len(chart.panels), COLUMNS)
     rows = -(-len(chart.panels) // columns)
     with style():
@@ -106,12 +106,12 @@ def _legend(figure: Figure, chart: Chart) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as it is, not mathematics between dollars."""
+    """Escapes dollar signs: matplotlib reads text between two of them as a formula."""
     return name.replace("$", r"\$")
 
 
 def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
-    """Step time, time to compile and memory against depth, logarithmic but for compilation."""
+    """Draws step time, compile time and memory against depth. Compile time has a linear axis."""
     panels = {
         "step_ms": "step, ms",
         "build_s": "trace and compile, s",

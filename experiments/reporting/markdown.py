@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows by column; they may differ in their columns."""
+    """Writes rows as a table. Rows may have different columns."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [_line(columns), "|---" * len(columns) + "|"]
     lines += [_line([row.get(column, "") for column in columns]) for row in rows]

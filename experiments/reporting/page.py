@@ -1,7 +1,7 @@
-"""report.html: a sweep on one page that needs nothing but itself, from its tables and charts.
+"""The page report.html: a sweep's tables and charts in one file that needs no other file.
 
-All that stands in a sweep's files is text to it: escaped by Jinja, and barred from running by the
-page's content security policy.
+The page shows everything in a sweep's files as text. Jinja escapes it, and the page's content
+security policy keeps it from running.
 """
 
 import functools
@@ -29,10 +29,10 @@ _OF_ATTEMPT = ("attempt", "started", "parameters")
 
 
 def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
-    """Replaces report.html at once; returns its path."""
+    """Replaces report.html in one step. Returns its path."""
     path = tables.sweep.path / "report.html"
     text = render(tables, diagnostics)
-    # A folder's name can hold half of a surrogate pair, UTF-8 cannot.
+    # A folder's name may contain half of a surrogate pair. UTF-8 cannot.
     filesystem.write_text(path, text.encode(errors="replace").decode())
     return path
 
@@ -86,7 +86,7 @@ def _template() -> jinja2.Template:
 
 
 def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each kind the least and the largest depth that have finished, and the change between."""
+    """For each kind: the smallest and the largest finished depth, and the change between them."""
     readings = []
     for kind, rows in summary.groupby("kind"):
         ends = rows.sort_values("depth").iloc[[0, -1]]
@@ -97,7 +97,7 @@ def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _change(errors: list[float], deviation: float) -> str:
-    """In words; `deviation`: the larger of both ends', NaN where both are of one seed."""
+    """Describes the change in words. `deviation`: the larger one of both ends; NaN for one seed."""
     points = 100 * (errors[-1] - errors[0])
     if f"{abs(points):.2f}" == "0.00":
         return "does not change"
@@ -122,7 +122,7 @@ def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _environments(sweep: SweepFolder) -> list[dict[str, Any]]:
-    """The different ones, with how many attempts ran on each and when they began."""
+    """The distinct environments, with the number and the start times of the attempts in each."""
     found: dict[str, dict[str, Any]] = {}
     for name in sweep:
         for attempt in sweep.records(name).environments():
@@ -137,7 +137,7 @@ def _environments(sweep: SweepFolder) -> list[dict[str, Any]]:
 
 
 def _recipe(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The fields that all runs share, and the values of those in which they differ."""
+    """The config fields that all runs share, and those that vary, with their values."""
     names = dict.fromkeys(name for config in configs.values() for name in config)
     values = {
         name: list(dict.fromkeys(json.dumps(config.get(name)) for config in configs.values()))

@@ -1,4 +1,4 @@
-"""Turns charts into Plotly's figures; the page, light or dark, colours text and grid."""
+"""Turns charts into Plotly figures. The page colours text and grid, for its light or dark theme."""
 
 import math
 from html import escape
@@ -10,13 +10,13 @@ from experiments.reporting.charts import Chart, Field, Panel, Series
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-_FEW = 12  # As many points have room for marks.
-_DECADES = 8  # As many have room for labels.
+_FEW = 12  # The most points that get marks.
+_DECADES = 8  # The most decades that each get a label.
 _FONT = 13  # Pixels.
 
 
 def draw(chart: Chart) -> list[dict[str, Any]]:
-    """A Plotly figure for each panel, as JSON's types."""
+    """Returns a Plotly figure for each panel, in JSON types."""
     figures = []
     for panel in chart.panels:
         layout = _field_layout(chart) if panel.field else _layout(chart)
@@ -84,7 +84,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
         x |= {"tickvals": list(chart.ticks)}
     y: dict[str, Any] = {"title": {"text": chart.y}, "automargin": True}
     if chart.log:
-        # Plotly writes powers larger by a quarter.
+        # Plotly writes powers a quarter larger.
         y |= {"type": "log", "exponentformat": "power", "tickfont": {"size": _FONT / 1.25}}
         low, high = _range(chart)
         y |= {"dtick": math.ceil((high - low) / _DECADES)}
@@ -96,7 +96,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
 
 
 def _range(chart: Chart) -> list[float]:
-    """Of y, for all panels, which the page may stand in a row or a column."""
+    """The range of y for all panels of a chart, so that they can be compared."""
     panels = [series.y for panel in chart.panels for series in panel.series]
     values = [value for values in panels for value in values if value is not None] or [1.0]
     if chart.log:

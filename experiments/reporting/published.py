@@ -1,18 +1,18 @@
-"""What others measured: test errors in % on CIFAR-10, with the recipe of Sec. 4.2 and 64k steps."""
+"""Published test errors in % on CIFAR-10, with the recipe of Sec. 4.2 and 64k steps."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
 class Source(NamedTuple):
-    """Errors by shortcut (as in the config's `model.shortcut`) and depth, as they are printed."""
+    """Errors by `model.shortcut` and depth, written as in the source."""
 
     title: str
     links: dict[str, str]
     errors: dict[str, dict[int, str]]
 
     def error(self, shortcut: str, depth: int) -> str:
-        """A dash where there is none."""
+        """Returns the error, or a dash if there is none."""
         return self.errors.get(shortcut, {}).get(depth, "–")
 
 
@@ -30,7 +30,7 @@ PAPER = Source(
         }
     },
 )
-# At the last epoch, from least to most.
+# Errors at the last epoch, from the least to the largest.
 REPRODUCTIONS = Source(
     "reproductions",
     {
@@ -61,7 +61,7 @@ SOURCES = (PAPER, REPRODUCTIONS)
 
 
 def comparable(configs: Iterable[dict[str, Any]]) -> tuple[Source, ...]:
-    """All sources if runs of these (dotted) fields are of the networks and the data set above."""
+    """All sources if each of these flat configs has the data set and networks above, else none."""
     same = [
         (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
         for config in configs

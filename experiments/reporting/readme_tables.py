@@ -28,7 +28,7 @@ def summary(sweep: str) -> pd.DataFrame:
 
 
 def _error(table: pd.DataFrame, kind: str, depth: int, name: str = "train_error") -> str:
-    """In per cent; a dash where there is no such run."""
+    """An error in per cent; a dash if there is no such run."""
     if (kind, depth) not in table.index:
         return NONE
     row = table.loc[(kind, depth)]
@@ -36,7 +36,7 @@ def _error(table: pd.DataFrame, kind: str, depth: int, name: str = "train_error"
 
 
 def sweeps() -> Rows:
-    """One row a folder of records."""
+    """One row for each folder of records."""
     rows = []
     for file in sorted(RESULTS.glob("*/sweep.json")):
         folder, name = SweepFolder(file.parent), file.parent.name
@@ -59,7 +59,7 @@ def sweeps() -> Rows:
 
 
 def training_errors() -> Rows:
-    """Training error by depth: digits, and CIFAR-10 beside it."""
+    """Training error by depth, on digits and on CIFAR-10."""
     tables = {"digits": summary("digits"), "CIFAR-10": summary("cifar10_short")}
     depths = sorted({depth for table in tables.values() for _, depth in table.index})
     return [
@@ -74,7 +74,7 @@ def training_errors() -> Rows:
 
 
 def elsewhere(measure: str) -> Rows:
-    """An error on digits on two processors, and in bfloat16; differences in standard errors."""
+    """An error on digits on two processors and in bfloat16. Differences are in standard errors."""
     epyc, xeon, low = (summary(name) for name in ("digits", "digits_xeon", "digits_bfloat16"))
     return [
         {
@@ -90,14 +90,14 @@ def elsewhere(measure: str) -> Rows:
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame, kind: str, depth: int, measure: str) -> str:
-    """Of two means, in standard errors of the difference; a dash where neither varies."""
+    """The difference of two means, in its standard errors; a dash if both deviations are 0."""
     a, b = one.loc[(kind, depth)], other.loc[(kind, depth)]
     error = math.sqrt((a[f"{measure}_std"] ** 2 + b[f"{measure}_std"] ** 2) / a["n"])
     return f"{abs(a[measure] - b[measure]) / error:.1f}" if error else NONE
 
 
 def single_runs(sweep: str) -> Rows:
-    """Training error of each network of a sweep, and how many of its runs diverged."""
+    """Training error of each network of a sweep, and the number of its runs that diverged."""
     rows = []
     for (kind, depth), group in run_tables.read_runs(SweepFolder(RESULTS / sweep)).groupby(
         ["kind", "depth"]
@@ -119,7 +119,7 @@ def single_runs(sweep: str) -> Rows:
 
 
 def times(sweep: str) -> Rows:
-    """When each run began and ended, pauses included."""
+    """Beginning and end of each run, and the time between, with pauses."""
     rows = []
     for name in SweepFolder(RESULTS / sweep):
         folder = RunFolder(RESULTS / sweep / name)
@@ -141,13 +141,13 @@ def times(sweep: str) -> Rows:
 
 
 def hours(seconds: float) -> str:
-    """As hours and minutes."""
+    """Writes seconds as hours and minutes."""
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
 
 
 def to_compare_with(parameters: Callable[[int], int]) -> Rows:
-    """Test errors that others measured on CIFAR-10 with 64,000 steps; `parameters` of a depth."""
+    """Published test errors on CIFAR-10 with 64,000 steps. `parameters`: their number by depth."""
     return [
         {
             "depth": depth,
@@ -168,7 +168,7 @@ def ratio(layers: Sequence[float | None]) -> float | None:
 
 
 def untrained_gradients() -> Rows:
-    """Gradient norm at what the first layer reads, over that at the last layer; before training."""
+    """Gradient norm at the first layer's input over that at the last layer's, before training."""
     rows = []
     for sweep, data in (("digits", "digits"), ("cifar10_short", "CIFAR-10")):
         initial = findings.load(RESULTS / sweep / findings.INITIAL, Initial)
@@ -210,14 +210,14 @@ def trained_gradients(sweep: str, depths: Sequence[int]) -> Rows:
 
 
 def _range(values: Sequence[float | None]) -> str:
-    """The least to the most; one value if all look alike."""
+    """Writes the least and the largest value; one value if both are written alike."""
     known = sorted(value for value in values if value is not None)
     ends = list(dict.fromkeys(short(value) for value in (known[0], known[-1])))
     return " to ".join(ends)
 
 
 def short(value: float | None) -> str:
-    """Three digits; very large and very small ones as powers of ten."""
+    """Writes a value with three digits. Very large and very small ones get a power of ten."""
     if value is None:
         return NONE
     if value == 0 or 1e-3 <= abs(value) < 1e5:

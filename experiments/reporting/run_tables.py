@@ -1,4 +1,4 @@
-"""Reads a sweep's records into tables. Errors are fractions; no JAX, no checkpoint needed."""
+"""Reads a sweep's records into tables. Errors are fractions. It needs no JAX and no checkpoint."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ ERRORS = ("train_error", "running_error", "test_error")
 
 
 class Tables(NamedTuple):
-    """A sweep, and what the functions below read from its folder."""
+    """A sweep and the tables that the functions below read from its folder."""
 
     sweep: SweepFolder
     runs: pd.DataFrame
@@ -26,13 +26,13 @@ class Tables(NamedTuple):
 
 
 def read(sweep: SweepFolder) -> Tables:
-    """All tables. Raises UserError if a file of the folder is damaged."""
+    """Reads all tables. Raises UserError if a file in the folder is damaged."""
     runs, records = read_runs(sweep), read_records(sweep)
     return Tables(sweep, runs, summarize(runs), records, read_kinds(sweep), read_configs(sweep))
 
 
 def read_kinds(sweep: SweepFolder) -> list[str]:
-    """Of the sweep's runs and of the networks that were looked at before training, sorted."""
+    """The kinds of the sweep's runs and of the networks measured before training, sorted."""
     initial = findings.load(sweep.path / findings.INITIAL, Initial)
     networks = initial.networks if initial else ()
     kinds = {point.kind for point in sweep.points.values()}
@@ -40,12 +40,16 @@ def read_kinds(sweep: SweepFolder) -> list[str]:
 
 
 def read_runs(sweep: SweepFolder) -> pd.DataFrame:
-    """One row a run of the grid, whatever has become of it.
+    """One row for each run of the grid, in any state.
 
-    Columns: run, kind, depth, seed, state, step, reason (what a failure said, or ""), parameters,
-    and of finished runs `train_error` (clean training split, eval mode), `running_error` (last
-    interval, augmented, train mode) and `test_error`, a run that lacks one of which is
-    `incomplete`, and `minutes` (wall time).
+    Columns: run, kind, depth, seed, state, step, reason (a failure's message, or ""), parameters,
+    and for finished runs minutes (wall time) and the errors:
+
+    - `train_error`: clean training split, eval mode.
+    - `running_error`: last interval, augmented images, train mode.
+    - `test_error`: test split, eval mode.
+
+    A finished run that lacks one of the errors, or its parameters, is `incomplete`.
     """
     return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
 
@@ -69,15 +73,15 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
 
 
 def _final_errors(folder: RunFolder) -> dict[str, float | None]:
-    """The last error of each kind of a run, by the names in `ERRORS`."""
+    """The last value of each error of a run, by the names in `ERRORS`."""
     return {f"{series_of(record)}_error": record.get("error") for record in folder.metrics()}
 
 
 def read_records(sweep: SweepFolder) -> pd.DataFrame:
     """All records of all runs, one row each.
 
-    Columns: run, kind, depth, seed, step, measure (of `ERRORS`), error, images_per_second (of train
-    records).
+    Columns: run, kind, depth, seed, step, measure (one of `ERRORS`), error, images_per_second (only
+    in train records).
     """
     names = ["run", "kind", "depth", "seed", "step", "split"]
     frame = sweep.frame()
@@ -90,7 +94,7 @@ def read_records(sweep: SweepFolder) -> pd.DataFrame:
 
 
 def read_configs(sweep: SweepFolder) -> dict[str, dict[str, Any]]:
-    """Run name -> its config, flat: `{"model.depth": 20, ...}`."""
+    """Run name -> the run's config, flat: `{"model.depth": 20, ...}`."""
     return {name: flat(sweep.config(name)) for name in sweep}
 
 
@@ -100,7 +104,7 @@ def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[st
 
 
 def percent(mean: float | None, deviation: float | None = None) -> str:
-    """A fraction as `8.75 ± 0.12`, or without a deviation; absent: a dash."""
+    """Writes a fraction in per cent: `8.75 ± 0.12`, or `8.75` for one seed. A dash for None."""
     if mean is None or pd.isna(mean):
         return "–"
     return f"{100 * mean:.2f}" + _deviation(deviation)
@@ -111,15 +115,15 @@ def _deviation(deviation: float | None) -> str:
 
 
 def minutes(mean: float) -> str:
-    """Not known: a dash."""
+    """Writes minutes, or a dash if they are not known."""
     return "–" if pd.isna(mean) else f"{mean:.{1 if mean >= 10 else 2}f}"
 
 
 def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
-    """What runs took, from their train records: one row for each that has at least two.
+    """Time of each run that has at least two train records, one row each.
 
     Columns: run, kind, depth, images_per_second (median after the first record), minutes (in
-    training steps), startup_seconds (of the first interval, beyond that pace).
+    training steps), startup_seconds (extra time of the first interval, compared with that pace).
     """
     rows = []
     rates = pd.to_numeric(records["images_per_second"], errors="coerce")
@@ -138,10 +142,10 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Over the seeds of finished runs: one row a kind and depth.
+    """Means over the seeds of finished runs, one row for each kind and depth.
 
-    Columns: kind, depth, parameters, n, for each of `ERRORS` its mean and `_std` (the sample's
-    deviation, ddof 1; absent for one seed), and minutes (mean of those known).
+    Columns: kind, depth, parameters, n, minutes (mean of the known ones), and for each of `ERRORS`
+    the mean and `_std` (sample deviation, ddof 1; absent for one seed).
     """
     finished = runs[runs["state"] == "finished"]
     columns: dict[str, Any] = {"parameters": ("parameters", "first"), "n": ("run", "count")}

@@ -1,4 +1,4 @@
-"""The job files of a sweep, for what schedules its runs elsewhere: their text, from templates/."""
+"""Fills in the templates of a sweep's job files, for schedulers that run it elsewhere."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ import jinja2
 
 from resnet_flax.errors import UserError
 
-# With what is appended to it, a job's name has to be a host's, which has at most 63 characters.
+# A job's name and its suffix form a host's name, which has at most 63 characters.
 JOB_NAME = r"[a-z][a-z0-9-]{0,44}"
 COORDINATOR_PORT = 8476
-# Control characters, halves of surrogate pairs, and what else ends a line for YAML.
+# Control characters, halves of surrogate pairs, and other characters that end a line in YAML.
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
-# What a TPU VM boots, by the beginning of its accelerator's type.
+# Beginning of an accelerator's type -> software version of a TPU VM.
 RUNTIMES = {
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v5p": "v2-alpha-tpuv5",
@@ -31,10 +31,10 @@ Files = Mapping[str, str]
 
 
 class Sweep(NamedTuple):
-    """What is to run.
+    """A sweep to run.
 
     - `flags`: --config and its overrides.
-    - `runs`: their names.
+    - `runs`: the names of the runs.
     - `here`: the checkout; `output`: the folder of the job files.
     """
 
@@ -54,7 +54,7 @@ class Sweep(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What each run is to get, in the scheduler's words; no accelerator: CPU cores."""
+    """Resources of each run, in the scheduler's words. Without an accelerator: CPU cores."""
 
     accelerator: str
     devices: int
@@ -69,9 +69,10 @@ class Resources(NamedTuple):
 def slurm(
     sweep: Sweep, resources: Resources, *, python: str, at_once: int | None, option: Sequence[str]
 ) -> Files:
-    """One batch script, an array element a run.
+    """One batch script for an array, in which each element is a run.
 
-    Raises UserError for a backslash in a path, which sbatch does not open, and for no option.
+    Raises UserError for a path with a backslash, which sbatch cannot open, and for an `option` that
+    is not one.
     """
     for path in map(str, (sweep.here, sweep.output)):
         if "\\" in path:
@@ -84,7 +85,7 @@ def slurm(
 
 
 def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: str | None) -> Files:
-    """One script, which gets a slice and keeps the sweep going there."""
+    """One script that asks for a slice and runs the sweep on it."""
     starts = resources.accelerator.startswith
     booted = next(version for start, version in RUNTIMES.items() if starts(start))
     more = {
@@ -100,13 +101,13 @@ def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: st
 def gke(
     sweep: Sweep, resources: Resources, *, image: str, topology: str | None, queue: str | None
 ) -> Files:
-    """A JobSet a run.
+    """One JobSet for each run.
 
-    Raises UserError without a TPU's topology, or if that has not as many devices as a run gets.
+    Raises UserError if a TPU has no topology, or another number of chips than a run has devices.
     """
     if resources.accelerator.startswith("tpu") != bool(topology):
         raise UserError(
-            "Expected --topology, such as 4x4, with a TPU as --accelerator and with no other, got"
+            "Expected --topology, such as 4x4, with a TPU as --accelerator and only with a TPU, got"
             f" {topology} with {resources.accelerator}."
         )
     chips = math.prod(map(int, re.findall(r"\d+", topology or "")))
@@ -119,7 +120,7 @@ def gke(
     files = {}
     for run in sweep.runs:
         name = _job_name(f"{sweep.name}-{run}")
-        # Kubernetes puts in a variable for $(NAME), and reads $$ as $.
+        # Kubernetes replaces $(NAME) by a variable, and $$ by $.
         command = [word.replace("$", "$$") for word in sweep.command("python", f"--only={run}")]
         command += _peers(f"{name}-hosts-0-0.{name}", resources.nodes, "$(JOB_COMPLETION_INDEX)")
         of_run = {"run": run, "job_name": name, "command": command}
@@ -128,7 +129,7 @@ def gke(
 
 
 def skypilot(sweep: Sweep, resources: Resources) -> Files:
-    """A managed job a run."""
+    """One managed job for each run."""
     first = '"$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"'
     peers = _peers(first, resources.nodes, '"$SKYPILOT_NODE_RANK"')
     extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda12"
@@ -145,28 +146,28 @@ def skypilot(sweep: Sweep, resources: Resources) -> Files:
 
 
 def _peers(first: str, nodes: int, rank: str) -> list[str]:
-    """The flags with which a run's processes meet, one a node."""
+    """The flags with which the processes of a run find each other; one process a node."""
     if nodes == 1:
-        return ["--num_processes=1"]  # Whatever jax would find there.
+        return ["--num_processes=1"]  # So that jax looks for no other processes.
     coordinator = f"--coordinator={first}:{COORDINATOR_PORT}"
     return [coordinator, f"--num_processes={nodes}", f"--process_id={rank}"]
 
 
 def _job_name(name: str) -> str:
-    """The name as one of a host, and no other's. Raises UserError if that has none."""
+    """Makes a unique name that a host can have. Raises UserError if that is not possible."""
     job_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if job_name != name:  # As another name's may be.
+    if job_name != name:  # Another name may give the same one.
         job_name += f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     if not re.fullmatch(JOB_NAME, job_name):
         raise UserError(
-            "Expected a job's name that begins with a letter, of at most 45 characters, got"
+            "Expected a job's name that begins with a letter and has at most 45 characters, got"
             f" {job_name}; choose another last part of --workdir."
         )
     return job_name
 
 
 def _check_writable(values: Iterable[Any]) -> None:
-    """Raises UserError for text that would not stay on its line of a job file."""
+    """Raises UserError for text that would break a line of a job file."""
     for value in values:
         if isinstance(value, str | Path):
             if any(unicodedata.category(char) in UNWRITABLE for char in str(value)):
@@ -187,7 +188,7 @@ def _render(template: str, sweep: Sweep, resources: Resources, **more: Any) -> s
     environment.filters |= {
         "quote": lambda value: shlex.quote(str(value)),
         "json": json.dumps,
-        # Slurm puts in a path's %j and the like, and reads %% as %.
+        # Slurm replaces %j and the like in a path, and %% by %.
         "literal": lambda path: str(path).replace("%", "%%"),
     }
     return environment.get_template(f"{template}.j2").render(

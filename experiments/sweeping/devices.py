@@ -1,4 +1,4 @@
-"""The peers and the devices that an entry point trains with."""
+"""The processes and the devices that train a run together."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from resnet_flax.runtime import cpu, hosts
 
 @contextlib.contextmanager
 def together(args: flags.FlagValues) -> Iterator[None]:
-    """Meets the other processes that the flags name, for the time of the context."""
+    """Joins the other processes that the flags name, until the context ends."""
     peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
     with hosts.together(*peers):
         yield
 
 
 def begin(config: RunConfig) -> None:
-    """Shares out this machine's cores, if it has no accelerator, and begins to use the devices."""
+    """Opens the devices. Without an accelerator, makes them of this machine's cores first."""
     cpu.use_cores(config.data.batch_size // hosts.count())
     hosts.open_devices()

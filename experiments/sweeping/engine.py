@@ -1,4 +1,4 @@
-"""The engine that takes the runs of a grid to their ends here, one after another."""
+"""The engine that trains the runs of a grid in this process, one after another."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -17,10 +17,10 @@ OnChange = Callable[[GridRun, State, str], None]
 
 
 class Engine(Protocol):
-    """Takes runs to their ends, in a folder each below `workdir`, or until it is told to stop.
+    """Trains runs to their ends, each in its folder below `workdir`, until it is told to stop.
 
-    `on_change` hears each new state, with the error's first line or "". A run that fails does not
-    end the sweep, nor does one that another process is at work on.
+    It calls `on_change` with each new state and the first line of the error, or "". The sweep
+    continues if a run fails, or if another process is at work on a run.
     """
 
     def __call__(
@@ -40,7 +40,7 @@ def run_here(
     stop: StopRequest,
     on_change: OnChange,
 ) -> None:
-    """An `Engine`: each run in this process, or in these, which then must not part ways."""
+    """An `Engine` that trains each run in this process, or in all processes of the run together."""
     for run in runs:
         on_change(run, "running", "")
         on_change(run, *attempt(run, workdir, progress, stop))
@@ -51,9 +51,9 @@ def run_here(
 def attempt(
     run: GridRun, workdir: AnyPath, progress: RunProgress, stop: StopRequest
 ) -> tuple[State, str]:
-    """Trains a run; its state then, and an error's first line or "".
+    """Trains a run. Returns its state and the first line of the error, or "".
 
-    With several processes an error is raised, since they must not part ways.
+    In a run of several processes it raises the error: one failure stops all of them.
     """
     try:
         return loop.train_and_evaluate(run.config, workdir / run.name, progress, stop), ""

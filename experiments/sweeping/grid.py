@@ -1,4 +1,4 @@
-"""The grid of a sweep, kind x depth x seed: which runs there are, their names and configs."""
+"""The grid of a sweep, kind x depth x seed: its runs, their names and configs."""
 
 import functools
 from typing import Annotated, NamedTuple
@@ -20,7 +20,7 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class SweepConfig(Section):
-    """A run's config, and what varies."""
+    """The config of the runs, and the values that vary between them."""
 
     run: RunConfig
     kinds: Annotated[dict[sweep_folder.KindName, Shortcut], Field(min_length=1)]
@@ -28,11 +28,11 @@ class SweepConfig(Section):
     depths: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]
     warmup_from_depth: NonNegativeInt
-    """The depth from which `run.optim.warmup_steps` holds; below it there is no warm-up."""
+    """The least depth with `run.optim.warmup_steps`. Smaller networks have no warm-up."""
 
 
 class GridRun(NamedTuple):
-    """One point of the grid."""
+    """One run of the grid."""
 
     name: str
     kind: str
@@ -47,7 +47,7 @@ class GridRun(NamedTuple):
 
 
 def expand(sweep: SweepConfig) -> list[GridRun]:
-    """The runs of a sweep: by seed, then depth, then kind, so that the figure fills in."""
+    """Lists the runs by seed, then depth, then kind, so that the figure shows all depths early."""
     runs = []
     for seed in sweep.seeds:
         for depth in sweep.depths:
@@ -63,9 +63,9 @@ def expand(sweep: SweepConfig) -> list[GridRun]:
 
 
 def save(runs: list[GridRun], workdir: AnyPath) -> None:
-    """Writes `sweep.json`, from which a report knows what to expect.
+    """Writes `sweep.json`, which tells a report which runs to expect.
 
-    Runs of an earlier grid in the same folder stay in it.
+    Runs of an earlier grid in the same folder stay in the file.
     """
     entries = {
         run.name: {
@@ -80,7 +80,7 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
 
 @functools.cache
 def _multiply_adds(model: ModelConfig, data: DataConfig) -> int:
-    """Of a forward pass of one image; the data set is not read, but for its description."""
+    """Multiply-adds of a forward pass of one image. Reads only the data set's description."""
     image_shape, num_classes = build.trained_images(data)
     build.check_image_shape(model, image_shape)
     return cost.multiply_adds(build.build_model(model, num_classes), image_shape)

@@ -1,4 +1,4 @@
-"""How a sweep stands, as a table for a terminal: a line a run, as many as there is room for."""
+"""Shows the state of a sweep as a table for a terminal, with a line for each run that fits."""
 
 import math
 from collections import Counter
@@ -21,11 +21,11 @@ STYLES = {
     "failed": "bold red",
 }
 _NEXT = 3
-_OTHER_LINES = 4  # Headings, how many are not shown, the bar, and where the cursor stands.
+_OTHER_LINES = 4  # Headings, the count of hidden runs, the bar, and the cursor.
 
 
 def live_table(monitor: SweepMonitor, console: Console) -> RenderableType:
-    """The runs as they are now, and a bar of the whole sweep."""
+    """The current state of the runs, and a progress bar of the whole sweep."""
     monitor.refresh()
     shown = _most_important(monitor.runs, max(1, console.height - _OTHER_LINES))
     table = Table(
@@ -47,7 +47,7 @@ def live_table(monitor: SweepMonitor, console: Console) -> RenderableType:
 
 
 def _most_important(runs: list[RunMonitor], count: int) -> list[RunMonitor]:
-    """What runs, what went wrong, what is next, what finished last; in the order of the grid."""
+    """Chooses `count` runs: running, then failed, next, last finished. Keeps the grid's order."""
     next_runs = [run for run in runs if run.state == "not begun"][:_NEXT]
 
     def importance(i: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def _cells(run: RunMonitor) -> list[Text]:
         "" if rate is None else f"{rate:,.0f}",
         _duration(run.seconds_left),
     ]
-    # Text, since what stands in a folder is no markup.
+    # As Text: names from a folder must not be read as markup.
     return [Text(run.point.name), Text(run.state, STYLES[run.state]), *map(Text, values)]
 
 
@@ -83,7 +83,7 @@ def _overall(monitor: SweepMonitor, width: int) -> RenderableType:
     left = monitor.seconds_left
     line = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
     line.padding = (0, 1)
-    # Room for the "^C" that a terminal writes where the cursor is: it must not begin another line.
+    # Leaves room for the "^C" that a terminal writes at the cursor. It must not wrap.
     line.width = width - len("^C") - 1
     line.add_row(
         Text(f"{states['finished']} of {len(monitor.runs)} finished"),

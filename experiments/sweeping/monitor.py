@@ -1,7 +1,7 @@
-"""Where the runs of a sweep stand, from their records alone: no JAX, nothing is written.
+"""Reads the state of a sweep's runs from their records. It needs no JAX and writes nothing.
 
-Made to be asked every few seconds: what has been read is not read again, and whatever stands in
-the files, or vanishes while being read, ends nothing.
+It can be called every few seconds, since it reads only new records. Damaged files, or files that
+vanish while it reads them, raise no error.
 """
 
 import math
@@ -21,20 +21,20 @@ ENDED = ("finished", "diverged", "failed")
 
 
 class RunMonitor:
-    """One run."""
+    """Reads the state of one run."""
 
     def __init__(self, folder: RunFolder, point: GridPoint):
         self.point, self._folder = point, folder
         self.state = "not begun"
-        """A `run_folder.State`; or "not begun"; "interrupted" if it runs by its status and nobody
-        is at work on it; "unreadable"."""
+        """A `run_folder.State`, "not begun", "unreadable" or "interrupted". The last one means: the
+        status says "running", but no process is at work on the run."""
         self.without_status = "not begun"
-        """The state where the records say none: a sweep may know more of a run that it began."""
+        """The state if there is no status file. A sweep sets it if its own run failed early."""
         self.status: Status | None = None
         self.last: dict[str, dict[str, Any]]
-        """The last record of each series, see `series_of`."""
+        """The last record of each series; see `series_of`."""
         self.seconds: float | None = None
-        """What it took, if it has finished in one attempt."""
+        """Seconds that it took, if it finished in one attempt."""
         self._heartbeat = Heartbeat(folder.path)
         self._seen: tuple[int | str, ...] = ()
         self._said: set[tuple[int, str]] = set()
@@ -42,35 +42,35 @@ class RunMonitor:
 
     @property
     def step(self) -> int:
-        """The last one recorded."""
+        """The last recorded step."""
         saved = self.status.step if self.status else 0
         return max([saved, *(record["step"] for record in self.last.values())])
 
     @property
     def work_left(self) -> int:
-        """Of the point's `work`, what is still to be done."""
+        """The part of the point's `work` that is still to be done."""
         steps = 0 if self.state in ENDED else max(0, self.point.steps - self.step)
         return self.point._replace(steps=steps).work
 
     @property
     def error(self) -> float | None:
-        """Of the clean training split once it is known, else the running one; a fraction."""
+        """Error on the clean training split if it is known, else the running error; a fraction."""
         return self._shown("error")
 
     @property
     def loss(self) -> float | None:
-        """Of what `error` is of; in nats."""
+        """Mean loss, in nats, of the images that `error` counts."""
         return self._shown("loss")
 
     @property
     def images_per_second(self) -> float | None:
-        """When last measured; above 0."""
+        """The last measured rate, above 0."""
         rate = number(self.last.get(RUNNING, {}), "images_per_second")
         return rate if rate and rate > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """None unless it is running, and its rate has been measured."""
+        """None unless the run is running and its rate has been measured."""
         rate = self.images_per_second
         if self.state != "running" or rate is None:
             return None
@@ -80,9 +80,9 @@ class RunMonitor:
         return number(self.last.get("train") or self.last.get(RUNNING, {}), metric)
 
     def refresh(self) -> list[str]:
-        """Reads what is new; returns a line for each change of state and each evaluation."""
+        """Reads new records. Returns a line for each change of state and each evaluation."""
         before, self.state = self.state, self._read_state()
-        # Afterwards, so that of a run that has ended all is known.
+        # Read after the state: if the run has ended, these are all its records.
         new = self._read_metrics()
         evaluations = [record for record in new if "split" in record and self._is_new(record)]
         lines = [self._evaluation_line(record) for record in evaluations]
@@ -102,7 +102,7 @@ class RunMonitor:
         return f"{self.point.name}  step {step}/{self.point.steps}  {what}"
 
     def _is_new(self, evaluation: Mapping[str, Any]) -> bool:
-        """Not one that a resumed run has kept, or has repeated."""
+        """Whether it was not seen before. A resumed run keeps or repeats old evaluations."""
         key = (evaluation["step"], evaluation["split"])
         known = key in self._said
         self._said.add(key)
@@ -111,7 +111,7 @@ class RunMonitor:
     def _read_state(self) -> str:
         state = self._read_status()
         if state == "running" and not self._heartbeat.is_alive():
-            state = self._read_status()  # It may have ended between the two looks.
+            state = self._read_status()  # It may have ended since the first read.
             return "interrupted" if state == "running" else state
         return state
 
@@ -133,7 +133,7 @@ class RunMonitor:
         self._place, self.last = filesystem.ReadPosition(), {}
 
     def _read_metrics(self) -> list[dict[str, Any]]:
-        """Takes note of the new records; a line that is none is passed over."""
+        """Reads the new records. Skips lines that are not records."""
         path = self._folder.metrics_file
         try:
             whole, place = filesystem.read_on(path, self._place, LARGEST[path.name])
@@ -142,25 +142,25 @@ class RunMonitor:
             return []
         except OSError:
             return []
-        # A run that goes on from a checkpoint replaces the file by what it keeps of it.
+        # A run that resumes replaces the file by a shorter one.
         anew = place.file != self._place.file or place.offset < self._place.offset
         self._place = place
         new = [record for line in whole.split(b"\n") if (record := _record(line))]
-        # Replaced, not changed: another thread may be drawing it.
+        # A new dict: another thread may be drawing the old one.
         known = {} if anew else self.last
         self.last = known | {series_of(record): record for record in new}
         return new
 
 
 class SweepMonitor:
-    """The runs of a sweep. Threads may share it."""
+    """Reads the state of a sweep's runs. Threads may share it."""
 
     def __init__(self, workdir: AnyPath, points: Iterable[GridPoint]):
         self.runs = [RunMonitor(RunFolder(workdir / point.name), point) for point in points]
         self._lock = threading.Lock()
 
     def refresh(self) -> list[str]:
-        """Reads what is new; returns a line for each change of state and each evaluation."""
+        """Reads new records. Returns a line for each change of state and each evaluation."""
         with self._lock:
             return [line for run in self.runs for line in run.refresh()]
 
@@ -178,9 +178,9 @@ class SweepMonitor:
 
     @property
     def seconds_left(self) -> float | None:
-        """By what finished runs took, or else by rates; as many runs at a time as now.
+        """Estimated from the times of finished runs, or else from rates.
 
-        None before anything is measured.
+        Assumes that as many runs as now train at once. None before anything is measured.
         """
         took = [
             (run.point.work, run.seconds) for run in self.runs if run.seconds and run.seconds > 0
@@ -196,7 +196,7 @@ class SweepMonitor:
 
 
 def number(record: Mapping[str, Any], metric: str) -> float | None:
-    """None for what is absent, no number or not finite."""
+    """The value of a metric; None if it is absent, not a number or not finite."""
     value = record.get(metric)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 

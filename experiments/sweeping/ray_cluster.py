@@ -1,4 +1,4 @@
-"""The Ray cluster that a sweep is run on: this machine, or one that is there; an optional extra."""
+"""Starts Ray on this machine for a sweep, or joins a cluster. Ray is an optional extra."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from resnet_flax.runtime import cpu, environment
 from resnet_flax.storage import filesystem
 
 REACH_SECONDS = 5.0
-OBJECT_STORE_BYTES = 100 * 2**20  # Nothing but configs passes through it.
+OBJECT_STORE_BYTES = 100 * 2**20  # Only configs pass through it.
 _CODE = Path(__file__).parents[2]
 _FORWARDED = ("JAX_", "XLA_", "TFDS_", "RESNET_FLAX_")
 
@@ -34,16 +34,17 @@ def ray_engine(
     slice_kind: str,
     max_failures: int,
 ) -> Iterator[tuple[Engine, int]]:
-    """An engine, and how many devices each run has, for the time of the context.
+    """Yields an engine and the number of devices of each run. Ray stops with the context.
 
-    - `address`: HOST:PORT of a cluster; "": one of all devices of this machine is begun.
-    - `slice_kind`: of TPU slices that runs take whole, as for `gang.parse`; "": each takes
-      `devices_per_run` devices of a node, or one GPU with `runs_per_device` - 1 others.
-    - `max_failures`: how many of its own a run is forgiven.
+    - `address`: HOST:PORT of a cluster; "": starts one with all devices of this machine.
+    - `slice_kind`: the kind of TPU slice that each run takes whole, as for `ray_slices.parse`;
+      "": each run takes `devices_per_run` devices of a node, or shares a GPU with
+      `runs_per_device` - 1 others.
+    - `max_failures`: how often a run that fails is tried again.
 
-    Raises UserError if there is no such cluster, or nothing in it is large enough.
+    Raises UserError if there is no such cluster, or if nothing in it is large enough.
     """
-    # The accelerators are the runs', not this process's.
+    # The accelerators are for the runs. This process leaves them alone.
     jax.config.update("jax_platforms", "cpu")
     with _connected(address):
         variables = _task_variables()
@@ -53,7 +54,7 @@ def ray_engine(
             devices_per_run = kind.chips()
         else:
             placement = ray_devices.Devices(devices_per_run, runs_per_device, variables)
-            print(f"Each run takes {devices_per_run} of the {placement.kind}s that Ray has.")
+            print(f"Each run takes {devices_per_run} of Ray's {placement.kind}s.")
             if runs_per_device > 1:
                 print(f"{runs_per_device} runs share each of them.")
         yield functools.partial(ray_devices.run_on, placement, max_failures), devices_per_run
@@ -61,12 +62,12 @@ def ray_engine(
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
-    # What is run here is nobody else's business.
+    # Ray sends no usage statistics.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if address:
         _check_reachable(address)
-        # Ray does so only for a cluster that it begins, or finds by itself.
+        # Ray does so only for a cluster that it starts or finds by itself.
         authentication.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         code = [str(_CODE / package) for package in ("experiments", "resnet_flax")]
         options: dict[str, Any] = {"runtime_env": {"py_modules": code, "excludes": ["results"]}}
@@ -83,10 +84,10 @@ def _connected(address: str) -> Iterator[None]:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise FaultError(f"Cannot use {where}: {summary(error.__cause__ or error)}.") from error
         raise UserError(
-            f"The cluster at {address} refused this user: RAY_AUTH_TOKEN, or a file that"
-            " RAY_AUTH_TOKEN_PATH names, has to hold the token it was begun with."
+            f"The cluster at {address} refused this user. Set RAY_AUTH_TOKEN to the token that the"
+            " cluster was started with, or RAY_AUTH_TOKEN_PATH to a file with this token."
         ) from error
-    # It prints pages where a process or a node dies, of which the engine says a line.
+    # Ray prints pages when a process or a node dies. The engine prints one line instead.
     ray._private.worker.print_to_stdstream = lambda *args, **kwargs: None
     try:
         yield
@@ -96,7 +97,7 @@ def _connected(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Where Ray's libraries, not Python, warn of each of the attempts of which one line is said."""
+    """Silences stderr, also for Ray's C++ libraries, which warn of every failed attempt."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nothing:
@@ -109,20 +110,20 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError where Ray would go on trying for minutes."""
+    """Raises UserError at once if nothing answers. Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), REACH_SECONDS):
             pass
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Expected --address=HOST:PORT of a Ray cluster, got {address}: {error}. Begin one with"
-            " `ray start --head`, or use this machine: without the flag, and without RAY_ADDRESS."
+            f"Expected --address=HOST:PORT of a Ray cluster, got {address}: {error}. Start one with"
+            " `.venv/bin/ray start --head`. To use this machine, omit --address and RAY_ADDRESS."
         ) from error
 
 
 def _task_variables() -> dict[str, str]:
-    """Environment variables of every process of a sweep: this one's, and the commit."""
+    """Environment variables for every process of a sweep: some of this process, and the commit."""
     given = {name: os.environ[name] for name in os.environ if name.startswith(_FORWARDED)}
     if "TFDS_DATA_DIR" in given:
         given["TFDS_DATA_DIR"] = str(filesystem.path(given["TFDS_DATA_DIR"]))

@@ -1,10 +1,10 @@
-"""The engine that takes the runs of a grid to their ends on Ray.
+"""The engine that trains the runs of a grid on Ray.
 
 A run is a Ray task that holds its devices, on this machine or anywhere in a cluster. On a TPU slice
 it is one task for each host (`ray_slices.py`). Ray places the tasks. This file chooses the next
 run, the longest first, and which runs to try again. A run whose node is lost is always tried again.
 A run that fails by itself is tried again a given number of times. Each attempt goes on from the
-last checkpoint. The folder's lock keeps out a process that was thought dead and is not.
+last checkpoint. The folder's lock keeps out a process that seemed dead but is alive.
 """
 
 import contextlib
@@ -32,32 +32,35 @@ from resnet_flax.storage.run_folder import DONE, RunFolder, State
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
 MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # Never both.
-GPU_MEMORY = 0.9  # What runs that share a GPU may take of it, all together.
+GPU_MEMORY = 0.9  # The share of a GPU's memory for all its runs together.
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
 
 class Placement(Protocol):
-    """Where runs are placed."""
+    """Places runs on devices of the cluster."""
 
     def count(self) -> int:
-        """How many runs to leave to Ray at once, to be at work or to wait for a place."""
+        """How many runs to give to Ray at once. Some train, the others wait."""
         ...
 
     def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
-        """Hands a run to Ray, as a task that may be cancelled.
+        """Gives a run to Ray, as a task that may be cancelled.
 
-        It gives the state, and why; "preempted" if the run is to be placed again.
+        The task returns the state and the reason; "preempted" if the run must be placed again.
         """
         ...
 
 
 class Devices:
-    """So many devices of one node for each run: TPU chips, else GPUs, else cores."""
+    """A `Placement` of runs on devices of one node each: TPU chips, else GPUs, else cores."""
 
     def __init__(self, per_run: int, sharing: int, variables: dict[str, str]):
-        """`sharing`: how many runs have a GPU at once; `variables`: of the tasks' environment.
+        """Checks that the cluster has the devices, and prepares the task.
 
-        Raises UserError if no node has the devices, or if they cannot be shared.
+        - `per_run`: devices of each run; `sharing`: how many runs share a GPU.
+        - `variables`: environment variables of the tasks.
+
+        Raises UserError if no node has enough devices, or if they cannot be shared.
         """
         self._per_run, self._sharing = per_run, sharing
         everywhere = ray.cluster_resources()
@@ -71,7 +74,7 @@ class Devices:
         if sharing > 1 and (self.kind, per_run) != ("GPU", 1):
             raise UserError(
                 f"Expected --runs_per_device=1, or runs that take one GPU each, got {sharing} where"
-                f" runs take {per_run} of the {self.kind}s."
+                f" each run takes {per_run} of the {self.kind}s."
             )
         held: dict[str, Any]
         if self.kind == "CPU":
@@ -91,15 +94,15 @@ class Devices:
             self._task = ray.remote(
                 **held,
                 max_retries=0,
-                # In a process, JAX keeps the accelerators that it first saw.
+                # A process of JAX keeps the accelerators that it saw first, so it serves one task.
                 max_calls=0 if self.kind == "CPU" else 1,
                 runtime_env={"env_vars": variables},
             )(_train)
-        except ValueError as error:  # Such as three chips of a TPU host.
+        except ValueError as error:  # For example, three chips of a TPU host.
             raise UserError(f"Cannot use --devices_per_run={per_run}: {error}") from error
 
     def count(self) -> int:
-        # As many wait as work: no device idles, and an autoscaler sees what is wanted.
+        # As many runs wait as train: no device idles, and an autoscaler sees the demand.
         of_each = (devices * self._sharing // self._per_run for devices in self._of_each_node())
         return 2 * sum(of_each)
 
@@ -111,32 +114,33 @@ class Devices:
 
 
 def of_accelerators(variables: dict[str, str]) -> dict[str, str]:
-    """All but JAX_PLATFORMS: what this machine has may not be what the nodes have."""
+    """Removes JAX_PLATFORMS: the nodes may have other devices than this machine."""
     return {name: value for name, value in variables.items() if name != "JAX_PLATFORMS"}
 
 
 def nodes(*, alive: bool) -> list[dict[str, Any]]:
-    """The nodes that there are, or those that are gone, as Ray describes them."""
+    """The nodes that are alive, or those that are lost, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"] == alive]
 
 
 def _train(run: GridRun, workdir: AnyPath, here: Path) -> tuple[State, str]:
-    """What a task does."""
+    """Trains a run, as a Ray task."""
     set_up(here)
     return attempt(run, workdir)
 
 
 def set_up(here: Path) -> None:
-    """What a run's process begins with; `here`: to which the paths of its config are relative."""
-    with contextlib.suppress(OSError):  # Not every node needs to have it.
+    """Sets up the process of a run. `here`: the folder that its config's paths are relative to."""
+    with contextlib.suppress(OSError):  # A node may not have this folder.
         os.chdir(here)
     cli.set_up()
 
 
 def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:
-    """As `engine.attempt`, but patient: a process that was thought lost may hold the lock a while.
+    """Trains a run as `engine.attempt` does, but waits if the run is locked.
 
-    Several processes of a run wait equally often.
+    A process that seemed lost may hold the lock for a while. All processes of a run wait equally
+    often.
     """
     with RunProgress(quiet=True) as progress, StopRequest() as stop:
         for _ in range(PATIENCE):
@@ -156,7 +160,7 @@ def run_on(
     stop: StopRequest,
     on_change: OnChange,
 ) -> None:
-    """An `Engine` once `placement`, and how many failures of its own a run is forgiven, are set."""
+    """An `Engine`, once `placement` and `max_failures` are given: how often a run may fail."""
     queue = _unended(runs, workdir, on_change)
     begun: dict[ray.ObjectRef, GridRun] = {}
     failures, stopping = Counter[str](), False
@@ -183,7 +187,7 @@ def run_on(
 
 
 def _why_again(state: State, line: str, failures: int, max_failures: int) -> str:
-    """What to say of a run that goes on, "" of one that does not."""
+    """The message about a run that will be tried again; "" for any other run."""
     if state == "preempted":
         return f"{line or 'stopped from elsewhere'}; it is placed again."
     if state == "failed" and failures <= max_failures:
@@ -192,11 +196,11 @@ def _why_again(state: State, line: str, failures: int, max_failures: int) -> str
 
 
 def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> list[GridRun]:
-    """What is to be run, the longest first."""
+    """Returns the runs that have not ended, the longest first."""
     queue = []
     for run in sorted(runs, key=lambda run: run.point.work, reverse=True):
         status = None
-        with contextlib.suppress(UserError, OSError):  # Its own attempt will say what is wrong.
+        with contextlib.suppress(UserError, OSError):  # Training the run reports this error.
             status = RunFolder(workdir / run.name).status()
         if status and status.state in DONE:
             on_change(run, status.state, "")
@@ -206,7 +210,7 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
 
 
 def _outcome(task: ray.ObjectRef) -> tuple[State, str]:
-    """How a task ended, and why."""
+    """The state in which a task ended, and the reason."""
     try:
         return ray.get(task)
     except exceptions.TaskCancelledError:
@@ -215,5 +219,5 @@ def _outcome(task: ray.ObjectRef) -> tuple[State, str]:
         return "preempted", "its node was lost"
     except exceptions.RayTaskError as error:
         return "failed", summary(error.cause)
-    except Exception as error:  # One run's, whatever it is.
+    except Exception as error:  # Any error of one run must not end the sweep.
         return "failed", summary(error)

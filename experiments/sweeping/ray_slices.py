@@ -1,7 +1,8 @@
-"""Runs that are larger than a host: each on all hosts of a TPU slice at once, by Ray Train.
+"""Places runs that are larger than a host: each takes all hosts of a TPU slice, with Ray Train.
 
-Ray reserves a slice and starts a process on each of its hosts; how these meet, and what they do
-when one is lost, is `hosts.py`'s business, as for processes started by hand.
+Ray reserves a slice and starts a process on each of its hosts. `hosts.py` joins these processes
+and handles a lost one, as for processes that are started by hand. The processes of a run are its
+gang.
 """
 
 import math
@@ -29,7 +30,7 @@ from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.run_folder import RunFolder, State
 
 HEARTBEAT_SECONDS = 30
-LOSS_SECONDS = 30.0  # Ray may notice later than a gang that a node is gone.
+LOSS_SECONDS = 30.0  # Ray may notice a lost node later than its gang.
 _NAME, _KIND, _TOPOLOGY = "ray.io/tpu-slice-name", "ray.io/tpu-pod-type", "ray.io/tpu-topology"
 
 
@@ -37,9 +38,9 @@ class Slice(NamedTuple):
     """A kind of TPU slice."""
 
     generation: str
-    """As Ray and Google Cloud's API have it: v4, v5litepod, v5p, v6e."""
+    """By its name in Ray and Google Cloud's API: v4, v5litepod, v5p, v6e."""
     topology: str
-    """Chips along each axis: 4x4, or 2x2x2."""
+    """Chips along each axis, such as 4x4 or 2x2x2."""
 
     @property
     def accelerator_type(self) -> str:
@@ -49,14 +50,14 @@ class Slice(NamedTuple):
         return math.prod(int(axis) for axis in self.topology.split("x"))
 
     def hosts(self) -> int:
-        """How many it has. Raises ValueError if there can be no such slice."""
+        """The number of hosts. Raises ValueError if no such slice is possible."""
         return get_tpu_worker_resources(self.topology, self.accelerator_type)[0]
 
 
 def parse(text: str, say: Callable[[str], None]) -> Slice:
-    """`v5e-16`, a kind that the cluster has, or `v5e:4x4`, of which `say` hears if it has none yet.
+    """Reads `v5e-16`, a kind that the cluster has, or `v5e:4x4`, which may join it later.
 
-    Raises UserError, naming what there is.
+    Calls `say` if the cluster has no such slice yet. Raises UserError, with the kinds that exist.
     """
     there = {node["Labels"][_KIND]: kind for node in nodes(alive=True) if (kind := _kind_of(node))}
     name = re.sub("^v5e", "v5litepod", text)
@@ -75,7 +76,7 @@ def parse(text: str, say: Callable[[str], None]) -> Slice:
 
 
 def _kind_of(node: dict[str, Any]) -> Slice | None:
-    """Of the slice that a node is a host of, None if it is of none."""
+    """The kind of the slice to which a node belongs; None if it belongs to none."""
     labels = node["Labels"]
     if _KIND not in labels or _TOPOLOGY not in labels:
         return None
@@ -83,24 +84,24 @@ def _kind_of(node: dict[str, Any]) -> Slice | None:
 
 
 class Slices:
-    """A `Placement` for runs that take a whole slice."""
+    """A `Placement` of runs that take a whole slice."""
 
     def __init__(self, kind: Slice, variables: dict[str, str]):
         self._kind, self._variables = kind, of_accelerators(variables)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # In a process of its own: Ray Train handles signals there.
+        # In a process of its own, since Ray Train handles signals there.
         self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(
             _fit
         )
 
     def count(self) -> int:
-        # A slice of one host may be without a name.
+        # A slice of one host may have no name.
         hosts_of = Counter(
             node["Labels"].get(_NAME, node["NodeID"])
             for node in nodes(alive=True)
             if _kind_of(node) == self._kind
         )
-        # One waits, so that an autoscaler sees what is wanted.
+        # One run more waits, so that an autoscaler sees the demand.
         return 1 + sum(count == self._kind.hosts() for count in hosts_of.values())
 
     def begin(self, run: GridRun, workdir: AnyPath) -> ray.ObjectRef:
@@ -110,14 +111,14 @@ class Slices:
 
 
 def _fit(kind: Slice, variables: dict[str, str], job: dict[str, Any]) -> tuple[State, str]:
-    """What the task of a gang does; the gang ends with it, and goes on from its checkpoint."""
+    """Runs a gang, as a Ray task. The gang ends with the task. A new one resumes the run."""
     name, workdir = job["run"].name, job["workdir"]
     folder = RunFolder(workdir / name)
     before, gone = folder.status(), _gone()
     trainer = JaxTrainer(
         _train,
         train_loop_config=job,
-        # Where Ray makes them meet, jax notices a lost host only after minutes.
+        # Ray does not join the processes: jax would notice a lost host only after minutes.
         jax_config=JaxConfig(),
         scaling_config=ScalingConfig(
             use_tpu=True,
@@ -141,7 +142,10 @@ def _fit(kind: Slice, variables: dict[str, str], job: dict[str, Any]) -> tuple[S
 
 
 def _after_a_failure(folder: RunFolder, attempts: int, gone: set[str]) -> tuple[State, str]:
-    """What became of a gang that ended early; `attempts`, and the nodes that were lost, before."""
+    """The outcome of a gang that ended early.
+
+    `attempts`, `gone`: the run's attempts and the lost nodes before it began.
+    """
     end = time.monotonic() + LOSS_SECONDS
     while time.monotonic() < end:
         status = folder.status()
@@ -158,7 +162,7 @@ def _gone() -> set[str]:
 
 
 def _train(job: dict[str, Any]) -> tuple[State, str]:
-    """What the process on each host does; what the first returns is heard."""
+    """Trains the run in the process of one host. Ray returns the result of the first process."""
     set_up(job["here"])
     context = ray.train.get_context()
     address = ray.util.get_node_ip_address()
@@ -172,4 +176,4 @@ def _train(job: dict[str, Any]) -> tuple[State, str]:
             return attempt(job["run"], job["workdir"])
         except UserError as error:
             refused = error
-    raise refused  # Out there: Ray Train ends the others, and tells of it.
+    raise refused  # Raised outside the context. Ray Train then ends the others and reports it.

@@ -103,7 +103,7 @@ def test_a_sweep_on_all_devices_of_this_machine_ends_in_the_bits_of_one_in_a_sin
     assert f"{NAMES[0]}: tried again, 1 of 1: {NAMES[0]}: [Errno 17] File exists" in said, said
     assert said.count("File exists") == 2, said
     assert f"{NAMES[0]}: failed: " in said
-    assert "3 of 4 runs finished; 1 failed. The same command goes on." in said
+    assert "3 of 4 runs finished; 1 failed. Run the same command again" in said
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "resnet_flax", "xla")
     programs = set(cache.iterdir())
     for program in programs:
@@ -281,7 +281,7 @@ def test_what_cannot_be_used_is_one_line(cluster, tmp_path):
         (["--engine=ray", there, "--slice=v5e-17"], {}, r"that the cluster has \(none\).*'v5e-17'"),
         ([there], {}, r"Expected --engine=ray with --address"),
         (["--engine=ray", "--num_processes=2"], {}, r"Expected --engine=local with --num_proc"),
-        (["--only=plain-8-s7"], {}, r"Expected --only of plain-8-s0, .*; got plain-8-s7"),
+        (["--only=plain-8-s7"], {}, r"Expected --only with .* plain-8-s0, .*; got plain-8-s7"),
     ]:
         status, said = end(start(tmp_path / "run", *flags, **environment))
         assert (status, len(said.splitlines())) == (2, 1), (flags, said)

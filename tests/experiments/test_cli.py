@@ -214,8 +214,22 @@ def test_a_config_of_another_command_is_refused_with_that_command(monkeypatch, w
     parsed(monkeypatch, *given)
     with pytest.raises(flags.Error, match=f"Expected a {wants}'s --config") as error:
         cli._check_config(wants)
-    words = shlex.split(str(error.value).partition("takes: ")[2])
-    assert words == ["python", "-m", f"experiments.{taker}", *given, "--workdir=/new run"]
+    words = shlex.split(str(error.value).partition("takes it: ")[2])
+    assert words[1:] == ["-m", f"experiments.{taker}", *given, "--workdir=/new run"]
+
+
+@pytest.mark.parametrize(
+    "running, typed",
+    [
+        (Path(".venv/bin/python").absolute(), ".venv/bin/python"),
+        ("/elsewhere/.venv/bin/python", "python"),
+        ("", "python"),
+    ],
+)
+def test_a_command_that_is_proposed_works_as_typed_here(monkeypatch, running, typed):
+    monkeypatch.setattr(sys, "executable", str(running))
+    proposed = cli._command("train", ["--workdir=new run"])
+    assert proposed == f"{typed} -m experiments.train '--workdir=new run'"
 
 
 def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):

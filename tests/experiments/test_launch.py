@@ -205,7 +205,7 @@ def run_slice(files, folder, answers):
         ("slurm", ["--devices_per_run=3"], "divisible by the number of devices, 3, got 128"),
         ("slurm", ["--devices_per_run=4", "--nodes_per_run=3"], "multiple of --nodes_per_run"),
         ("slurm", ["--config.depths=(21,)"], "Expected a depth of"),
-        ("slurm", ["--output=/proc/none"], "Choose another folder by --output."),
+        ("slurm", ["--output=/proc/none"], "Choose another folder with --output."),
     ],
 )
 def test_what_cannot_be_launched_is_one_line_and_status_2_and_nothing_is_written(
@@ -290,7 +290,7 @@ def test_no_two_runs_have_one_job_name():
 def test_an_array_that_slurm_may_refuse_is_announced():
     assert launcher.notes("slurm", "/sweep", 1001) == []
     (note,) = launcher.notes("slurm", "/sweep", 1002)
-    assert "more than 1001 runs, unless its MaxArraySize is larger; this has 1002." in note
+    assert "more than 1001 runs, unless its MaxArraySize is larger. This array has 1002." in note
 
 
 def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):

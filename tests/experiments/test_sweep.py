@@ -106,7 +106,7 @@ def test_the_exit_status_and_the_last_line_say_what_is_missing(
     assert sweep.sweep(runs, tmp_path) == status
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"1 of 2 runs finished; 1 {state}.")
-    assert ("The same command goes on." in last) == goes_on
+    assert ("Run the same command again" in last) == goes_on
 
 
 def test_a_part_of_the_grid_leaves_the_report_to_whoever_ends_the_last_run(

@@ -3,7 +3,7 @@ const plots = JSON.parse(document.getElementById("plots").textContent);
 const divs = [...document.querySelectorAll("[data-chart]")];
 const figure = (div) => plots[div.dataset.chart][div.dataset.panel];
 
-// Colours of page and text come from the style sheet, so that there is one place for both themes.
+// Colours of page and text come from the style sheet, so both themes are defined in one place.
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(name).trim();
@@ -20,7 +20,7 @@ function theme() {
 const touch = matchMedia("(pointer: coarse)").matches ? { dragmode: false } : {};
 const options = {
   responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  // The page sends nothing anywhere, and its policy does not govern windows that a script opens.
+  // The page must send nothing. Its policy does not cover windows that a script opens.
   showSendToCloud: false, plotlyServerURL: "",
   // Without hovering, Plotly would always show its buttons, over the data.
   ...(matchMedia("(hover: none)").matches ? { displayModeBar: false } : {}),
@@ -33,7 +33,7 @@ function draw(div, more = {}) {
 divs.forEach((div) => draw(div));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => divs.forEach((div) => draw(div)));
 
-// Paper is light, and narrower than a window.
+// Paper is light and narrower than a window.
 addEventListener("beforeprint", () => {
   document.documentElement.classList.add("print");
   for (const div of divs) {
@@ -46,7 +46,7 @@ addEventListener("afterprint", () => {
   divs.forEach((div) => draw(div));
 });
 
-// Exponential moving average, its start corrected for the missing past, as in TensorBoard.
+// Exponential moving average as in TensorBoard: its start is corrected for missing values.
 function smooth(values, weight) {
   let mean = 0, known = 0;
   return values.map((value) => {
@@ -89,14 +89,14 @@ for (const table of document.querySelectorAll(".sortable")) {
     headers.forEach((other) => other.setAttribute("aria-sort", "none"));
     header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const value = (row) => row.cells[column].dataset.value;
-    // What has no value stands last, whichever the order.
+    // Rows without a value come last in both orders.
     const order = (a, b) => (value(a) === "") - (value(b) === "")
       || (ascending ? 1 : -1) * (value(a) - value(b) || value(a).localeCompare(value(b), "en", { numeric: true }));
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
   }));
 }
 
-// A reload would undo what the reader has chosen: the first choice stops it.
+// A reload would undo the reader's choices, so the first choice stops reloading.
 const reload = document.getElementById("reload");
 if (reload) {
   setInterval(() => { if (reload.checked) location.reload(); }, 30000);
