@@ -218,3 +218,26 @@ def test_examples_name_a_python_that_is_there():
     for page in READMES:
         for code in code_of(page):
             assert not re.search(r"(?<!bin/)python -m experiments", code), f"{page}: {code}"
+
+
+def attributes_set(function):
+    """The attributes of `self` that a method sets."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if ast.unparse(node.value) == "self":
+                yield node.attr
+
+
+def test_no_attribute_is_first_set_outside_its_constructor():
+    for path in [*FILES, *Path("experiments").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            known = {
+                ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)
+            }
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            for method in sorted(methods, key=lambda method: method.name != "__init__"):
+                found = set(attributes_set(method))
+                assert method.name == "__init__" or found <= known, f"{path}: {node.name}, {found}"
+                known |= found

@@ -31,14 +31,14 @@ class RunMonitor:
         self.without_status = "not begun"
         """The state if there is no status file. A sweep sets it if its own run failed early."""
         self.status: Status | None = None
-        self.last: dict[str, dict[str, Any]]
+        self.last: dict[str, dict[str, Any]] = {}
         """The last record of each series; see `series_of`."""
         self.seconds: float | None = None
         """Seconds that it took, if it finished in one attempt."""
         self._heartbeat = Heartbeat(folder.path)
         self._seen: tuple[int | str, ...] = ()
         self._said: set[tuple[int, str]] = set()
-        self._forget_metrics()
+        self._place = filesystem.ReadPosition()
 
     @property
     def step(self) -> int:

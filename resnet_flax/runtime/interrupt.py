@@ -32,6 +32,7 @@ class StopRequest:
         self._signal: str | None = None
         self._questions = 0
         self._previous: dict[int, object] = {}
+        self._pipe, self._previous_fd = (-1, -1), -1
 
     def reached(self) -> bool:
         """Whether to stop here. Every process has to ask, and asks equally often."""

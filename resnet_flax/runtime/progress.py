@@ -29,6 +29,7 @@ class RunProgress:
         self.console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=quiet)
         self._view = view
         self._name = self._values = ""
+        self._steps = 0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
