@@ -223,9 +223,9 @@ def test_examples_name_a_python_that_is_there():
 def attributes_set(function):
     """The attributes of `self` that a method sets."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if ast.unparse(node.value) == "self":
-                yield node.attr
+        is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if isinstance(node, ast.Attribute) and is_stored and ast.unparse(node.value) == "self":
+            yield node.attr
 
 
 def test_no_attribute_is_first_set_outside_its_constructor():
