@@ -19,7 +19,8 @@ from resnet_flax.models import stacking
 from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
-from resnet_flax.storage.run_folder import DONE, FILES, LARGEST, OWN, RunFolder, Status
+from resnet_flax.storage.records import DONE, FILES, LARGEST, Status
+from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.training import build, steps
 

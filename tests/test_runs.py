@@ -15,9 +15,10 @@ from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
-from resnet_flax.storage.filesystem import SUMS
-from resnet_flax.storage.run_folder import FILES, OWN, RunFolder
+from resnet_flax.storage.records import FILES
+from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.step_folders import CONFIG
+from resnet_flax.storage.sums import SUMS
 from tests.given import train
 
 

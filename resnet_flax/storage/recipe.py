@@ -16,7 +16,7 @@ class Difference(NamedTuple):
 
 
 def of_run(kind: str, identity: Mapping[str, Any]) -> Recipe:
-    """What one run says of its sweep's recipe; `identity` is as in `run_folder.identity`.
+    """What one run says of its sweep's recipe; `identity` is as in `records.identity`.
 
     The depth and the seed are no part of it. The shortcut is a fact of the kind alone, and the
     warm-up one of the depth.

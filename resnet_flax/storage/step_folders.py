@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from resnet_flax.storage import filesystem
+from resnet_flax.storage import filesystem, sums
 from resnet_flax.storage.bucket import BucketPath
-from resnet_flax.storage.filesystem import SUMS, AnyPath
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sums import SUMS
 
 Held = Callable[[], contextlib.AbstractContextManager[None]]
 """A context to write in; it raises if that is no more this process's to do."""
@@ -45,12 +46,12 @@ def label(part: Path, step: int, config: str | None) -> None:
     (part / STEP).write_text(f"{step}\n")
     if config is not None:
         (part / CONFIG).write_text(f"{config}\n")
-    filesystem.write_sums(part)
+    sums.write_sums(part)
 
 
 def damage_of(files: Path) -> str | None:
     """What is wrong with the files of a step, None if nothing is."""
-    damage = "it is a symbolic link" if files.is_symlink() else filesystem.damage(files)
+    damage = "it is a symbolic link" if files.is_symlink() else sums.damage(files)
     if damage is None and (step := (files / STEP).read_text().strip()) != files.name:
         return f"it was saved as step {step}"
     return damage

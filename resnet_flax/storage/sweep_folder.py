@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field
 from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import RunFolder, identity, series_of
+from resnet_flax.storage.records import identity, series_of
+from resnet_flax.storage.run_folder import RunFolder
 
 # A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]

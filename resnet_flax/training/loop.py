@@ -14,7 +14,8 @@ from resnet_flax.runtime import bits, hosts
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import CheckpointWriter
-from resnet_flax.storage.run_folder import DONE, RunFolder, State, identity
+from resnet_flax.storage.records import DONE, State, identity
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.trees import host_tree
 from resnet_flax.training import build, metrics, steps
 from resnet_flax.training.build import Experiment
