@@ -10,7 +10,6 @@ import jax
 from flax import serialization
 
 from resnet_flax.errors import GOES_ON, FaultError, UserError, complain, summary
-from resnet_flax.models import stacking
 from resnet_flax.storage import trees
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.step_folders import (
@@ -157,8 +156,6 @@ class Checkpoints:
                 f"The checkpoint in {self.folder} lacks {missing}, as an exported run's does: no"
                 " training can go on from it, but with --config.init_from a new one can begin."
             )
-        if stacking.is_stacked(state):
-            saved = stacking.stack(saved)
         self.check_same(expected, saved)
         return serialization.from_state_dict(state, saved)
 

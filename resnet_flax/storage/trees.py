@@ -19,7 +19,6 @@ from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
 from resnet_flax.errors import summary
-from resnet_flax.models import stacking
 from resnet_flax.runtime import hosts
 
 COMMITTED = "commit_success.txt"
@@ -27,8 +26,8 @@ Write = Callable[[], None]
 
 
 def host_tree(state: Any) -> dict[str, Any]:
-    """A training state as it is saved: nested dictionaries of host arrays, block by block."""
-    return stacking.unstack(serialization.to_state_dict(jax.device_get(state)))
+    """A training state as it is saved: nested dictionaries of host arrays."""
+    return serialization.to_state_dict(jax.device_get(state))
 
 
 def save(folder: Path, tree: dict[str, Any]) -> Write:
