@@ -67,7 +67,8 @@ def test_a_flipped_bit_is_never_loaded_and_the_step_before_is_used(bucket):
     assert bucket.objects() == before
     with pytest.raises(UserError, match=f"2 is damaged .*{name}"):
         Checkpoints(bucket).restore(2)
-    with writer(bucket, say=said.append) as opened:
+    with writer(bucket, say=said.append) as saving:
+        opened = saving.reader
         assert opened.last_good() == 1
         assert "set aside as 2.damaged" in said[1]
         assert opened.has_damaged()
