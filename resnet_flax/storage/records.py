@@ -1,4 +1,4 @@
-"""The records of a run as types: what is read from its JSON files, and checked. No JAX."""
+"""Types of a run's records, which check the JSON files as they are read. No JAX."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -9,7 +9,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
 
-# The most bytes that are read of each.
+# The largest size, in bytes, at which each file is still read.
 LARGEST = {
     "config.json": 2**20,
     "environment.json": 2**24,
@@ -24,15 +24,15 @@ DONE: tuple[State, ...] = ("finished", "diverged")
 class Status(NamedTuple):
     """Where a run stands.
 
-    - `step`: the last one saved; once it has finished or diverged, the last one taken.
-    - `attempt`: counts the processes that worked on it, from 1.
-    - `updated`: UTC, ISO 8601.
-    - `seconds`: that all attempts took up to then, less what a kill cut off since the last of these
-      files was written; None if an older version did not count.
-    - `records`, `sha256`: how many lines metrics.jsonl had when the run finished or diverged, and
-      their digest; None before, and if an older version wrote it.
+    - `step`: the last saved step. After the run finished or diverged: the last step taken.
+    - `attempt`: the number of the attempt, from 1.
+    - `updated`: the time of writing, UTC, ISO 8601.
+    - `seconds`: the time of all attempts until then. After a kill, the time since status.json was
+      last written is missing. None if an older version did not count.
+    - `records`, `sha256`: number and digest of the lines of metrics.jsonl when the run finished or
+      diverged. None before that, and in files of older versions.
 
-    The last four are set when it is written.
+    `write_status` sets the last four.
     """
 
     state: State
@@ -46,21 +46,21 @@ class Status(NamedTuple):
 
 
 class _Record(pydantic.BaseModel):
-    """What readers rely on in a line of metrics.jsonl."""
+    """The fields of a line of metrics.jsonl that readers rely on."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     step: Annotated[int, pydantic.Field(ge=0, lt=2**53)]
     split: str = ""
     loss: float | None = None
     error: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-    # What is no such integer becomes a float.
+    # A larger integer becomes a float.
     __pydantic_extra__: dict[
         str, Annotated[int, pydantic.Field(gt=-(2**53), lt=2**53)] | float | str | None
     ]
 
 
 class Environment(pydantic.BaseModel):
-    """What readers rely on in an entry of environment.json."""
+    """The fields of an entry of environment.json that readers rely on."""
 
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
 
@@ -69,16 +69,16 @@ RUNNING = "running"
 
 
 def series_of(record: Mapping[str, Any]) -> str:
-    """The series that a record belongs to: a split that was evaluated, or `RUNNING`.
+    """The series of a record: the split that was evaluated, or `RUNNING` for a train record.
 
-    Records of the series `RUNNING` have means over the steps since the one before, on augmented
-    batches in train mode.
+    Train records have means over the steps since the previous one, on augmented batches in train
+    mode.
     """
     return record.get("split") or RUNNING
 
 
 def parse_record(line: str | bytes) -> dict[str, Any]:
-    """A line of metrics.jsonl. Raises ValueError if it is no record."""
+    """Reads a line of metrics.jsonl. Raises ValueError if it is not a record."""
     try:
         return _Record.model_validate_json(line).model_dump(exclude_unset=True)
     except RecursionError as error:
@@ -86,7 +86,7 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
 
 
 def read_as(kind: Any, path: AnyPath) -> Any:
-    """The JSON of a file as a type. Raises UserError if it is of another."""
+    """Reads a JSON file as a type. Raises UserError if the content has another type."""
     value = filesystem.read_json(path, LARGEST[path.name])
     if kind is Status and isinstance(value, dict):
         value = [value.get(name) for name in Status._fields]
@@ -99,9 +99,9 @@ def read_as(kind: Any, path: AnyPath) -> Any:
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run is: its config, in JSON types, without the folder that its data lies in.
+    """The part of a config (in JSON types) that defines a run: all of it but `data.data_dir`.
 
-    That folder differs between machines, and moves.
+    The folder of the data may differ between machines, and may move.
     """
     data = config.get("data")
     if not isinstance(data, dict):
@@ -110,7 +110,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing_fields(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the fields in which two JSON values differ, with both values."""
+    """Yields the dotted name and both values of each field in which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differing_fields(

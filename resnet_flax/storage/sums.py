@@ -1,4 +1,4 @@
-"""The SHA-256 sums of a folder's files: written after the files, checked before they are used."""
+"""SHA-256 sums of a folder's files: written after the files, checked before the files are used."""
 
 import hashlib
 from pathlib import Path
@@ -11,8 +11,10 @@ LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
 
 
 def _files(folder: Path) -> list[str]:
-    """All that is below a folder but folders, sums and what systems leave in any: all that is
-    hidden (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER), and Windows' own."""
+    """The names of all files below a folder, without the sums and without files of the system.
+
+    Those are hidden files (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER) and LEFT_BY_WINDOWS.
+    """
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return sorted(
         str(file)
@@ -24,7 +26,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the sums of all files, after all of them are on disk."""
+    """Writes the sums of all files, after syncing the files to disk."""
     lines = []
     for name in _files(folder):
         lines.append(f"{_sha256(folder / name)}  {name}\n")
@@ -36,7 +38,7 @@ def write_sums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a folder that has sums, None if nothing is."""
+    """Compares the files of a folder with its sums. Returns the damage in words, or None."""
     try:
         *lines, rest = read_bytes(folder / SUMS, 2**24).decode().split("\n")
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}

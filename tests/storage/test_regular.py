@@ -56,7 +56,7 @@ READERS = {
 @pytest.mark.parametrize("make", [os.mkfifo, endless, huge, os.mkdir])
 def test_a_file_that_cannot_be_one_is_refused_in_a_line_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    why = "has more than" if make is huge else "is no regular file"
+    why = "has more than" if make is huge else "is not a regular file"
     # Who writes refuses a link before it reads.
     with pytest.raises(UserError, match=f"{name} ({why}|is a symbolic link)"):
         READERS[name](tmp_path)
