@@ -18,7 +18,7 @@ from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.runtime import cpu, output
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import State
+from resnet_flax.storage.records import State
 
 EXIT_STATUS: dict[State, int] = {"finished": 0, "preempted": 75}
 FAILURE = 1

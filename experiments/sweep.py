@@ -24,7 +24,8 @@ from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import RunFolder, State
+from resnet_flax.storage.records import State
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build
 
 OF_RAY = ("address", "slice", "devices_per_run", "runs_per_device", "max_failures")

@@ -1,6 +1,6 @@
-"""The fields of a run's config, their types and what each one means; values stand in `configs/`.
+"""The fields of a run's config: their types and their meaning. The values are in `configs/`.
 
-A field without which a result could not be reproduced belongs here, never in the code.
+Every value that changes a result is a field here, never a constant in the code.
 """
 
 import json
@@ -17,14 +17,14 @@ from resnet_flax.runtime.parallel import Backend
 
 S = TypeVar("S", bound="Section")
 Side = Annotated[int, Field(ge=1, le=4096)]
-"""Of an image, in pixels."""
+"""Side of an image, in pixels."""
 
 
 class Section(pydantic.BaseModel):
-    """No field may be unknown, and a type is never guessed.
+    """A part of a config. Unknown fields and wrong types are refused; no type is converted.
 
-    Every field must be given, but for those with a default: they came later, and the default is
-    what older runs did. `data_dir` has one because no folder records it.
+    A field without a default is required. A field with a default was added later: its default is
+    how older runs behaved. `data_dir` has a default because no run's folder records it.
     """
 
     model_config = pydantic.ConfigDict(
@@ -48,30 +48,31 @@ def _data_set(name: str) -> str:
 
 
 class ModelConfig(Section):
-    """The network; `plain` and `residual` twins differ in `shortcut` alone."""
+    """The network. A plain network and its residual twin differ only in `shortcut`."""
 
     family: Literal["cifar", "imagenet", "vgg"]
     depth: int
     shortcut: Shortcut
     """`none` (plain), `pad` (option A), `projection` (B), `projection_all` (C)."""
     widths: tuple[PositiveInt, ...]
-    """Of the stages; empty: the paper's."""
+    """Channels of each stage. Empty: as in the paper."""
     bottleneck_stride: Literal["1x1", "3x3"]
-    """The convolution of a bottleneck that carries the stride: the paper's, or v1.5's."""
+    """Which convolution of a bottleneck has the stride: `1x1` as in the paper, `3x3` as in v1.5."""
     dtype: Literal["float32", "bfloat16"]
-    """Of the computation; parameters, statistics and loss are float32."""
+    """Type of the computation. Parameters, statistics and loss are always float32."""
     bn_momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the old running average that each step keeps (PyTorch's 0.1 is 0.9 here)."""
+    """Share of the old running average that a step keeps. PyTorch's momentum 0.1 is 0.9 here."""
     bn_epsilon: Annotated[float, Field(gt=0)]
     bn_scope: Literal["device", "global"]
-    """Statistics over a device's images (running ones averaged), or over the global batch."""
+    """Images that BN statistics cover. `device`: one device's share, and running statistics are
+    averaged over devices. `global`: the whole batch."""
     norm: Norm = "batch"
-    """`batch`: BN after every convolution; `none`: none, and a bias in each convolution."""
+    """`batch`: BN after every convolution. `none`: no BN, and a bias in every convolution."""
     scan: Literal["auto", "on", "off"] = "off"
-    """Whether the equal blocks of a stage are compiled once and looped over; the results are the
-    same up to rounding. `auto`: in networks of more than 110 layers."""
+    """Whether the equal blocks of a stage are compiled once and run in a loop. Results are equal up
+    to rounding. `auto`: on in networks of more than 110 layers."""
     remat: bool = False
-    """Whether only the inputs of blocks are kept for the backward pass, to save memory."""
+    """Whether the backward pass recomputes each block from its input, which saves memory."""
 
 
 class OptimConfig(Section):
@@ -79,16 +80,16 @@ class OptimConfig(Section):
 
     lr: NonNegativeFloat
     boundaries: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
-    """Steps at which the rate is multiplied by `decay_factor`, ascending."""
+    """Steps at which the learning rate is multiplied by `decay_factor`, ascending."""
     decay_factor: NonNegativeFloat
     warmup_steps: NonNegativeInt
-    """Steps at `warmup_lr` before all else."""
+    """Number of first steps that use `warmup_lr`."""
     warmup_lr: NonNegativeFloat
     momentum: Annotated[float, Field(ge=0, lt=1)]
     nesterov: bool
     weight_decay: NonNegativeFloat
     decay_bn_and_bias: bool
-    """Whether weight decay covers BN scales and all biases, beside the kernels."""
+    """Whether weight decay also applies to BN scales and to all biases, not only to kernels."""
 
 
 class DataConfig(Section):
@@ -97,27 +98,29 @@ class DataConfig(Section):
     name: Annotated[str, AfterValidator(_data_set)]
     """`name`, `name/config` or `name/config:version`."""
     data_dir: str = ""
-    """Where the set was prepared; empty: TFDS_DATA_DIR, else TFDS's default. Not recorded."""
+    """Folder of the prepared data set. Empty: TFDS_DATA_DIR, or else TFDS's default. A run's folder
+    does not record it."""
     train_split: str
     test_split: str
     batch_size: PositiveInt
-    """Of a training step, over all devices."""
+    """Images of one training step, on all devices together."""
     eval_batch_size: PositiveInt
     pad: NonNegativeInt
-    """Pixels added to each side before the random crop."""
+    """Pixels added on each side before the random crop."""
     flip: bool
-    """Whether half of the training images are mirrored."""
+    """Whether each training image is mirrored with probability 1/2."""
     crop: Literal["none", "scale", "inception"] = "none"
-    """`none`: images of one size, held in memory. Otherwise images of any size are read as they are
-    needed, and training crops cut at random: of the paper's sizes (Sec. 3.4), or Inception's."""
+    """`none`: all images have one size and are held in memory. Otherwise images may have any size,
+    are read when needed, and training uses random crops. `scale`: the paper's (Sec. 3.4).
+    `inception`: Inception's."""
     image_size: Side = 224
-    """Side of a crop."""
+    """Side of a crop, in pixels."""
     shorter_side: tuple[Side, Side] = (256, 480)
-    """Range to which `scale` resizes the shorter side; evaluation takes the first."""
+    """Range, in pixels, to which `scale` resizes the shorter side. Evaluation uses the first."""
     channel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Subtracted from the pixels of crops, 0 to 255; ImageNet's."""
+    """Values (0 to 255) subtracted from the pixels of crops. The default is ImageNet's mean."""
     color: bool = False
-    """Whether the colour of training images is shifted at random (Sec. 3.4)."""
+    """Whether a random shift is added to the colour of training images (Sec. 3.4)."""
 
     @pydantic.model_validator(mode="after")
     def _crops_fit(self) -> Self:
@@ -133,7 +136,7 @@ class DataConfig(Section):
 
 
 class RunConfig(Section):
-    """One run."""
+    """The config of one run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     steps: PositiveInt
@@ -141,13 +144,13 @@ class RunConfig(Section):
     eval_every: PositiveInt
     checkpoint_every: PositiveInt
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of this stay, besides the last two and the best; 0: none."""
+    """Checkpoints at multiples of this are kept, besides the last two and the best. 0: none."""
     init_from: str = ""
-    """The folder of a run whose last checkpoint gives the initial parameters and BN statistics."""
+    """Folder of another run. Its last checkpoint gives the initial parameters and BN statistics."""
     init_partial: bool = False
-    """Whether some of them, on either side, may be without a counterpart of name and shape."""
+    """Whether arrays of one network may have no match of name and shape in the other."""
     steps_per_dispatch: PositiveInt
-    """Steps scanned in one call of the device; the three intervals are multiples of it."""
+    """Steps that one call of the devices takes. The three intervals must be multiples of it."""
     parallel: Backend
     model: ModelConfig
     optim: OptimConfig
@@ -171,12 +174,12 @@ class RunConfig(Section):
 
 
 def parse(config: Mapping[str, Any], schema: type[S], flag: str = "config") -> S:
-    """Checks names, types and ranges. Raises UserError naming the first field that is wrong.
+    """Checks names, types and ranges. Raises UserError that names the first wrong field.
 
-    `flag`: the one that the config was given by.
+    `flag`: the command-line flag that gave the config; the message begins with it.
     """
     try:
-        # By way of JSON: a config from a file and one from a command line are read alike.
+        # Through JSON, so that a config from a file and one from the command line are read alike.
         return schema.model_validate_json(json.dumps(config))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -188,5 +191,8 @@ def parse(config: Mapping[str, Any], schema: type[S], flag: str = "config") -> S
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config as its folder records it: every field, in JSON types. Raises UserError."""
+    """Returns a run's config as its folder records it: all fields, as JSON types.
+
+    Raises UserError if the config is wrong.
+    """
     return parse(config, RunConfig).model_dump(mode="json")

@@ -1,12 +1,12 @@
-"""The exceptions whose message is for the user: one line, printed without a traceback."""
+"""Exceptions whose message is for the user: commands print it as one line, without a traceback."""
 
 import sys
 
-GOES_ON = "What was saved before stands; the same command goes on from there."
+GOES_ON = "Everything saved before is safe. Give the same command again to go on."
 
 
 class ExplainedError(Exception):
-    """Its message is one line that says what came, what is accepted and the way out."""
+    """An error whose message says in one line what came, what is accepted, and a way out."""
 
     exit_status = 1
 
@@ -21,26 +21,26 @@ class UserError(ExplainedError, ValueError):
 
 
 class FaultError(ExplainedError, RuntimeError):
-    """What befell a run: a full disk, a vanished folder, a lost lock."""
+    """A fault during a run, such as a full disk, a vanished folder or a lost lock."""
 
     exit_status = 1
 
 
 class TryAgainError(ExplainedError, RuntimeError):
-    """What passes by itself: another process is at work in the folder."""
+    """A temporary obstacle, such as another process that is working in the folder."""
 
     exit_status = 75
 
 
 def summary(error: BaseException) -> str:
-    """The first line of an error, with its type unless it explains itself."""
+    """The first line of an error, with its type unless it is an ExplainedError."""
     if isinstance(error, ExplainedError):
         return str(error)
     return printable(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def printable(text: str) -> str:
-    """Text for one line of a terminal, which cannot move its cursor or reorder what it shows."""
+    """Makes text safe for one line of a terminal: it cannot move the cursor or reorder text."""
     return "".join(map(_printable, text))
 
 

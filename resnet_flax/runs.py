@@ -1,4 +1,4 @@
-"""What a notebook needs: runs, finished or not, and sweeps, loaded from their folders alone."""
+"""Functions for notebooks: load and export runs, and load sweeps, from their folders alone."""
 
 import contextlib
 import functools
@@ -19,28 +19,30 @@ from resnet_flax.models import stacking
 from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
-from resnet_flax.storage.run_folder import DONE, FILES, LARGEST, OWN, RunFolder, Status
+from resnet_flax.storage.records import DONE, FILES, LARGEST, Status
+from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.training import build, steps
 
 
 class Run(NamedTuple):
-    """A restored run. K: classes; H, W, C: height, width, channels of its images."""
+    """A restored run. K: classes. H, W, C: height, width and channels of its images."""
 
     config: RunConfig
     model: nn.Module
-    variables: dict[str, Any]  # As `model.apply` takes them: params and batch_stats.
+    variables: dict[str, Any]  # `params` and `batch_stats`, as `model.apply` takes them.
     step: int
-    image_mean: np.ndarray  # [H, W, C] float32, or [1, 1, C], subtracted from images.
+    image_mean: np.ndarray  # [H, W, C] or [1, 1, C] float32, subtracted from images.
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class probabilities [B, K] float32 of images [B, H, W, C] uint8."""
+        """Images [B, H, W, C] uint8 -> class probabilities [B, K] float32."""
         return np.asarray(_probabilities(self.model, self.variables, self.normalize(images)))
 
     def normalize(self, images: np.ndarray) -> jax.Array:
         """Images [B, H, W, C] uint8 -> float32, as the model takes them.
 
-        Of any height and width where the mean is of channels. Raises ValueError for others.
+        If the mean is [1, 1, C], images may have any height and width. Raises ValueError if the
+        images have another type or shape.
         """
         height, width, channels = self.image_mean.shape
         any_size = (height, width) == (1, 1) and images.ndim == 4
@@ -60,7 +62,7 @@ def _probabilities(model: nn.Module, variables: Any, images: jax.Array) -> jax.A
 
 
 def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """The steps that `load_run` can be asked for, ascending. Raises UserError if there are none."""
+    """The steps that `load_run` can load, ascending. Raises UserError if there are none."""
     checkpoints = RunFolder(folder).checkpoints
     steps = Checkpoints(checkpoints).steps()
     if not steps:
@@ -69,11 +71,13 @@ def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: str = "") -> Run:
-    """Restores a checkpoint, by default the newest whole one, knowing only the run's folder.
+    """Restores a checkpoint of a run from the run's folder alone; the data set is not needed.
 
-    The data set is not needed; `data_dir` is where `config.data` says that it lies. Raises
-    UserError if the folder is no run's, or lacks that step (naming those it has), or if that step
-    is damaged or another run's.
+    - `step`: the newest undamaged one by default.
+    - `data_dir`: the value of `config.data.data_dir` in the result.
+
+    Raises UserError if the folder is not a run's folder, or if the step is missing, damaged or from
+    another run. For a missing step, the message names the steps that exist.
     """
     records = RunFolder(folder)
     config = parse(records.config(), RunConfig)
@@ -90,8 +94,11 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
             shape = (config.data.image_size, config.data.image_size, shape[-1])
         batch = np.zeros((1, *shape), np.float32)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise UserError(f"The checkpoint in {checkpoints.folder} is of no run.") from error
-    # Each block by its name, however it was trained; very deep networks would compile for minutes.
+        raise UserError(
+            f"Expected a training run's checkpoint in {checkpoints.folder}, got other arrays."
+        ) from error
+    # Blocks keep their own names, however the run was trained. Only very deep networks are scanned:
+    # unrolled, they would compile for minutes.
     net = config.model.model_copy(update={"scan": "auto", "remat": False})
     model = build.build_model(net, num_classes)
     if build.scans(net):
@@ -108,25 +115,28 @@ def export_run(
     *,
     resumable: bool = False,
 ) -> None:
-    """Copies what is worth sharing of a run, from one folder on a disk to a new one.
+    """Copies a run from its folder on a disk to a new folder, to share it or to train it there.
 
-    That is its records, what diagnostics found, and one checkpoint, as in `load_run`, without the
-    optimiser's state: half the size, and all that `load_run`, `evaluate`, `diagnose` and
-    `init_from` need. No path of this machine goes along: `init_from` becomes that run's name.
+    The copy has the records, the diagnostics and one checkpoint: `step`, as in `load_run`. The
+    optimiser's state is left out, which halves the size. `load_run`, `evaluate`, `diagnose` and
+    `init_from` work on the copy. Paths of this machine are removed: `init_from` becomes the name of
+    that run's folder, and the text of an error is deleted.
 
-    The run itself can go on there only with `resumable`. Then the checkpoint is whole, records end
-    at its step, and the command that trained the run goes on from it. The config stays as it was,
-    with the path in `init_from`. On the same kind of machine the run ends in the same bits; on
-    another, it says so.
+    With `resumable`, the same training command can continue the copy. The checkpoint then has the
+    optimiser's state, and records after its step are dropped. The config is not changed: it keeps
+    the path in `init_from`. On the same kind of machine the run ends in the same bits. On another
+    kind, training says that bits may differ.
 
-    Raises UserError if there is no such run or step, or if `to` exists, is within the run or cannot
-    be written to.
+    Raises UserError if the run or the step does not exist, or if `to` exists, is inside the run's
+    folder or cannot be written.
     """
     source, target = filesystem.path(folder), filesystem.path(to)
     if not (isinstance(source, Path) and isinstance(target, Path)):
-        raise UserError(f"Expected folders on a disk, to export from and to, got {folder}, {to}.")
+        raise UserError(f"Expected folders on a disk to export from and to, got {folder} and {to}.")
     if target.exists() or target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"Expected a new folder, outside the run's, to export to, got {target}.")
+        raise UserError(
+            f"Expected to export to a new folder outside the run's, got {target}. Choose another."
+        )
     found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
     filesystem.refuse_links(source, *OWN, *found)
     step = load_run(source, step).step
@@ -150,7 +160,7 @@ def export_run(
 
 
 def _leave_paths_out(copy: RunFolder) -> None:
-    """Rewrites what can name a folder of this machine: `init_from`, and the text of an error."""
+    """Removes paths of this machine: those in `init_from` and in the text of an error."""
     config, status = copy.config(), copy.status()
     if begun_with := config.get("init_from"):
         config["init_from"] = filesystem.path(begun_with).name
@@ -160,7 +170,7 @@ def _leave_paths_out(copy: RunFolder) -> None:
 
 
 def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool) -> None:
-    """Saves a checkpoint of one run in another folder, which has its records."""
+    """Saves a checkpoint of a run in the folder to which its records were copied."""
     state = Checkpoints(source.checkpoints, config=source.config_digest()).restore(step)
     if resumable:
         with copy.claim(copy.config(), print):
@@ -181,20 +191,20 @@ def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool)
 
 
 def _stopped_at(step: int, status: Status | None) -> Status:
-    """The status of a run that was stopped there, unless that is where it ended."""
+    """The status of a run that was stopped at a step, or its own status if it ended there."""
     if status and status.state in DONE and status.step == step:
         return status
     return (status or Status("preempted"))._replace(state="preempted", step=step, error=None)
 
 
 class Sweep(SweepFolder):
-    """A sweep's records, and its runs: `sweep["plain-56-s0"]` is restored when asked for."""
+    """The records and the runs of a sweep. `sweep["plain-56-s0"]` restores that run."""
 
     def __getitem__(self, name: str) -> Run:
-        """As `load_run`. Raises UserError, naming the runs there are, if the sweep lacks it."""
+        """Restores a run, as `load_run`. If the sweep lacks it, the UserError names its runs."""
         return load_run(self.records(name).path)
 
 
 def load_sweep(folder: str | os.PathLike[str]) -> Sweep:
-    """Reads which runs a sweep has. Raises UserError if the folder is no sweep's."""
+    """Reads which runs a sweep has. Raises UserError if the folder is not a sweep's."""
     return Sweep(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from resnet_flax import config
-from resnet_flax.storage.run_folder import differing_fields
+from resnet_flax.storage.records import differing_fields
 from resnet_flax.training import build
 from tests.given import expanded
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # A room imports only from rooms that stand after it.
 LIBRARY = (
-    "runs", "analysis", "training", "config", "storage", "data", "models", "runtime", "errors"
+    "runs", "analysis", "training", "config", "data", "models", "storage", "runtime", "errors"
 )  # fmt: skip
 ROOMS = ("sweeping", "reporting", "schedulers", "benchmarks")
 # Libraries with one importer.

@@ -15,9 +15,10 @@ from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
-from resnet_flax.storage.filesystem import SUMS
-from resnet_flax.storage.run_folder import FILES, OWN, RunFolder
+from resnet_flax.storage.records import FILES
+from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.step_folders import CONFIG
+from resnet_flax.storage.sums import SUMS
 from tests.given import train
 
 
@@ -159,10 +160,10 @@ def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, t
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "file").touch()
     for to, message in [
-        (finished_run, "Expected a new folder, outside the run's, .* got .*run"),
-        (finished_run / "checkpoints" / "9", "Expected a new folder, outside"),
+        (finished_run, "Expected to export to a new folder outside .* got .*run"),
+        (finished_run / "checkpoints" / "9", "Expected to export to a new folder outside"),
         (tmp_path / "file" / "run", "Cannot export to .*Not a directory"),
-        ("s3://bucket/run", "Expected folders on a disk, .* s3://bucket/run"),
+        ("s3://bucket/run", "Expected folders on a disk .* s3://bucket/run"),
     ]:
         with pytest.raises(UserError, match=message):
             runs.export_run(finished_run, to)
@@ -339,7 +340,7 @@ def test_a_checkpoint_that_is_no_runs_is_refused(finished_run, state):
     )
     with saving:
         saving.save(1, jax.tree.map(np.float32, state), {})
-    with pytest.raises(UserError, match="is of no run"):
+    with pytest.raises(UserError, match="Expected a training run's checkpoint"):
         runs.load_run(finished_run)
 
 

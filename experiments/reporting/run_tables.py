@@ -8,7 +8,8 @@ import pandas as pd
 from resnet_flax.storage import findings
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.recipe import flat
-from resnet_flax.storage.run_folder import RunFolder, series_of
+from resnet_flax.storage.records import series_of
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 ERRORS = ("train_error", "running_error", "test_error")

@@ -10,7 +10,7 @@ from resnet_flax.errors import TryAgainError, summary
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import State
+from resnet_flax.storage.records import State
 from resnet_flax.training import loop
 
 OnChange = Callable[[GridRun, State, str], None]

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resnet_flax.errors import UserError, printable
-from resnet_flax.storage import filesystem, run_folder
+from resnet_flax.storage import filesystem, records
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import Heartbeat
-from resnet_flax.storage.run_folder import LARGEST, RUNNING, RunFolder, Status, series_of
+from resnet_flax.storage.records import LARGEST, RUNNING, Status, series_of
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint
 
 ENDED = ("finished", "diverged", "failed")
@@ -26,7 +27,7 @@ class RunMonitor:
     def __init__(self, folder: RunFolder, point: GridPoint):
         self.point, self._folder = point, folder
         self.state = "not begun"
-        """A `run_folder.State`, "not begun", "unreadable" or "interrupted". The last one means: the
+        """A `records.State`, "not begun", "unreadable" or "interrupted". The last one means: the
         status says "running", but no process is at work on the run."""
         self.without_status = "not begun"
         """The state if there is no status file. A sweep sets it if its own run failed early."""
@@ -203,6 +204,6 @@ def number(record: Mapping[str, Any], metric: str) -> float | None:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        return run_folder.parse_record(line)
+        return records.parse_record(line)
     except ValueError:
         return None

@@ -27,7 +27,8 @@ from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import STALE_SECONDS
-from resnet_flax.storage.run_folder import DONE, RunFolder, State
+from resnet_flax.storage.records import DONE, State
+from resnet_flax.storage.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0

@@ -27,7 +27,8 @@ from experiments.sweeping.ray_devices import attempt, nodes, of_accelerators, se
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import hosts
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import RunFolder, State
+from resnet_flax.storage.records import State
+from resnet_flax.storage.run_folder import RunFolder
 
 HEARTBEAT_SECONDS = 30
 LOSS_SECONDS = 30.0  # Ray may notice a lost node later than its gang.

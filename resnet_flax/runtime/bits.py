@@ -1,7 +1,7 @@
-"""Keeps a run's bits apart from settings of JAX and Flax that would change them without a word.
+"""Protects a run's bits from settings of JAX and Flax that would change them silently.
 
-A run is a function of (config, seed, step). Where a setting comes from, an environment variable or
-a notebook, makes no difference.
+A run is a function of (config, seed, step). Settings from environment variables or a notebook must
+not change it.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-# These change rounding, and are a user's to choose: `environment.json` has them.
+# These change rounding. The user may choose them, and `environment.json` records them.
 _ROUNDING = (
     "jax_default_matmul_precision",
     "jax_disable_jit",
@@ -25,9 +25,10 @@ _COMPILERS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def key(seed: Any) -> jax.Array:
-    """The root of a run's randomness on devices, from its seed, [] uint32: a Threefry key.
+    """Makes the Threefry key from which all randomness of a run on devices comes.
 
-    `jax.random.key(seed)` with JAX's default settings, which are not asked for.
+    `seed`: [] uint32. The key equals `jax.random.key(seed)` under JAX's default settings, whatever
+    the settings are.
     """
     data = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
     return jax.random.wrap_key_data(data, impl="threefry2x32")
@@ -35,23 +36,23 @@ def key(seed: Any) -> jax.Array:
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Within it, and in what is traced within it, settings are those that a run is defined by.
+    """A context, or decorator, with the settings of JAX and Flax that define a run.
 
-    So is the function that it decorates.
+    They also apply to functions that are traced inside it.
     """
     with contextlib.ExitStack() as stack:
-        # Always so, should JAX no longer have the setting.
+        # If a later JAX lacks this setting, it is always on there.
         partitionable = getattr(jax, "threefry_partitionable", contextlib.nullcontext)
         stack.enter_context(partitionable(True))
         stack.enter_context(jax.enable_x64(False))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        # How the names of parameters enter their keys.
+        # This setting changes how the names of parameters enter their keys.
         stack.enter_context(flax.config.temp_flip_flag("fix_rng_separator", False))
         yield
 
 
 def settings() -> dict[str, Any]:
-    """What may still change the last bits: name -> value, where it has one; no paths."""
+    """Other settings that may change the last bits: name -> value. No unset ones, no paths."""
     found = {name: getattr(jax.config, name, None) for name in _ROUNDING}
     for name in _COMPILERS:
         flags = os.environ.get(name, "").split()

@@ -1,43 +1,43 @@
-"""How a CPU's cores are used; to be set before the first use of a device.
+"""Settings for the cores of a CPU. Set them before the first use of a device.
 
-These are defaults: JAX_NUM_CPU_DEVICES and XLA_FLAGS win where they are set. On another platform
-they change nothing.
+They are defaults: JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence. On other platforms they have
+no effect.
 """
 
 import os
 
 from resnet_flax.errors import UserError
 
-# Sec. 4.2 trains batches of 128 on two GPUs: batch normalisation sees no fewer images by default.
+# Sec. 4.2 trains batches of 128 on two GPUs. By default, BN never sees fewer images than there.
 SMALLEST_SHARE = 64
 DEVICES = "JAX_NUM_CPU_DEVICES"
 WORKERS = "RESNET_FLAX_WORKERS"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
-# XLA otherwise drops the barriers of `models/cpu_convolution.py`.
+# Without this flag, XLA drops the barriers of `models/cpu_convolution.py`.
 _BARRIERS = "--xla_disable_hlo_passes"
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def check_count() -> None:
-    """Raises UserError unless JAX_NUM_CPU_DEVICES is a number of devices, if it is set."""
+    """Raises UserError if JAX_NUM_CPU_DEVICES is set, but not to a number of devices."""
     given = os.environ.get(DEVICES, "1")
     if not given.isdecimal() or not int(given):
         raise UserError(f"Expected {DEVICES} to be 1 or more, or not set, got {given!r}.")
 
 
 def use_cores(batch_size: int | None) -> None:
-    """Makes a virtual device of each core.
+    """Makes virtual CPU devices, at most one for each core.
 
-    `batch_size`: of training; the devices then have equal shares of it, of SMALLEST_SHARE images or
-    more. None: nothing is trained.
+    `batch_size`: images of a training step. The devices then get equal shares of SMALLEST_SHARE
+    images or more. None: no training, so one device for each core.
     """
-    import jax  # Not above: a report's entry point has none.
+    import jax  # Not at the top: commands that report need no JAX.
 
     if DEVICES not in os.environ and _DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
         count = cores()
@@ -55,14 +55,14 @@ def keep_barriers() -> None:
 
 
 def quick_compilation() -> dict[str, int]:
-    """`jax.jit`'s options for what runs once: on a CPU, less than half the time to compile."""
+    """Options of `jax.jit` for code that runs once. On a CPU they more than halve compile time."""
     import jax
 
     return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 
 
 def workers(batches: int) -> int:
-    """How many processes to use for so many batches. Raises UserError if WORKERS is no number."""
+    """The number of processes for so many batches. Raises UserError if WORKERS is not a number."""
     given = os.environ.get(WORKERS) or str(cores())
     if not given.isdecimal() or not int(given):
         raise UserError(f"Expected {WORKERS} to be a number of processes, 1 or more, got {given}.")

@@ -1,4 +1,4 @@
-"""What a run ran on: the facts a sceptic asks for, and no path, name or address of a machine."""
+"""Facts about the software and machine of a run, without paths, host names or addresses."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ KIND = ("platform", "device_kind", "processor", "device_count", "process_count")
 
 
 def describe() -> dict[str, Any]:
-    """Versions, devices, processes, git commit and the time, in JSON types."""
+    """Describes versions, devices, processes, git commit and time, in JSON types."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
@@ -43,9 +43,9 @@ def describe() -> dict[str, Any]:
 
 
 def program() -> dict[str, Any]:
-    """What is computed: versions, code, settings, in JSON types; no device is used.
+    """Describes the code, versions and settings, in JSON types. Uses no device.
 
-    The same in all processes of a run. Python may be of several versions: it computes nothing.
+    It must be equal in all processes of a run. Python's version may differ: it changes no result.
     """
     return {
         "git_commit": git_commit(),
@@ -61,7 +61,7 @@ def _versions() -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    """Of this library's source, which may differ where the commit does not."""
+    """Digest of this library's source, which can change without a new commit."""
     sha = hashlib.sha256()
     for path in sorted(_CODE.rglob("*.py")):
         sha.update(f"{path.relative_to(_CODE)}\0".encode() + path.read_bytes())
@@ -69,7 +69,7 @@ def _code_digest() -> str:
 
 
 def machine(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `describe` that the bits of a run depend on; equal on machines of one kind."""
+    """The entries of `describe` that can change a run's bits. Equal on machines of one kind."""
     packages = entry.get("packages", {})
     return {name: entry.get(name) for name in KIND} | {
         name: packages.get(name) for name in ("jax", "jaxlib")
@@ -77,8 +77,8 @@ def machine(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """On which, too, the bits of a run on CPU depend."""
-    with contextlib.suppress(OSError):  # Where there is no such file.
+    """The processor's model. The bits of a run on a CPU depend on it."""
+    with contextlib.suppress(OSError):  # The file may be missing.
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
@@ -87,15 +87,15 @@ def _processor() -> str:
 
 
 def git_commit() -> str | None:
-    """Of the checkout this file is in, with a `-dirty` mark; None if it is in none.
+    """The commit of this file's checkout, with `-dirty` if it has changes. None without a checkout.
 
-    A copy of the code that was sent elsewhere has it in COMMIT_VARIABLE.
+    If COMMIT_VARIABLE is set, its value is returned: copies of the code on other machines set it.
     """
     if given := os.environ.get(COMMIT_VARIABLE):
         return given
-    # A checkout of another user's is trusted: it is what is being run.
+    # Trust another user's checkout: its code already runs.
     git = ["git", "-c", "safe.directory=*"]
-    # Installed, the library may lie in a repository that knows nothing of it.
+    # An installed library may lie inside an unrelated repository.
     tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
     commit = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,4 +1,4 @@
-"""Several processes that train one run together: how they compare, agree, and part."""
+"""Functions for several processes that train one run: they meet, compare, agree and end."""
 
 import contextlib
 import ctypes
@@ -16,17 +16,17 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from flax import traverse_util
-from jax._src import distributed  # Its store works before there are devices.
+from jax._src import distributed  # Its store works before devices are opened.
 from jax.experimental import multihost_utils
 
 from resnet_flax.errors import ExplainedError, FaultError, TryAgainError, UserError, summary
 from resnet_flax.runtime import environment, joining, parallel
 
-_DAY = 24 * 3600 * 1000  # Milliseconds: a peer that is lost ends the wait.
+_DAY = 24 * 3600 * 1000  # Milliseconds. If a peer is lost, the wait ends earlier.
 _HEAD_START = 1.0  # Seconds.
 _MOST_NAMED = 3
 _comparisons = itertools.count()
-# What a process says, and its exit status, when the runtime ends it.
+# The last line and the exit status of a process that the runtime aborts.
 _last_words = (joining.LOST, TryAgainError.exit_status)
 _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(*_last_words))
 
@@ -38,16 +38,17 @@ def together(
     process_id: int | None,
     heartbeat_seconds: int,
 ) -> Iterator[None]:
-    """Meets the other processes for the time of the context; uses no device yet.
+    """Joins the other processes of a run for the time of the context. Uses no device yet.
 
-    - `coordinator`: host:port of process 0. Without any of the three, jax finds the peers where it
-      can (Cloud TPU, Slurm, Open MPI 4); elsewhere this process stays alone.
-    - `num_processes`: 1 without the other two: alone, whatever a launcher says.
-    - `heartbeat_seconds`: a peer not heard of for that long is lost.
+    - `coordinator`: host:port of process 0. If this and the next two are None, jax finds the peers
+      on Cloud TPU, Slurm and Open MPI 4. Elsewhere this process stays alone.
+    - `num_processes`: 1 without the other two means alone, even if a launcher says otherwise.
+    - `process_id`: the number of this process, from 0.
+    - `heartbeat_seconds`: a peer that is silent for this long is lost.
 
-    With several processes, an error ends this one at once, without waiting for its peers, and a
-    lost peer ends it with exit status 75. Raises UserError if they cannot meet, or if they are not
-    of the same program.
+    With several processes, an error ends this process at once: it does not wait for its peers. If a
+    peer is lost, this process ends with exit status 75. Raises UserError if the processes cannot
+    meet or run different programs.
     """
     try:
         with _abort_handler():
@@ -63,10 +64,10 @@ def together(
 
 @contextlib.contextmanager
 def _abort_handler() -> Iterator[None]:
-    """Meets within it; what is set then stays, unless this process turns out to be alone.
+    """Sets a handler for SIGABRT. It stays after the context, unless this process is alone.
 
-    The runtime aborts when it misses a peer, often from a thread of its own: Python's own signal
-    handlers would run too late.
+    The runtime aborts this process when a peer is lost, often from a thread of its own. Python's
+    signal handlers would run too late.
     """
     set_signal = ctypes.CDLL(None).signal
     set_signal.restype = ctypes.c_void_p
@@ -83,7 +84,7 @@ def _part(error: BaseException, heartbeat_seconds: int) -> NoReturn:
     if "gloo" in str(error).lower():
         _leave(joining.LOST)
     if lost_peer(error):
-        # Unsure; the runtime misses a lost peer's heartbeat, and then aborts this process.
+        # If a peer is really lost, the runtime notices and aborts this process meanwhile.
         time.sleep(1.5 * heartbeat_seconds)
     if isinstance(error, ExplainedError):
         _leave(str(error), error.exit_status)
@@ -91,12 +92,12 @@ def _part(error: BaseException, heartbeat_seconds: int) -> NoReturn:
 
 
 def count() -> int:
-    """How many processes there are; unlike jax.process_count(), it uses no device."""
+    """The number of processes. Unlike jax.process_count(), this uses no device."""
     return distributed.global_state.num_processes or 1
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Whether an error can be how a lost peer shows: some collective's."""
+    """Whether a lost peer may have caused an error. Errors of collectives count."""
     while error is not None and count() > 1:
         text = str(error)
         if "gloo" in text.lower() or isinstance(error, TimeoutError):
@@ -108,7 +109,7 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def open_devices() -> None:
-    """Begins to use this process's devices. Raises UserError unless those of all are alike."""
+    """Opens this process's devices. Raises UserError if other processes have other devices."""
     with alike() as facts:
         facts |= parallel.open_devices()
 
@@ -119,7 +120,7 @@ def is_first() -> bool:
 
 
 def agree(value: int) -> int:
-    """The first process's value, in all of them; every process has to call it."""
+    """Returns the first process's value in all processes. Every process must call it."""
     if count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
@@ -127,12 +128,12 @@ def agree(value: int) -> int:
 
 @contextlib.contextmanager
 def alike() -> Iterator[dict[str, Any]]:
-    """A block that every process goes through, and that ends alike in all of them.
+    """A block that every process runs, and that succeeds or fails in all of them.
 
-    The block puts into the yielded dictionary what must be the same in all processes, in JSON
-    types. Nothing in the block may wait for another process. An error in one process is raised
-    there, and ends the block in the others too: they raise an error of the same exit status that
-    says which process it was. Raises UserError in all of them if what they put in differs.
+    The block adds facts, in JSON types, to the yielded dictionary. They must be equal in all
+    processes. If they differ, every process raises UserError. If the block fails in one process,
+    its error is raised there. The others raise an error with the same exit status that names that
+    process. No code in the block may wait for another process.
     """
     facts: dict[str, Any] = {}
     if count() == 1:
@@ -151,9 +152,9 @@ def alike() -> Iterator[dict[str, Any]]:
 
 
 def _compared(facts: dict[str, Any], own: Exception | None) -> tuple[str, int]:
-    """What the first process finds in what all of them have put in: a line and an exit status."""
+    """The first process's verdict on the facts of all: a line and an exit status."""
     client, rank = distributed.global_state.client, distributed.global_state.process_id
-    assert client is not None  # There are several.
+    assert client is not None  # There are several processes.
     name = f"resnet_flax/alike/{next(_comparisons)}"
     answer = {"facts": facts, "error": summary(own) if own else "", "status": _status(own)}
     client.key_value_set(f"{name}/{rank}", json.dumps(answer))
@@ -165,7 +166,7 @@ def _compared(facts: dict[str, Any], own: Exception | None) -> tuple[str, int]:
             client.key_value_delete(key)
     line, status = json.loads(client.blocking_key_value_get(f"{name}/verdict", _DAY))
     if status:
-        # The first has the store. Once it leaves, the runtime aborts the others, in many lines.
+        # Process 0 has the store. When it ends, the runtime aborts the others with many lines.
         if status != TryAgainError.exit_status:
             global _last_words
             _last_words = (str(own) if own else line, _status(own) or status)
@@ -180,7 +181,7 @@ def _status(error: Exception | None) -> int:
 
 
 def _verdict(answers: Sequence[dict[str, Any]]) -> tuple[str, int]:
-    """A line and an exit status; ("", 0) if all have put in the same and none has failed."""
+    """A line and an exit status: ("", 0) if all facts are equal and no process failed."""
     for rank, answer in enumerate(answers):
         if answer["error"]:
             return f"Process {rank}: {answer['error']}", answer["status"]
@@ -196,12 +197,12 @@ def _verdict(answers: Sequence[dict[str, Any]]) -> tuple[str, int]:
         return "", 0
     more = len(differences) - _MOST_NAMED
     named = "; ".join(differences[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
-    return f"Expected the same in all processes, got different {named}.", UserError.exit_status
+    return f"Expected equal values in all processes, got different {named}.", UserError.exit_status
 
 
 def _leave(line: str, status: int = TryAgainError.exit_status) -> NoReturn:
-    """Ends this process at once: a normal exit would wait for its peers."""
-    with contextlib.suppress(Exception):  # Where nobody reads.
+    """Ends this process at once. A normal exit would wait for its peers."""
+    with contextlib.suppress(Exception):  # Nobody may be reading.
         sys.stdout.flush()
         os.write(2, f"{Path(sys.argv[0]).stem}: {line}\n".encode())
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Turns SIGINT, SIGTERM and SIGHUP into a question, so that a run stops where it can resume."""
+"""Turns SIGINT, SIGTERM and SIGHUP into requests, so that a run stops where it can resume."""
 
 import os
 import signal
@@ -11,31 +11,31 @@ from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST_SECONDS = 1.0
-"""Signals this close to the first are the same request: timeout(1) sends SIGTERM to the process and
-to its group, a terminal that closes sends several SIGHUP."""
+"""Signals within this time after the first are the same request. For example, timeout(1) sends
+SIGTERM to the process and to its group, and a closing terminal sends several SIGHUP."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
-    """A context in which the first signal asks to stop, and a later one ends the process at once.
+    """A context in which the first signal asks to stop, and a second one ends the process at once.
 
-    A later one comes `SAME_REQUEST_SECONDS` or more after the first and is no SIGHUP. No SIGHUP is
-    heard where it is ignored, as under nohup.
+    A second signal counts if it comes `SAME_REQUEST_SECONDS` or more after the first and is not
+    SIGHUP. If SIGHUP is ignored, as under nohup, it has no effect.
 
-    With several processes, a signal to any one of them stops all at the same step. In a thread that
-    is not the main one, only the SIGTERM to one of several processes is heard.
+    With several processes, a signal to one of them stops all at the same step. Outside the main
+    thread, signals are not handled, except SIGTERM with several processes.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """Why to stop, once `reached` has said so."""
+        """The reason to stop, after `reached` returned True."""
         self._signal: str | None = None
         self._questions = 0
         self._previous: dict[int, object] = {}
         self._pipe, self._previous_fd = (-1, -1), -1
 
     def reached(self) -> bool:
-        """Whether to stop here. Every process has to ask, and asks equally often."""
+        """Whether to stop here. Every process must call this, and equally often."""
         self._questions += 1
         if jax.process_count() == 1:
             self.received = self._signal
@@ -47,12 +47,12 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            # A thread hears the signals: the main one may be inside a long computation.
+            # Another thread receives the signals: the main one may be in a long computation.
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in SIGNALS:
-                # jax.distributed handles SIGTERM, and no longer would with a handler of ours.
+                # jax.distributed handles SIGTERM. A handler of ours would replace it.
                 if number == signal.SIGTERM and jax.process_count() > 1:
                     continue
                 if not (number == signal.SIGHUP and _is_ignored(number)):  # As under nohup.

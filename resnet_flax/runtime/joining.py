@@ -1,4 +1,4 @@
-"""How the processes of one run find each other: by flags, or by what their launcher says."""
+"""Connects the processes of one run, by flags or by the variables of their launcher."""
 
 import os
 import socket
@@ -9,14 +9,14 @@ import jax
 from resnet_flax.errors import TryAgainError, UserError, summary
 
 MEET_SECONDS = 300
-LOST = f"Lost a peer, or met none within {MEET_SECONDS} s; the same commands go on."
+LOST = f"Lost a peer, or met none within {MEET_SECONDS} s. Give the same commands again to go on."
 _NOBODY = "coordinator_address should be defined"
-_WAY_OUT = "Give --coordinator=HOST:PORT of process 0, --num_processes and --process_id to each"
-_ALONE = "or --num_processes=1 to one that trains alone."
+_WAY_OUT = "Give each process --coordinator=HOST:PORT of process 0, --num_processes, --process_id"
+_ALONE = "or give --num_processes=1 to a process that trains alone."
 
 
 class _Launcher(NamedTuple):
-    """The environment variables that say how many processes were begun, and which one this is."""
+    """A launcher's variables: the number of processes, and the number of this one."""
 
     name: str
     size: str
@@ -38,17 +38,18 @@ def join(
     process_id: int | None,
     heartbeat_seconds: int,
 ) -> None:
-    """Meets the others, or stays alone where nothing says that there are any; as `hosts.together`.
+    """Joins the other processes, or stays alone if nothing says that there are others.
 
-    Raises UserError where they cannot meet, TryAgainError where the others do not come.
+    The arguments are those of `hosts.together`. Raises UserError if the processes cannot meet, and
+    TryAgainError if the others do not come in time.
     """
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if given == [False, True, False] and num_processes == 1:
         return
     if any(given) and not all(given):
         raise UserError(
-            "Expected all of --coordinator=HOST:PORT, --num_processes and --process_id, none, or"
-            f" --num_processes=1 alone, got {coordinator}, {num_processes} and {process_id}."
+            "Expected all of --coordinator=HOST:PORT, --num_processes and --process_id, or none,"
+            f" or --num_processes=1 alone, got {coordinator}, {num_processes} and {process_id}."
         )
     if coordinator is not None:
         _check_address(coordinator, binds=process_id == 0)
@@ -61,7 +62,7 @@ def join(
 
 
 def _is_alone_in_slurm() -> bool:
-    """A task that is alone would get but one of its GPUs from jax's detection."""
+    """Whether Slurm started a single task. jax's detection would give it only one of its GPUs."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS")
     return tasks == "1"
 
@@ -72,7 +73,7 @@ def _initialize(
     process_id: int | None,
     heartbeat_seconds: int,
 ) -> bool:
-    """Whether there are others, and they have met."""
+    """Lets jax connect the processes. False if jax finds that there are no others."""
     try:
         jax.distributed.initialize(
             coordinator,
@@ -84,7 +85,7 @@ def _initialize(
         )
     except jax.errors.JaxRuntimeError as error:
         raise TryAgainError(f"{LOST} ({summary(error)})") from None
-    except Exception as error:  # Also what a cluster's interface raises, and wrong variables.
+    except Exception as error:  # Also errors of a cluster's interface or of wrong variables.
         if coordinator is None and _NOBODY in str(error):
             return False
         raise UserError(
@@ -94,10 +95,10 @@ def _initialize(
 
 
 def _detection(*, told: bool) -> str | None:
-    """Where jax looks for peers, and for its own devices; None: everywhere that it knows.
+    """The clusters in which jax looks for peers and for its own devices. None: all it knows.
 
-    It tries Kubernetes last, by asking its server, which not every pod may do. Only a pod of an
-    indexed Job can have peers there; if it was told of them, it need not ask.
+    jax tries Kubernetes last and asks its server, which not every pod may do. Only a pod of an
+    indexed Job can have peers. It need not ask if flags name the peers (`told`).
     """
     others = ("TPU_WORKER_HOSTNAMES", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NODELIST")
     if "KUBERNETES_SERVICE_HOST" not in os.environ or any(name in os.environ for name in others):
@@ -106,7 +107,7 @@ def _detection(*, told: bool) -> str | None:
 
 
 def _check_nobody_else() -> None:
-    """Raises UserError if a launcher has begun others, whom this process would not know of."""
+    """Raises UserError if a launcher began other processes that this one cannot find."""
     for name, size, rank in _LAUNCHERS:
         if os.environ.get(size, "1") != "1":
             raise UserError(
@@ -116,7 +117,7 @@ def _check_nobody_else() -> None:
 
 
 def _check_address(coordinator: str, *, binds: bool) -> None:
-    """Raises UserError where jax would crash: without a port, or with one in use here."""
+    """Raises UserError where jax would crash: without a port, or if the port is in use here."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or int(port) >= 2**16:
         raise UserError(f"Expected --coordinator=HOST:PORT, got {coordinator}.")

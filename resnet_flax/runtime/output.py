@@ -1,4 +1,4 @@
-"""What a command prints ends nothing, also where nobody reads it or it cannot be written."""
+"""Makes a command go on if its output has no reader or cannot be written."""
 
 import io
 import os
@@ -7,7 +7,7 @@ import sys
 
 
 class _Unheard(io.FileIO):
-    """A stream of which what cannot be written is lost."""
+    """A stream that drops output which it cannot write."""
 
     def write(self, data):  # type: ignore[no-untyped-def]
         try:
@@ -17,26 +17,26 @@ class _Unheard(io.FileIO):
 
 
 def keep_going() -> None:
-    """From here on a stdout or stderr that is closed or full is no error."""
+    """From now on, a closed or full stdout or stderr raises no error."""
     _fill_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # Closed from the beginning: Python prints nothing then.
+        if stream is None:  # Closed before the start: Python then prints nothing.
             continue
         raw = _Unheard(stream.fileno(), "w", closefd=False)
         text = io.TextIOWrapper(
             raw if stream.write_through else io.BufferedWriter(raw),
             encoding=stream.encoding,
-            errors="replace",  # Where there is no ±, a command still goes on.
+            errors="replace",  # A terminal without ± must not end a command.
             line_buffering=stream.line_buffering,
-            write_through=stream.write_through,  # As PYTHONUNBUFFERED asks for.
+            write_through=stream.write_through,  # PYTHONUNBUFFERED sets this.
         )
         stream.flush()
         setattr(sys, name, text)
 
 
 def _fill_closed() -> None:
-    """Opens what was closed from the beginning, or the next file would get what is printed."""
+    """Opens streams that were closed at the start. Else the next open file would get the output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Maps a step over the devices of all processes: the only file that says pmap and shard_map."""
+"""Maps a step over the devices of all processes. Only this file uses pmap and shard_map."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from resnet_flax.errors import UserError, summary
 
-# The mapped axis: steps take their means over it.
+# The mapped axis. Steps take their means over it.
 DATA_AXIS = "data"
 Backend = Literal["pmap", "shard_map"]
 M = TypeVar("M")
@@ -20,9 +20,10 @@ S = TypeVar("S")
 
 
 def means_and_sums(means: M, sums: S) -> tuple[M, S]:
-    """The mean of one tree and the sum of another over DATA_AXIS, by a single all-reduce.
+    """The mean of one tree and the sum of another over DATA_AXIS, with a single all-reduce.
 
-    Trees of arrays of any shapes; float32, or integers whose sums are below 2**24 and so exact.
+    Arrays may have any shape. They are float32, or integers whose sums are below 2**24, so that
+    float32 holds them exactly.
     """
     flat, unravel = ravel_pytree((means, sums))
     means, sums = unravel(jax.lax.psum(flat, DATA_AXIS))
@@ -31,24 +32,25 @@ def means_and_sums(means: M, sums: S) -> tuple[M, S]:
 
 
 def open_devices() -> dict[str, Any]:
-    """The kind and number of this process's devices; the same in all processes of a run.
+    """Opens this process's devices. Returns facts that must be equal in all processes of a run.
 
-    Raises UserError if there are none of the platform that was asked for.
+    They are the platform, the kind and the number of devices. Raises UserError if the requested
+    platform has no device.
     """
     try:
         devices = jax.local_devices()
-    except Exception as error:  # An AssertionError where a platform is left out without a word.
+    except Exception as error:  # jax raises AssertionError if it silently skips a platform.
         reason = f" ({summary(error)})" if str(error) else ""
         raise UserError(
             f"Found no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}{reason}."
-            " Give JAX_PLATFORMS=cpu, or unset it to take what there is."
+            " Give JAX_PLATFORMS=cpu, or unset it to use the devices that jax finds."
         ) from error
     kind = {"platform": devices[0].platform, "device_kind": devices[0].device_kind}
     return {**kind, "local_devices": len(devices)}
 
 
 def check_divisible(field: str, batch_size: int, count: int) -> None:
-    """Raises UserError unless each of so many devices gets the same share of the batch."""
+    """Raises UserError unless `count` devices get equal shares of the batch."""
     if batch_size < 1 or batch_size % count:
         below = max(batch_size - batch_size % count, count)
         raise UserError(
@@ -58,48 +60,48 @@ def check_divisible(field: str, batch_size: int, count: int) -> None:
 
 
 class Devices:
-    """All devices of all processes along one axis, and how a step is mapped over them.
+    """All devices of all processes along one axis. Maps steps over them.
 
-    A mapped step sees replicated arguments whole and sharded ones as this device's share. What it
-    returns must be the same on every device; it comes back without a device axis.
+    A mapped step sees replicated arguments whole, and its device's share of sharded ones. Its
+    result must be the same on every device. It comes back without a device axis.
     """
 
     def __init__(self, backend: Backend = "pmap", devices: Sequence[jax.Device] | None = None):
-        """`devices`: all by default; fewer are for tests. Raises UserError for another backend."""
+        """`devices`: all by default; tests use fewer. Raises UserError for an unknown backend."""
         if backend not in get_args(Backend):
             raise UserError(f"Expected parallel in {get_args(Backend)}, got {backend!r}.")
         self.backend = backend
         self.devices = list(devices or jax.devices())
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
-        # pmap takes and gives this process's part of an array, jit the whole of it.
+        # pmap works on this process's part of an array, jit on the whole array.
         self.mesh = Mesh(self.local if backend == "pmap" else self.devices, (DATA_AXIS,))
 
     def check_divisible(self, field: str, batch_size: int) -> None:
-        """Raises UserError unless every device gets the same share of the batch."""
+        """Raises UserError unless all devices get equal shares of the batch."""
         check_divisible(field, batch_size, len(self.devices))
 
     def rounded_up(self, batch_size: int) -> int:
-        """The next size of a batch of which every device gets the same share."""
+        """The smallest batch of at least this size with equal shares for all devices."""
         return -(-batch_size // len(self.devices)) * len(self.devices)
 
     def replicate(self, tree: Any) -> Any:
         """Copies a tree of arrays to every device of this process."""
-        # By way of the host and never an alias: a step donates its state, and would delete the
-        # source with it.
+        # Through the host and never an alias: a step donates its state, which would also delete
+        # the source.
         host_tree = jax.device_get(tree)
         return jax.device_put(host_tree, NamedSharding(self.mesh, P()), may_alias=False)
 
     def places(self, batch_size: int) -> np.ndarray:
-        """The positions in a global batch that are this process's, device by device: [B] int."""
+        """This process's positions in a global batch, device by device: [B] int."""
         shares = np.arange(batch_size).reshape(len(self.devices), -1)
         return shares[[i for i, d in enumerate(self.devices) if d in self.local]].ravel()
 
     def shard(self, batch: np.ndarray) -> jax.Array:
-        """[..., B] of the global batch, the same in every process -> [D, ..., B/D] on devices."""
+        """The global batch [..., B], equal in every process -> [D, ..., B/D] on devices."""
         return self.shard_places(batch[..., self.places(batch.shape[-1])], axis=-1)
 
     def shard_places(self, part: np.ndarray, axis: int) -> jax.Array:
-        """What belongs to `places` along `axis` -> [D, ..., B/D, ...] on devices."""
+        """This process's part, as `places` along `axis` -> [D, ..., B/D, ...] on devices."""
         axis %= part.ndim
         shape = (*part.shape[:axis], len(self.local), -1, *part.shape[axis + 1 :])
         shares = np.moveaxis(part.reshape(shape), axis, 0)
@@ -109,10 +111,10 @@ class Devices:
     def map(
         self, step: Callable[..., Any], sharded: Sequence[bool], donate: int | None = None
     ) -> Callable[..., Any]:
-        """Compiles `step`, whose arguments are trees of arrays, for all devices.
+        """Compiles `step` for all devices. Its arguments are trees of arrays.
 
-        - `sharded`: for each argument, whether it comes from `shard` or from `replicate`.
-        - `donate`: the argument whose memory the result may take.
+        - `sharded`: for each argument, true if it comes from `shard`, false if from `replicate`.
+        - `donate`: the index of the argument whose memory the result may use.
         """
         donated = () if donate is None else (donate,)
         if self.backend == "pmap":
@@ -133,7 +135,7 @@ class Devices:
             )
             return step(*shares)
 
-        # check_vma would turn a pmean of gradients into their sum, without an error.
+        # check_vma would turn a mean of gradients into their sum, without an error.
         mapped = jax.shard_map(
             on_device,
             mesh=self.mesh,

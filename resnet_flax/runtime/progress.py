@@ -10,10 +10,10 @@ from resnet_flax.errors import printable
 
 
 class RunProgress:
-    """Steps, loss, error, images/s and time left of one run after another.
+    """Shows steps, loss, error, images/s and time left, of one run after another.
 
-    On a terminal a bar below what was printed, or what `view` shows. Elsewhere a line for each
-    update. Use as a context manager.
+    A terminal shows a bar, or `view`, below the printed lines. Elsewhere each update prints a line.
+    Use as a context manager.
     """
 
     def __init__(
@@ -23,8 +23,8 @@ class RunProgress:
         view: Callable[[Console], RenderableType] | None = None,
     ):
         """
-        - `quiet`: shows nothing, for all but the first of several processes.
-        - `view`: what a terminal shows instead of the bar, asked for every second.
+        - `quiet`: shows nothing. True in all processes but the first.
+        - `view`: returns what a terminal shows instead of the bar; called every second.
         """
         self.console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=quiet)
         self._view = view
@@ -55,14 +55,14 @@ class RunProgress:
         self._live.stop()
 
     def start(self, name: str, step: int, steps: int) -> None:
-        """Begins, or resumes, a run of `steps` steps at `step`."""
+        """Starts the display of a run of `steps` steps, at `step`."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
         self._name, self._steps, self._values = name, steps, ""
         self._bar.add_task(name, total=steps, completed=step)
 
     def update(self, step: int, loss: float, error: float, images_per_second: float) -> None:
-        """Shows a train record; `error` is a fraction."""
+        """Shows a train record. `error` is a fraction."""
         values = f"loss {loss:.4f}  error {error:6.2%}  {images_per_second:,.0f} images/s"
         if self.console.is_terminal:
             self._bar.update(self._bar.task_ids[0], completed=step)
@@ -71,5 +71,5 @@ class RunProgress:
             self.say(f"{self._name}  step {step}/{self._steps}  {values}")
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays on the screen."""
         self.console.print(printable(line), markup=False)

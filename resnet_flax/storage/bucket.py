@@ -1,8 +1,8 @@
-"""Names in a bucket, s3://... or gs://..., with as much of pathlib as records need. No JAX.
+"""Paths in a bucket (s3://..., gs://...), with the part of pathlib that records need. No JAX.
 
-An object is put whole, so a reader sees the old one or the new one. Nothing can be renamed or
-appended to, and a folder is there as long as there is an object below it. Whatever goes wrong is an
-OSError whose `strerror` says so in one line.
+An object is written whole, so a reader sees the old one or the new one. Objects cannot be renamed
+or appended to. A folder exists while there is an object below it. Every failure is an OSError whose
+`strerror` explains it in one line.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 NEEDS = {"s3": "s3fs", "gs": "gcsfs"}
 INSTALL = "pip install -e '.[bucket]' -c requirements.lock"
-# What does not answer is tried again, and is an error within a minute.
+# A request without an answer is repeated. It becomes an error within a minute.
 _RETRIES = {"mode": "standard", "total_max_attempts": 2}
 _ANSWER = {"connect_timeout": 5, "read_timeout": 10, "retries": _RETRIES}
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class BucketPath(PurePosixPath):
-    """`scheme://bucket/name`. Each method asks the storage; nothing is remembered."""
+    """A path `scheme://bucket/name`. Each method asks the storage; nothing is cached."""
 
     def __str__(self) -> str:
         scheme, *names = self.parts  # "s3:", "bucket", ...
@@ -53,7 +53,7 @@ class BucketPath(PurePosixPath):
         return next(self.iterdir(), None) is not None
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing: what is put makes its folders."""
+        """Does nothing: an object needs no folder."""
 
     def iterdir(self) -> Iterator["BucketPath"]:
         try:
@@ -66,23 +66,23 @@ class BucketPath(PurePosixPath):
                 yield self / PurePosixPath(key).name
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        """Of what is directly below."""
+        """The paths directly below this one whose name matches the pattern."""
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
     def objects(self) -> list[str]:
-        """The names of all objects below, relative to this one; none that could lead elsewhere."""
+        """The names of all objects below, relative to this path, without `..` and the like."""
         with _explained(self):
             keys = self._storage.find(self._key)
         names = (key.removeprefix(f"{self._key}/") for key in keys if key != self._key)
         return sorted(name for name in names if not {"", ".", ".."} & set(name.split("/")))
 
     def version(self) -> str:
-        """Another one whenever the object is."""
+        """A text that changes whenever the object changes."""
         with _explained(self):
             return self._storage.ukey(self._key)
 
     def size(self) -> int:
-        """In bytes."""
+        """The object's size in bytes."""
         with _explained(self):
             return self._storage.info(self._key)["size"]
 
@@ -98,7 +98,7 @@ class BucketPath(PurePosixPath):
             self._storage.pipe_file(self._key, data)
 
     def create(self, data: bytes) -> bool:
-        """Puts an object where there is none; false if there is one. Of many, one succeeds."""
+        """Creates an object. False if it exists already. If many processes try, one succeeds."""
         try:
             with _explained(self, puts=True):
                 self._storage.pipe_file(self._key, data, mode="create")
@@ -107,42 +107,42 @@ class BucketPath(PurePosixPath):
         return True
 
     def unlink(self) -> None:
-        """Deletes the object; an absent one is no error."""
+        """Deletes the object. It is no error if there is none."""
         with contextlib.suppress(FileNotFoundError), _explained(self):
             self._storage.rm_file(self._key)
 
     def upload(self, file: Path) -> None:
-        """Puts a local file."""
+        """Writes a local file's content to the object."""
         with _explained(self, puts=True):
             self._storage.put_file(str(file), self._key)
 
     def download(self, file: Path) -> None:
-        """Gets the object as a local file, with its folder."""
+        """Copies the object to a local file, and makes that file's folder."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with _explained(self):
             self._storage.get_file(self._key, str(file))
 
     def copy_to(self, target: "BucketPath") -> None:
-        """To another name in the same bucket."""
+        """Copies the object to another name in the same bucket."""
         with _explained(self):
             self._storage.cp_file(self._key, target._key)
 
 
 @functools.cache
 def _storage(scheme: str) -> Any:
-    import fsspec  # Takes a while, and a folder on a disk needs none.
+    import fsspec  # Slow to import, and not needed for folders on a disk.
 
-    # Other processes write, too: no listing is kept.
+    # Other processes also write, so listings are not cached.
     storage = fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS[scheme])
-    storage.retries = 2  # Of s3fs, each of which is two of its client.
+    storage.retries = 2  # Of s3fs; in each of them its client tries twice.
     return storage
 
 
 @contextlib.contextmanager
 def _explained(path: BucketPath, *, puts: bool = False) -> Iterator[None]:
-    """Whatever the libraries below raise, as an OSError in words.
+    """Turns any error of the libraries below into an OSError with an explanation.
 
-    `puts`: whether what is not found is not the object.
+    `puts`: whether an object is written. Then "not found" means that the bucket does not exist.
     """
     try:
         yield

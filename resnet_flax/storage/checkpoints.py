@@ -10,7 +10,6 @@ import jax
 from flax import serialization
 
 from resnet_flax.errors import GOES_ON, FaultError, UserError, complain, summary
-from resnet_flax.models import stacking
 from resnet_flax.storage import trees
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.step_folders import (
@@ -26,13 +25,12 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run, `folder/<step>/`, each with the SHA-256 sums of its files.
+    """The checkpoints of one run: a folder `<step>/` for each, with the SHA-256 sums of its files.
 
-    `RunFolder.config_digest` of the run that saved it is in each, unless an older version did.
-
-    States are stored as nested dicts of host arrays, so they restore on any number of devices and
-    without the code that made them. A step appears at once and whole, sums included; `sha256sum
-    --check SHA256SUMS` verifies it by hand.
+    A step appears at once and whole, with its sums. `sha256sum --check SHA256SUMS` checks it by
+    hand. A step also holds the `RunFolder.config_digest` of its run, unless an older version saved
+    it. States are stored as nested dicts of host arrays. So they restore on any number of devices,
+    and without the code that made them.
     """
 
     def __init__(
@@ -45,9 +43,10 @@ class Checkpoints:
     ):
         """Opens a folder to restore from it.
 
-        - `config`: the digest of the run's config; steps of another run are then refused.
-        - `say`: hears of damage; by default it is printed on stderr.
-        - `set_aside`: renames a damaged step and returns the new name; by default nothing is.
+        - `config`: the digest of the run's config. If it is given, steps of other runs are refused.
+        - `say`: called with a line about damage; by default the line is printed on stderr.
+        - `set_aside`: renames a damaged step and returns the new name. By default no step is
+          renamed.
         """
         self.folder, self._config, self._say = folder, config, say or complain
         self._folders, self._set_aside = step_folders(folder), set_aside
@@ -60,21 +59,18 @@ class Checkpoints:
             raise UserError(f"Cannot read {self.folder}: {trees.reason(error)}.") from error
 
     def steps(self) -> list[int]:
-        """The steps there are, ascending. Raises UserError if the folder cannot be read."""
+        """The saved steps, ascending. Raises UserError if the folder cannot be read."""
         with self._readable():
             return self._folders.steps()
 
     def last_good(self) -> int | None:
-        """The newest step whose files are what was saved, None if there is none.
-
-        Raises UserError if another run saved it.
-        """
+        """The newest undamaged step, or None. Raises UserError if another run saved it."""
         with self._newest_whole() as (step, _):
             return step
 
     @contextlib.contextmanager
     def _newest_whole(self) -> Iterator[tuple[int | None, Path]]:
-        """That step and its files."""
+        """Yields the newest undamaged step, or None, and the folder of its files."""
         damaged = []
         with contextlib.ExitStack() as stack:
             for step in reversed(self.steps()):
@@ -89,14 +85,14 @@ class Checkpoints:
                 step, files = None, Path()
             if damaged:
                 others = f", and so are {len(damaged) - 1} before it" if damaged[1:] else ""
-                used = "no other is whole" if step is None else f"step {step} is used"
+                used = "no other step is whole" if step is None else f"step {step} is used"
                 self._say(f"{damaged[0]}{others}; {used}.")
             if step is not None:
                 self._check_config(files)
             yield step, files
 
     def _check_config(self, files: Path) -> None:
-        """Raises UserError if a step was saved under another config than this run's."""
+        """Raises UserError if a run with another config saved the step."""
         found = config_of(files)
         if found and self._config and found != self._config:
             raise UserError(
@@ -106,25 +102,28 @@ class Checkpoints:
             )
 
     def has_damaged(self) -> bool:
-        """Whether a step was ever set aside."""
+        """Whether the folder has a step that was set aside as damaged."""
         return any(self.folder.glob("*.damaged*"))
 
     def restore(self, step: int | None = None) -> dict[str, Any]:
-        """The state dict saved at `step`, by default the newest whole one, as host arrays.
+        """The state dict that was saved at `step`, as host arrays.
 
-        Raises UserError if there is none, naming the steps there are, or if it is damaged or
-        another run's.
+        `step`: by default the newest undamaged one. Raises UserError if it is missing, damaged or
+        from another run. If it is missing, the message names the steps that exist.
         """
         with self._readable(), self._whole(step) as (step, files):
             try:
                 return trees.load(files)
-            except Exception as error:  # Orbax lets through what its many parts raise.
+            except Exception as error:  # Orbax raises errors of many types.
                 path = self.folder / str(step)
                 raise UserError(f"Cannot read the checkpoint {path} ({summary(error)}).") from error
 
     @contextlib.contextmanager
     def _whole(self, step: int | None) -> Iterator[tuple[int, Path]]:
-        """A step that is whole, by default the newest, and its files. Raises UserError if not."""
+        """Yields an undamaged step (the newest by default) and the folder of its files.
+
+        Raises UserError if it is missing, damaged or from another run.
+        """
         if step is None:
             with self._newest_whole() as (step, files):
                 if step is None:
@@ -138,32 +137,31 @@ class Checkpoints:
         with self._folders.files(step) as files:
             if damage := damage_of(files):
                 raise UserError(
-                    f"{self.folder / str(step)} is damaged ({damage}); steps there are:"
+                    f"{self.folder / str(step)} is damaged ({damage}). The saved steps are"
                     f" {self.steps()}."
                 )
             self._check_config(files)
             yield step, files
 
     def restore_into(self, state: T, step: int | None = None) -> T:
-        """`state`, whose leaves need a shape and dtype alone, with the values saved at `step`.
+        """Returns `state` with the values that were saved at `step`.
 
-        Raises UserError if what was saved has other leaves: it is another model's.
+        `state`: its leaves need only a shape and a dtype. Raises UserError if the saved leaves have
+        other names, shapes or dtypes: then they are from another model.
         """
         saved = self.restore(step)
         expected = serialization.to_state_dict(state)
         if saved.keys() < expected.keys():
             missing = ", ".join(sorted(expected.keys() - saved.keys()))
             raise UserError(
-                f"The checkpoint in {self.folder} lacks {missing}, as an exported run's does: no"
-                " training can go on from it, but with --config.init_from a new one can begin."
+                f"The checkpoint in {self.folder} lacks {missing}, like an exported run: training"
+                " cannot go on from it. Begin a new run from it with --config.init_from."
             )
-        if stacking.is_stacked(state):
-            saved = stacking.stack(saved)
         self.check_same(expected, saved)
         return serialization.from_state_dict(state, saved)
 
     def check_same(self, expected: Any, found: Any) -> None:
-        """Raises UserError unless two state dicts have leaves of the same names and shapes."""
+        """Raises UserError unless the leaves of two state dicts agree in name, shape and dtype."""
         expected, found = trees.shapes(expected), trees.shapes(found)
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -174,10 +172,10 @@ class Checkpoints:
 
 
 class CheckpointWriter:
-    """Saves in the background. With several processes all call, and the first one writes.
+    """Saves checkpoints in the background. Use as a context manager, which waits for the last save.
 
-    A step is there only after it was read back. Use as a context manager, which waits for the last
-    save.
+    A step appears only after it was read back and compared. With several processes, all of them
+    call these methods, and the first one writes.
     """
 
     def __init__(
@@ -190,14 +188,15 @@ class CheckpointWriter:
         say: Callable[[str], None],
         config: str | None = None,
     ):
-        """Makes the folder if need be, and clears away what a crash left half-written.
+        """Makes the folder if it is missing, and deletes unfinished files that a crash left.
 
         - `keep_every`: as in `kept_steps`.
-        - `attempt`: sets what it has half-written apart from what an earlier writer has.
-        - `held`: a context to write in, which raises if the run has become another process's.
+        - `attempt`: part of the names of unfinished files, so that those of two writers differ.
+        - `held`: a context for each write. It raises if another process has taken the run over.
+        - `config`: the digest of the run's config, saved with each step.
         """
         self.reader = Checkpoints(folder, config=config, say=say, set_aside=self._set_aside)
-        """Reads this folder, and sets aside the steps that it finds damaged."""
+        """Reads this folder, and renames the steps that it finds damaged."""
         self._folder, self._say, self._config = folder, say, config
         self._folders = step_folders(folder)
         self._first = jax.process_index() == 0
@@ -208,7 +207,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: Future[None] | None = None
         self.saved: int | None = None
-        """The last step saved, whole and on disk."""
+        """The last step that is saved: whole and on disk."""
         self._quiet = trees.quiet()
 
     def __enter__(self) -> "CheckpointWriter":
@@ -216,7 +215,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        """Waits for the last save; its error is raised, unless another is on its way."""
+        """Waits for the last save. Raises its error, unless the context ends by another error."""
         try:
             with contextlib.suppress(*([Exception] if kind else [])):
                 self.wait()
@@ -227,36 +226,36 @@ class CheckpointWriter:
             self._quiet.__exit__(None, None, None)
 
     def save(self, step: int, state: Any, test_errors: Mapping[int, float]) -> None:
-        """Begins to save; the state may be donated as soon as this returns.
+        """Begins to save. When this returns, the state may be donated.
 
-        - `state`: or its `trees.host_tree`.
-        - `test_errors`: of the steps evaluated so far, to know the best one.
+        - `state`: a training state, or its `trees.host_tree`.
+        - `test_errors`: step -> test error, of the steps evaluated so far. The best step is kept.
 
-        Raises FaultError if the save before this one failed.
+        Raises FaultError if the previous save failed.
         """
         self.wait()
         tree = trees.host_tree(state)
         part = self._folders.part(step, self._attempt)
         with self._faults(step, part), contextlib.ExitStack() as stack:
             if self._first:
-                stack.enter_context(self._held())  # Orbax would make a vanished folder anew.
+                stack.enter_context(self._held())  # Else Orbax would recreate a deleted folder.
             write = trees.save(part, tree)
         self._save = self._thread.submit(self._finish, step, part, write, dict(test_errors))
 
     def wait(self) -> None:
-        """Until the last save is whole and on disk. Raises FaultError if it failed."""
+        """Waits until the last save is on disk. Raises FaultError if the save failed."""
         save, self._save = self._save, None
         if save is not None:
             save.result()
 
     def close(self, test_errors: Mapping[int, float]) -> None:
-        """Waits, and keeps what is to be kept by the errors known at the end."""
+        """Waits for the last save. Then deletes old steps, by the test errors known at the end."""
         self.wait()
         if self._first:
             self._delete_old(test_errors)
 
     def poll(self) -> None:
-        """Raises FaultError if the last save has failed."""
+        """Raises FaultError if the last save has failed. Does not wait for it."""
         if self._save is not None and self._save.done():
             self.wait()
 
@@ -273,7 +272,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _faults(self, step: int, part: Path) -> Iterator[None]:
-        """What goes wrong with a save becomes one line, and leaves nothing half-written."""
+        """Turns an error in a save into a FaultError of one line, and deletes unfinished files."""
         try:
             yield
         except Exception as error:
@@ -289,9 +288,9 @@ class CheckpointWriter:
         steps = self.reader.steps()
         try:
             for step in set(steps) - kept_steps(steps, self._keep_every, test_errors):
-                with self._held():  # Another's steps are not this one's to judge.
+                with self._held():  # Only the holder of the lock may delete steps.
                     self._folders.delete(step)
-        except OSError as error:  # No reason to stop: what is to be kept is there.
+        except OSError as error:  # No reason to stop: all steps to keep are there.
             self._say(f"Cannot delete an old checkpoint in {self._folder}: {trees.reason(error)}.")
 
     def _set_aside(self, step: int) -> str:

@@ -1,11 +1,11 @@
-"""Files that are on disk, or in a bucket, when they are said to be, and are what was written.
+"""Reading and writing of files on a disk or in a bucket. No JAX.
 
-The one place that knows how to write to either. No JAX.
+A written file appears at once and whole, and it is on disk when the function returns. Only this
+file knows how to write to both places.
 """
 
 import errno
 import functools
-import hashlib
 import json
 import math
 import os
@@ -21,17 +21,15 @@ from resnet_flax.errors import UserError, complain
 from resnet_flax.storage.bucket import NEEDS, BucketPath
 from resnet_flax.storage.regular import open_regular, read_regular, too_large
 
-SUMS = "SHA256SUMS"
-# How file systems say that they do not sync folders: vboxsf, DrvFs, CIFS, some in user space.
+# Errors of file systems that cannot sync folders: vboxsf, DrvFs, CIFS and some in user space.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
 AnyPath = Path | BucketPath
 
 
 def path(name: str | os.PathLike[str]) -> AnyPath:
-    """A local path, made absolute, or a name in a bucket.
+    """Turns a name into a local, absolute path or into a path in a bucket.
 
-    Raises UserError for another URL, and for a name that no line of text can hold.
+    Raises UserError for any other URL, and for a name with control characters or line breaks.
     """
     text = os.fspath(name)
     is_local = not re.match(r"\w[\w+.\-]*:/", text)
@@ -39,8 +37,8 @@ def path(name: str | os.PathLike[str]) -> AnyPath:
         text = str(Path(text).expanduser().absolute())
     if unprintable := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
         raise UserError(
-            f"Expected a folder named by letters, digits, marks and spaces, got {text!r}: rename"
-            f" it without {unprintable[0]!r}."
+            f"Expected a folder named by printable characters, got {text!r}. Rename it without"
+            f" {unprintable[0]!r}."
         )
     if is_local:
         return Path(text)
@@ -51,17 +49,17 @@ def path(name: str | os.PathLike[str]) -> AnyPath:
 
 
 def refuse_links(folder: AnyPath, *names: str) -> None:
-    """Raises UserError if one of these is a symbolic link; the folder itself may be one."""
+    """Raises UserError if one of these names is a symbolic link. The folder itself may be one."""
     for path in (folder / name for name in names):
         if isinstance(path, Path) and path.is_symlink():
             raise UserError(
-                f"{path} is a symbolic link to {path.readlink()}. Put there what it leads to; to"
-                f" keep the files on another disk, make {folder} the link."
+                f"{path} is a symbolic link to {path.readlink()}. Replace it by what it points to."
+                f" To keep the files on another disk, make {folder} the link."
             )
 
 
 def check_reachable(folder: AnyPath) -> None:
-    """Raises UserError if it is in a bucket that cannot be used now: before long work, for it."""
+    """Raises UserError if the folder's bucket cannot be used. To be called before long work."""
     if isinstance(folder, BucketPath):
         try:
             folder.exists()
@@ -69,61 +67,11 @@ def check_reachable(folder: AnyPath) -> None:
             raise UserError(f"Cannot use {folder}: {error.strerror}.") from error
 
 
-def _files(folder: Path) -> list[str]:
-    """All that is below a folder but folders, sums and what systems leave in any: all that is
-    hidden (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER), and Windows' own."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return sorted(
-        str(file)
-        for file in files
-        if str(file) != SUMS
-        and not file.name.startswith(".")
-        and file.name.lower() not in LEFT_BY_WINDOWS
-    )
-
-
-def write_sums(folder: Path) -> None:
-    """Writes the sums of all files, after all of them are on disk."""
-    lines = []
-    for name in _files(folder):
-        lines.append(f"{_sha256(folder / name)}  {name}\n")
-        sync(folder / name)
-    path = folder / SUMS
-    path.write_text("".join(lines))
-    for written in (path, *(p for p in folder.rglob("*") if p.is_dir()), folder):
-        sync(written)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a folder that has sums, None if nothing is."""
-    try:
-        *lines, rest = read_bytes(folder / SUMS, 2**24).decode().split("\n")
-        sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
-        if rest or not sums:
-            return f"{SUMS} is not what was saved"
-        for name in sorted({*sums, *_files(folder)}):
-            if name not in sums:
-                return f"{name} is not in {SUMS}"
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if _sha256(folder / name) != sums[name]:
-                return f"{name} is not what was saved"
-    except FileNotFoundError:
-        return f"{SUMS} is missing"
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    except ValueError:
-        return f"{SUMS} is not what was saved"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sync(path: Path) -> None:
-    """Returns when a file or a folder's list of names is on disk, as far as that can be had."""
+    """Waits until a file, or a folder's list of names, is on disk.
+
+    Only prints a warning where the file system cannot do it for a folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,15 +85,15 @@ def sync(path: Path) -> None:
 
 @functools.cache
 def _complain_of_folders(reason: str) -> None:
-    """Once a process."""
+    """Prints the warning once in a process."""
     complain(
-        f"This file system cannot sync a folder ({reason}): after a power cut, what was written"
-        " last may be missing. All else goes on."
+        f"This file system cannot sync a folder ({reason}). After a power cut, the last files may"
+        " be missing. The command goes on."
     )
 
 
 def exists(path: AnyPath) -> bool:
-    """Raises UserError if it cannot be told."""
+    """Whether a file or folder exists. Raises UserError if the system cannot tell."""
     try:
         return path.exists()
     except OSError as error:
@@ -153,9 +101,10 @@ def exists(path: AnyPath) -> bool:
 
 
 def read_bytes(path: AnyPath, largest: int) -> bytes:
-    """What stands in a file, whosoever's folder it is in: every file of a folder is read here.
+    """Reads a whole file safely, also from a folder of somebody else.
 
-    Raises OSError, in words, if it is no regular file or has more than `largest` bytes.
+    Raises an OSError with an explanation if it is not a regular file or has more than `largest`
+    bytes.
     """
     if not isinstance(path, BucketPath):
         return read_regular(path, largest)
@@ -165,11 +114,11 @@ def read_bytes(path: AnyPath, largest: int) -> bytes:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Replaces a file at once: a reader, or a crash, sees the old or the new one, never a part."""
+    """Replaces a file at once. A reader, or a crash, sees the old or the new file, never a part."""
     if isinstance(path, BucketPath):
         path.write_bytes(data)
         return
-    # In two containers, processes may have the same number.
+    # A random name: processes in two containers may have the same number.
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     with new.open("wb") as file:
         file.write(data)
@@ -180,12 +129,12 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Replaces a file at once."""
+    """Replaces a text file at once."""
     write_bytes(path, text.encode())
 
 
 def write_text_anyway(path: AnyPath, text: str) -> None:
-    """Replaces a file at once, or in place, where a full disk has no room for a new one."""
+    """Replaces a file at once. On a full disk without room for a new file, writes in place."""
     try:
         write_text(path, text)
     except OSError:
@@ -197,15 +146,15 @@ def write_text_anyway(path: AnyPath, text: str) -> None:
 
 
 class Lines:
-    """A file to which its one writer appends lines."""
+    """A file to which a single writer appends lines."""
 
     def __init__(self, path: AnyPath):
         self._path = path
         self._text: str | None = None
-        """Of an object, which cannot grow: what is put again with every line."""
+        """In a bucket, the whole text. An object cannot grow, so each line writes it again."""
 
     def append(self, line: str) -> None:
-        """Written when this returns."""
+        """Appends a line. It is on disk when this returns."""
         if isinstance(self._path, BucketPath):
             if self._text is None:
                 self._text = self._path.read_text() if self._path.exists() else ""
@@ -224,13 +173,13 @@ class Lines:
 
 
 class LocalFolder:
-    """A folder for a library that writes files by itself, to a disk.
+    """A folder on a disk, for a library that writes its own files.
 
-    Of one in a bucket it is a temporary copy, whose files are put by `publish`.
+    For a folder in a bucket, it is a temporary folder. `publish` copies its files to the bucket.
     """
 
     def __init__(self, folder: AnyPath):
-        """Makes the folder if need be."""
+        """Makes the folder if it is missing."""
         self._bucket = folder if isinstance(folder, BucketPath) else None
         if isinstance(folder, BucketPath):
             self._temporary = tempfile.TemporaryDirectory(prefix="resnet_flax-")
@@ -240,32 +189,33 @@ class LocalFolder:
             self.path = folder
 
     def publish(self) -> None:
+        """Copies all files to the bucket, if the folder is in one."""
         if self._bucket is not None:
             for file in self.path.iterdir():
                 (self._bucket / file.name).upload(file)
 
     def close(self) -> None:
-        """Publishes what there is, and deletes the copy."""
+        """Publishes, then deletes the temporary folder, if the folder is in a bucket."""
         if self._bucket is not None:
             with self._temporary:
                 self.publish()
 
 
 class ReadPosition(NamedTuple):
-    """How far a file has been read that grows by lines, or is replaced."""
+    """How far a growing file was read. `file` tells it from the files that replace it."""
 
     file: int | str = 0
     offset: int = 0
 
 
 def read_on(path: AnyPath, position: ReadPosition, largest: int) -> tuple[bytes, ReadPosition]:
-    """The whole lines after a position, and the position after them.
+    """Reads the whole lines after a position. Returns them and the new position.
 
-    If the file was replaced since, all of it is read again: then it has another `file`, or is
-    shorter than the offset. At most `largest` bytes are read at once.
+    If the file was replaced since then, it is read from its beginning. A replaced file has another
+    `file`, or is shorter than the offset. Reads at most `largest` bytes.
     """
     if isinstance(path, BucketPath):
-        # Every line makes another object: read again in full, but only then.
+        # Each new line replaces the object: a new version is read in full.
         version = path.version()
         text = b"" if version == position.file else read_bytes(path, largest)
         whole = text[: text.rfind(b"\n") + 1]
@@ -281,7 +231,7 @@ def read_on(path: AnyPath, position: ReadPosition, largest: int) -> tuple[bytes,
 
 
 def identity(path: AnyPath) -> tuple[int | str, ...]:
-    """Another one whenever the file is. Raises FileNotFoundError if there is none."""
+    """Values that change whenever the file changes. Raises FileNotFoundError if it is missing."""
     if isinstance(path, BucketPath):
         return (path.version(),)
     found = path.stat()
@@ -289,14 +239,17 @@ def identity(path: AnyPath) -> tuple[int | str, ...]:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Replaces a file at once."""
+    """Replaces a JSON file at once."""
     write_text(path, pretty_json(value))
 
 
 def read_json(path: AnyPath, largest: int) -> Any:
-    """Raises UserError if the file is absent, larger than that many bytes or not JSON."""
+    """Reads a JSON file.
+
+    Raises UserError if the file is missing, not JSON, or larger than `largest` bytes.
+    """
     try:
-        # Not json.loads, which takes half characters, and lets numbers and nesting end it.
+        # Not json.loads: it accepts lone surrogates, and long numbers or deep nesting crash it.
         return from_json(read_bytes(path, largest))
     except FileNotFoundError as error:
         raise UserError(f"Expected a file {path}: is {path.parent} a run's folder?") from error
@@ -307,12 +260,12 @@ def read_json(path: AnyPath, largest: int) -> Any:
 
 
 def pretty_json(value: Any) -> str:
-    """With null for a number that is not finite."""
+    """JSON text with indents, and null for each number that is not finite."""
     return json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:
-    """JSON with null for each number that is not finite."""
+    """The same JSON value, with None for each number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

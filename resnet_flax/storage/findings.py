@@ -1,11 +1,11 @@
-"""What diagnostics found, in files beside a run's other records. No JAX: a report needs none.
+"""Results of diagnostics, in JSON files beside a run's other records. No JAX: reports need none.
 
-RUN/diagnostics/layers-STEP.json  `Layers` at a step, 0 for the initial values
+RUN/diagnostics/layers-STEP.json  `Layers` at a step; step 0: before training
 RUN/diagnostics/line.json         `Line`
 RUN/diagnostics/plane.json        `Plane`
-SWEEP/initial.json                `Initial`: networks of a sweep, and others, before training
+SWEEP/initial.json                `Initial`: networks of a sweep and others, before training
 
-A number that is not finite is null there and None here.
+A number that is not finite is null in the file and None here.
 """
 
 from typing import Annotated, Self, TypeVar
@@ -22,28 +22,32 @@ LAYERS, LINE, PLANE, INITIAL = "layers", "line.json", "plane.json", "initial.jso
 
 
 class Finding(pydantic.BaseModel):
-    """Anything that is stored."""
+    """Base class of everything that is stored in these files."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Layer(Finding):
-    """A weighted layer; gradients are of the mean loss over a batch, numbers means over batches."""
+    """A layer with weights.
+
+    Gradients are of the mean loss over a batch. Each number is a mean over batches.
+    """
 
     name: str
-    """As in the parameters: `stage1_block2/conv1`."""
+    """The name that the layer's parameters have, such as `stage1_block2/conv1`."""
     weight_gradient_norm: float | None
     """L2 norm of the gradient with respect to the layer's kernel."""
     weight_gradient_rms: float | None
     input_gradient_norm: float | None
-    """L2 norm of the gradient with respect to what the layer reads, over a batch."""
+    """L2 norm of the gradient with respect to the layer's input, over a batch."""
     input_gradient_rms: float | None
     response_std: float | None = None
-    """Standard deviation of its output after BN, before ReLU and addition (Fig. 7); None for the
+    """Standard deviation of its output after BN, before addition and ReLU (Fig. 7). None for the
     fully connected layer."""
     identity_share: float | None = None
-    """Where a block begins: the share of the gradient that reaches its input through h of Eqn. (1),
-    not through F, |h| / (|h| + |F|) in L2 norms; 0 in plain networks. None for other layers."""
+    """For a block's first layer: the share of the gradient at the block's input that comes through
+    h of Eqn. (1) and not through F: |h| / (|h| + |F|), in L2 norms. 0 in plain networks. None for
+    other layers."""
 
 
 class Layers(Finding):
@@ -53,7 +57,7 @@ class Layers(Finding):
     batches: int
     batch_size: int
     loss: float | None
-    """Mean over these batches, with their own statistics (nats)."""
+    """Mean loss over these batches, in nats. BN uses the statistics of each batch."""
     layers: tuple[Layer, ...]
 
 
@@ -64,7 +68,7 @@ class _Path(Finding):
 
 
 class Line(_Path):
-    """Training loss between the initial (position 0) and the last weights (position 1)."""
+    """Training loss on the line from the initial weights (position 0) to the last (position 1)."""
 
     losses: tuple[float | None, ...]
     errors: tuple[float | None, ...]
@@ -79,8 +83,8 @@ class Line(_Path):
 class Plane(_Path):
     """Training loss around the last weights, along two filter-normalised random directions.
 
-    Li et al. (2018), arXiv 1712.09913, Sec. 4. Row i, column j: positions i and j along the first
-    and the second direction.
+    Li et al. (2018), arXiv 1712.09913, Sec. 4. Row i is position i along the first direction.
+    Column j is position j along the second.
     """
 
     seed: int
@@ -107,12 +111,14 @@ class Network(Finding):
 
 
 class Initial(Finding):
+    """Networks of a sweep, before training."""
+
     networks: tuple[Network, ...]
 
 
 def save(path: AnyPath, finding: Finding) -> None:
-    """Replaces the file at once; makes its folder. Raises UserError if it cannot be written."""
-    if path.name != INITIAL:  # A sweep's folder may be a link, that of a run's findings not.
+    """Replaces the file at once, and makes its folder. Raises UserError if that fails."""
+    if path.name != INITIAL:  # A sweep's folder may be a link, a run's `diagnostics` may not.
         filesystem.refuse_links(path.parent.parent, path.parent.name)
     try:
         path.parent.mkdir(exist_ok=True)
@@ -122,7 +128,7 @@ def save(path: AnyPath, finding: Finding) -> None:
 
 
 def load(path: AnyPath, kind: type[F]) -> F | None:
-    """None if there is no such file. Raises UserError if it holds something else."""
+    """Reads a file. None if it is missing. Raises UserError if its content is of another kind."""
     try:
         return kind.model_validate_json(filesystem.read_bytes(path, LARGEST))
     except FileNotFoundError:
@@ -133,7 +139,7 @@ def load(path: AnyPath, kind: type[F]) -> F | None:
 
 
 def folder(run: AnyPath) -> AnyPath:
-    """Where a run's findings are."""
+    """The folder of a run's findings."""
     return run / "diagnostics"
 
 
@@ -142,6 +148,6 @@ def layers_file(run: AnyPath, step: int) -> AnyPath:
 
 
 def load_layers(run: AnyPath) -> list[Layers]:
-    """By step, those of every step that has been looked at."""
+    """Reads the `Layers` of all diagnosed steps, ordered by step."""
     found = (load(path, Layers) for path in folder(run).glob(f"{LAYERS}-*.json"))
     return sorted((layers for layers in found if layers), key=lambda layers: layers.step)

@@ -1,4 +1,7 @@
-"""One writer a folder: a lock that names its holder, and is taken over once that is dead."""
+"""A lock that gives a folder a single writer. It names its holder.
+
+Another process can take the lock over when its holder is dead.
+"""
 
 import contextlib
 import os
@@ -23,12 +26,15 @@ STALE_SECONDS = 30.0
 
 
 class FolderLock:
-    """The lock of a folder, held by one process at a time.
+    """The lock of a folder. One process at a time holds it.
 
-    A holder on this machine is alive while its process is. Of one elsewhere, or hidden, only the
-    heartbeat is seen, by the file's modification time or the object's content: who wants the lock
-    watches it for `STALE_SECONDS`, so that no clocks are compared. All that is written to the
-    folder is written inside `held`, where a holder that has lost its lock, frozen, finds out.
+    - A holder on this machine is alive while its process is alive.
+    - A holder on another machine, or a hidden process, shows only its heartbeat: the file's
+      modification time or the object's content changes. A process that wants the lock watches for
+      such a change for `STALE_SECONDS`. So no clocks are compared.
+
+    Every write to the folder happens inside `held`. There, a holder that was frozen and lost its
+    lock finds out.
     """
 
     def __init__(self, folder: Path | BucketPath):
@@ -46,16 +52,19 @@ class FolderLock:
         self._beating = threading.Thread(target=self._beat, daemon=True, name="lock heartbeat")
 
     def acquire(self, say: Callable[[str], None]) -> None:
-        """Takes the lock. Raises TryAgainError, naming the holder, if that is alive or frozen."""
+        """Takes the lock. Raises TryAgainError, which names the holder, if that is alive or frozen.
+
+        `say`: called with a line if this has to wait.
+        """
         while not self._is_taken(say):
             pass
         self._beating.start()
 
     def _is_taken(self, say: Callable[[str], None]) -> bool:
-        """False if another came first."""
+        """Tries to take the lock. False if another process was faster."""
         holder = self.store.read()
         try:
-            if holder == {}:  # Cut off by a crash, unless it is being written just now.
+            if holder == {}:  # A crash cut it off, or it is being written at this moment.
                 with self.store.alone(STALE_SECONDS):
                     holder = self.store.read()
             if holder is not None and self._is_alive(holder, say):
@@ -73,32 +82,32 @@ class FolderLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """To write in: nobody takes the lock over before the context ends.
+        """A context for each write: nobody takes the lock over before it ends.
 
-        Raises FaultError if the lock is not this process's any more. What remains uncertain, in
-        buckets and where the file system cannot lock, stands in lock_stores.py.
+        Raises FaultError if this process no longer holds the lock. lock_stores.py lists the
+        exceptions in buckets and on file systems that cannot lock.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(FileNotFoundError):  # Then the lock is gone, too.
+            with contextlib.suppress(FileNotFoundError):  # Then the lock is gone too.
                 stack.enter_context(self.store.alone())
             self.check_held()
             yield
 
     def check_held(self) -> None:
-        """Raises FaultError unless the lock is still this process's."""
+        """Raises FaultError unless this process still holds the lock."""
         holder = self.store.read()
         if holder is None:
             raise FaultError(
-                f"{self.store} is gone: the run's folder was moved or deleted, or its lock was."
-                " Nothing more is written."
+                f"{self.store} is gone: the run's folder was moved or deleted, or the lock was"
+                " deleted. This process writes nothing more."
             )
         if holder.get("token") != self._holder["token"]:
             raise FaultError(
-                f"{self._folder} was taken over by {_name(holder)}. Nothing more is written here."
+                f"{self._folder} was taken over by {_name(holder)}. This process stops writing."
             )
 
     def release(self) -> None:
-        """Gives the lock back; not if it has become another's."""
+        """Gives the lock back, unless another process has taken it over."""
         self._released.set()
         self._beating.join()
         with contextlib.suppress(OSError), self.store.alone(STALE_SECONDS):
@@ -131,10 +140,10 @@ class FolderLock:
 
 
 class Heartbeat:
-    """Whether a folder has a living writer, for one who looks now and then and writes nothing.
+    """Tells a reader, who asks repeatedly and writes nothing, whether a folder has a live writer.
 
-    A holder on another machine counts as alive until its heartbeat has stood still for
-    `STALE_SECONDS` under these looks.
+    A holder on another machine counts as alive until its heartbeat has not changed for
+    `STALE_SECONDS` of this reader's time.
     """
 
     def __init__(self, folder: Path | BucketPath):
@@ -163,7 +172,10 @@ def _name(holder: Holder) -> str:
 
 
 def _process_is_alive(holder: Holder) -> bool | None:
-    """None if it cannot be told from here, where a process may be hidden, or may be another's."""
+    """Whether the holder's process is alive.
+
+    None if this process cannot tell: a process may be hidden, or may have got the same number.
+    """
     if holder.get("released"):
         return False
     pid, created = holder.get("pid"), holder.get("process_created")
@@ -171,30 +183,30 @@ def _process_is_alive(holder: Holder) -> bool | None:
         return None
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:  # Unlike /proc, this hides nobody.
+    except ProcessLookupError:  # Unlike /proc, this hides no process.
         return False
     except OSError:
-        pass  # There, but another user's.
+        pass  # The process exists, but belongs to another user.
     seen = _seen(pid)
     if seen is None or not isinstance(created, int | float):
         return None
-    if abs(seen.created - created) >= 2:  # Seconds; the wall clock may be set meanwhile.
+    if abs(seen.created - created) >= 2:  # Seconds; somebody may have set the clock.
         return False if pid == os.getpid() else None
     return not seen.is_zombie
 
 
 class _Seen(NamedTuple):
-    """A process."""
+    """Facts about a process."""
 
     created: float
-    """In seconds since 1970."""
+    """Time of its start, in seconds since 1970."""
     is_zombie: bool
 
 
 def _seen(pid: int) -> _Seen | None:
-    """None if it cannot be seen from here."""
+    """Facts about a process. None if they cannot be seen from here."""
     try:
-        # /proc may be that of other processes, whose numbers mean others.
+        # /proc may show another container, in which numbers mean other processes.
         if sys.platform == "linux" and str(Path("/proc/self").readlink()) != str(os.getpid()):
             return None
         process = psutil.Process(pid)
@@ -204,14 +216,14 @@ def _seen(pid: int) -> _Seen | None:
 
 
 def machine() -> str:
-    """What processes have in common whose numbers mean the same: a boot, and a container.
+    """An id of the boot and the container. With the same id, process numbers mean the same.
 
-    Where that is not known, nothing: each is on a machine of its own.
+    If it is unknown, each process gets an id of its own.
     """
     if sys.platform != "linux":
         return f"{socket.gethostname()} {uuid.getnode()}"
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # Without /proc.
+    except OSError:  # There is no /proc.
         return uuid.uuid4().hex

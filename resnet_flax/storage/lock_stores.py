@@ -1,21 +1,24 @@
-"""Where a folder's lock is kept, and how writes stay within it.
+"""The places where a folder's lock is kept: a file on a disk, or objects in a bucket.
 
-On a disk it is `lock.json`, deleted when it is given back. Beside it lies `.lock`, empty, which the
-operating system locks for one process at a time: for each write, together with the look at
-`lock.json` before it, and for taking the lock over. So nobody is overtaken inside a write, not even
-when it is frozen there: who wants the folder waits, and gives up.
+On a disk the lock is `lock.json`; its holder deletes it at the end. Beside it lies `.lock`, an
+empty file that one process at a time locks with `flock`. A process holds `.lock` while it checks
+`lock.json` and writes, and while it takes the lock over. So nobody can take the lock over during a
+write, even if the writer is frozen. Another process waits for it, and then gives up.
 
-In a bucket, where nothing is deleted or renamed on a condition, it is the last of
-`lock/000001.json`, `lock/000002.json`, ...: a process creates the next number once the last holder
-has given it back or is dead. Storage that creates an object only where there is none, and lists at
-once what was created (S3 and GCS do both), gives each number to one process. From the moment that
-there is a later number, the look before each write fails.
+In a bucket, nothing can be deleted or renamed on a condition. There, the lock is the last of the
+objects `lock/000001.json`, `lock/000002.json`, ... A process creates the next number when the last
+holder has given the lock back or is dead. The storage must create an object only if there is none,
+and must list it at once. S3 and GCS do both, so each number goes to one process. When there is a
+later number, the check before each write fails.
 
-What remains: in a bucket, and on file systems without `flock` (some network ones), that look and
-the write after it are not one act. A holder that is frozen between the two for so long that it
-loses its lock finishes that one write when it wakes. It may replace a record's file by an older
-one, or add a line to it; or put a file of a checkpoint, which then does not match its sums and is
-set aside, and the one before is used. In a bucket the next record, or state, mends the former.
+An exception remains in buckets, and on file systems without `flock` (some network ones). There, the
+check and the write after it are two steps. Suppose that a holder is frozen between them for so long
+that it loses its lock. When it wakes, it finishes that one write. It may then:
+
+- replace a file of records by an older one, or add a line to it. In a bucket, the next record or
+  status repairs this;
+- write a file of a checkpoint. The file then does not match its sums, the checkpoint is set aside
+  as damaged, and the one before it is used.
 """
 
 import contextlib
@@ -33,33 +36,33 @@ from resnet_flax.errors import UserError
 from resnet_flax.storage.bucket import BucketPath
 from resnet_flax.storage.regular import open_regular, read_regular
 
-LARGEST = 2**16  # Bytes.
+LARGEST = 2**16  # Bytes of a lock.
 Holder = dict[str, Any]
 
 
 class LockStore(Protocol):
-    """Where a lock is kept."""
+    """A place where a lock is kept."""
 
     def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
-        """Keeps other processes out of `alone`, where that is possible, as long as it lasts.
+        """A context in which only one process can be at a time, where the storage can do that.
 
-        Raises BlockingIOError if one is still in there after `patience` seconds.
+        Raises BlockingIOError if another process is still inside after `patience` seconds.
         """
 
     def read(self) -> Holder | None:
-        """The holder, None if there is none; of what a crash cut off, what it says: {}."""
+        """The holder. None if there is none; {} if a crash cut the lock off."""
 
     def take(self, holder: Holder, instead_of: Holder | None) -> bool:
-        """Makes the lock this holder's, where that one was read; false if there is another."""
+        """Gives the lock to `holder`. False if it is no longer as read, `instead_of`."""
 
     def give_back(self) -> None:
-        """Makes room for others. Does nothing if the lock is another's by now."""
+        """Frees the lock. Does nothing if another process has taken it over."""
 
     def sign(self) -> Any:
-        """Another one after each `beat` of the holder; None if there is none."""
+        """A value that changes with each `beat` of the holder. None if there is no lock."""
 
     def beat(self) -> None:
-        """Of the holder alone."""
+        """Shows that the holder is alive. Only the holder calls it."""
 
 
 def lock_store(folder: Path | BucketPath) -> LockStore:
@@ -67,20 +70,20 @@ def lock_store(folder: Path | BucketPath) -> LockStore:
 
 
 class File:
-    """`lock.json`, and `.lock`, which stays: another file of its name would be another lock."""
+    """`lock.json` and `.lock`. `.lock` is never deleted: a new file would be another lock."""
 
     def __init__(self, folder: Path):
         self._path, self._gate = folder / "lock.json", folder / ".lock"
         self._holder: Holder = {}
         self._own = -1
-        """A descriptor of the holder's own file, so that it can touch no other's."""
+        """Descriptor of the holder's own file, so that a beat never touches another holder's."""
 
     def __str__(self) -> str:
         return str(self._path)
 
     @contextlib.contextmanager
     def alone(self, patience: float = math.inf) -> Iterator[None]:
-        # Not the folder itself: on NFS what is locked for all machines is a file open for writing.
+        # Not the folder itself: NFS locks only files that are open for writing.
         descriptor = os.open(self._gate, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             _flock(descriptor, patience)
@@ -121,7 +124,7 @@ class File:
 
     def sign(self) -> int | None:
         try:
-            # Opened, because network file systems remember what `stat` said.
+            # Opened first, because network file systems cache the result of `stat`.
             with open_regular(self._path) as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
@@ -132,19 +135,19 @@ class File:
 
 
 class Numbered:
-    """`lock/000001.json` and so on, of which the last is the lock.
+    """`lock/000001.json` and so on. The last one is the lock.
 
-    Only who created an object puts it again: with each beat, and as released. The last one stays,
-    so that no number is ever used twice.
+    Only the process that created an object writes it again: at each beat, and when it frees the
+    lock. The last object is never deleted, so that no number is used twice.
     """
 
     def __init__(self, folder: BucketPath):
         self._folder = folder / "lock"
         self._holder: Holder = {}
         self._number = 0
-        """The holder's own."""
+        """The number of the holder's own object."""
         self._read_number = 0
-        """The number last read."""
+        """The number of the object that was read last."""
 
     def __str__(self) -> str:
         return str(self._folder)
@@ -156,10 +159,10 @@ class Numbered:
         number = self._read_number + 1
         if self._last() >= number or not self._is_created(number, holder):
             return False
-        if self._last() > number:  # Of one so slow that others came and went meanwhile.
+        if self._last() > number:  # This process was too slow: others came and went.
             return False
         self._number, self._holder = number, holder
-        with contextlib.suppress(OSError):  # They are in nobody's way.
+        with contextlib.suppress(OSError):  # Old objects do no harm.
             for path in self._folder.glob("*.json"):
                 if path.name < self._path(number).name:
                     path.unlink()
@@ -169,13 +172,13 @@ class Numbered:
         path = self._path(number)
         if path.create(_encoded(holder)):
             return True
-        try:  # A put whose answer got lost was made again, and has met its own object.
+        try:  # Perhaps the answer to a write was lost, and its repetition found its own object.
             return _parsed(path.read_bytes()) == holder
         except FileNotFoundError:
             return False
 
     def read(self) -> Holder | None:
-        number = self._last()  # The heartbeat's thread reads too.
+        number = self._last()  # A local variable: the heartbeat's thread also reads.
         self._read_number = number
         if number == self._number:
             return self._holder or None
@@ -200,7 +203,7 @@ class Numbered:
         return self._folder / f"{number:06}.json"
 
     def _last(self) -> int:
-        """0 if there is none."""
+        """The number of the last object, or 0."""
         names = (path.stem for path in self._folder.glob("*.json"))
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
@@ -218,12 +221,12 @@ def _parsed(content: bytes) -> Holder:
 
 
 def _flock(descriptor: int, patience: float) -> None:
-    """Does nothing on file systems that lack it."""
+    """Locks a file. Does nothing on file systems without `flock`."""
     end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # The latter on CIFS.
+        except (BlockingIOError, PermissionError) as error:  # PermissionError: CIFS.
             if time.monotonic() >= end:
                 raise BlockingIOError from error
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A sweep's recipe: what its runs share, which is all that a grid does not vary. No JAX."""
+"""A sweep's recipe: the config fields that its grid does not vary. All runs share it. No JAX."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ class Difference(NamedTuple):
 
 
 def of_run(kind: str, identity: Mapping[str, Any]) -> Recipe:
-    """What one run says of its sweep's recipe; `identity` is as in `run_folder.identity`.
+    """The recipe as one run shows it. `identity`: as in `records.identity`.
 
-    The depth and the seed are no part of it. The shortcut is a fact of the kind alone, and the
-    warm-up one of the depth.
+    It leaves out depth and seed. It says which kind its shortcut belongs to, and which depth its
+    warm-up belongs to.
     """
     recipe = flat(identity)
     depth = recipe.pop("model.depth", None)
@@ -31,13 +31,13 @@ def of_run(kind: str, identity: Mapping[str, Any]) -> Recipe:
 
 
 def differences(old: Recipe, new: Recipe) -> list[Difference]:
-    """Of the fields that both have: an older record may lack what came later."""
+    """Differences in the fields that both have. Older records may lack newer fields."""
     shared = sorted(old.keys() & new.keys())
     return [Difference(name, old[name], new[name]) for name in shared if old[name] != new[name]]
 
 
 def group(runs: Iterable[Recipe]) -> tuple[list[Recipe], list[int]]:
-    """The recipes of runs, in order of appearance, and for each run the index of its own."""
+    """Groups runs by recipe. Returns the recipes in order of appearance, and each run's index."""
     recipes: list[Recipe] = []
     places = []
     for said in runs:
@@ -51,7 +51,7 @@ def group(runs: Iterable[Recipe]) -> tuple[list[Recipe], list[int]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, with dotted names: `{"model.depth": 20, ...}`."""
+    """Flattens nested objects into one with dotted names: `{"model.depth": 20, ...}`."""
     fields: dict[str, Any] = {}
     for key, value in config.items():
         inner = isinstance(value, dict) and value

@@ -1,4 +1,4 @@
-"""Opens files of folders that may be anybody's: a name there may stand for anything. No JAX."""
+"""Opens files safely, also in folders of other users, where a name may be a pipe. No JAX."""
 
 import errno
 import io
@@ -8,18 +8,18 @@ from pathlib import Path, PurePath
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """A file, to read. Raises OSError for a pipe, a device or a folder, without waiting for it."""
+    """Opens a file to read. Raises OSError for a pipe, device or folder, and never waits for it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{path.name} is no regular file", str(path))
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file", str(path))
     return io.BufferedReader(io.FileIO(descriptor))
 
 
 def read_regular(path: Path, largest: int) -> bytes:
-    """What stands in a file. Raises OSError, also if that is more than `largest` bytes."""
+    """Reads a whole file. Raises OSError, also if it has more than `largest` bytes."""
     with open_regular(path) as file:
-        # Some have no size until they are read, such as those of /proc.
+        # Files in /proc have size 0 until they are read.
         size = os.fstat(file.fileno()).st_size
         if size > largest or len(content := file.read(largest + 1)) > largest:
             raise too_large(path, largest)
@@ -27,5 +27,5 @@ def read_regular(path: Path, largest: int) -> bytes:
 
 
 def too_large(path: PurePath, largest: int) -> OSError:
-    """What is raised for a file of more than that many bytes."""
+    """The error for a file of more than `largest` bytes."""
     return OSError(errno.EFBIG, f"{path.name} has more than {largest:,} bytes", str(path))

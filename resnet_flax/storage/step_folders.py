@@ -1,8 +1,8 @@
-"""Where the checkpoints of a run lie: folders of files, one a step, on a disk or in a bucket.
+"""The folders of a run's checkpoints: one for each step, on a disk or in a bucket.
 
-On both, a step is there at once and whole, sums included, or it is not there. On a disk it is
-renamed into its place. In a bucket its files are put one by one, `SHA256SUMS` last, and it is there
-as long as that is; they are written to, and read from, a temporary folder of this machine.
+In both, a step appears at once and whole, with its sums. On a disk, a finished folder is renamed to
+the step. In a bucket, files are written one by one, `SHA256SUMS` last: a step exists if it has that
+file. Checkpoints in a bucket pass through a temporary folder of this machine.
 """
 
 import contextlib
@@ -15,24 +15,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from resnet_flax.storage import filesystem
+from resnet_flax.storage import filesystem, sums
 from resnet_flax.storage.bucket import BucketPath
-from resnet_flax.storage.filesystem import SUMS, AnyPath
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.sums import SUMS
 
 Held = Callable[[], contextlib.AbstractContextManager[None]]
-"""A context to write in; it raises if that is no more this process's to do."""
+"""Makes a context for a write. It raises if this process may no longer write."""
 KEPT = 2
 STEP, CONFIG = "STEP", "CONFIG_SHA256"
 STEP_NAME = "0|[1-9][0-9]{0,17}"
-# What a save, a failed one or an unfinished deletion may leave; also of earlier versions.
+# Names that an unfinished save or deletion may leave, also of earlier versions.
 _LEFT = re.compile(rf"\.({STEP_NAME})\.(\w+\.)?(part|old)(\..*)?")
 
 
 def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, float]) -> set[int]:
-    """Of these steps, ascending, those that are not to be deleted.
+    """The steps to keep, out of these ascending ones.
 
-    They are the last `KEPT`, the first of those with the least test error, and every
-    `keep_every`-th, unless that is 0.
+    They are the last `KEPT`, the one with the least test error (the first of equals), and every
+    `keep_every`-th step, unless that is 0.
     """
     kept = set(steps[-KEPT:])
     kept |= {step for step in steps if keep_every and step % keep_every == 0}
@@ -41,55 +42,55 @@ def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, 
 
 
 def label(part: Path, step: int, config: str | None) -> None:
-    """Adds to the files of a step which one it is, the digest of its run's config, and the sums."""
+    """Adds to a step's files its number, the digest of its run's config, and the sums."""
     (part / STEP).write_text(f"{step}\n")
     if config is not None:
         (part / CONFIG).write_text(f"{config}\n")
-    filesystem.write_sums(part)
+    sums.write_sums(part)
 
 
 def damage_of(files: Path) -> str | None:
-    """What is wrong with the files of a step, None if nothing is."""
-    damage = "it is a symbolic link" if files.is_symlink() else filesystem.damage(files)
+    """Checks the files of a step. Returns the damage in words, or None."""
+    damage = "it is a symbolic link" if files.is_symlink() else sums.damage(files)
     if damage is None and (step := (files / STEP).read_text().strip()) != files.name:
         return f"it was saved as step {step}"
     return damage
 
 
 def config_of(files: Path) -> str | None:
-    """The digest of the config of the run that saved a step; None if an older version did."""
+    """The digest of the config under which a step was saved. None if an older version saved it."""
     return (files / CONFIG).read_text().strip() if (files / CONFIG).exists() else None
 
 
 class StepFolders(Protocol):
-    """The steps below a folder."""
+    """The steps in a folder."""
 
     def steps(self) -> list[int]:
-        """Those there are, ascending, damaged ones too. None if there is no such folder."""
+        """All steps, ascending, also damaged ones. Empty if the folder is missing."""
 
     def files(self, step: int) -> contextlib.AbstractContextManager[Path]:
-        """A local folder of the step's name, with its files, as long as the context lasts."""
+        """A context with a local folder that has the step's name and files."""
 
     def prepare(self) -> None:
-        """Makes the folder if need be, and clears away what a crash left half-written."""
+        """Makes the folder if it is missing, and deletes unfinished files that a crash left."""
 
     def close(self) -> None:
-        """Ends what `prepare` began."""
+        """Deletes the temporary folder, if `prepare` made one."""
 
     def part(self, step: int, attempt: int) -> Path:
-        """A local path, at which there is nothing, to write a step to."""
+        """A new local path to write a step to."""
 
     def publish(self, part: Path, step: int, held: Held) -> None:
-        """Makes what was written to `part` the step, while it is held."""
+        """Turns the files in `part` into the step, inside a `held` context."""
 
     def discard(self, part: Path) -> None:
-        """Deletes what was, or was not quite, written to `part`."""
+        """Deletes the files in `part`, also unfinished ones."""
 
     def delete(self, step: int) -> None:
-        """The step is gone at once."""
+        """Deletes a step. It disappears at once."""
 
     def set_aside(self, step: int) -> str:
-        """Gives a damaged step another name, which it returns."""
+        """Renames a damaged step. Returns the new name."""
 
 
 def step_folders(folder: AnyPath) -> StepFolders:
@@ -112,14 +113,14 @@ class _OnDisk:
         self._folder.mkdir(exist_ok=True)
         for path in self._folder.iterdir():
             if _LEFT.fullmatch(path.name):
-                with contextlib.suppress(OSError):  # Perhaps the next time.
+                with contextlib.suppress(OSError):  # The next start tries again.
                     _delete(path)
 
     def close(self) -> None:
         pass
 
     def part(self, step: int, attempt: int) -> Path:
-        # What an earlier writer has half-written has another name.
+        # The unfinished folder of an earlier attempt has another name.
         return self._folder / f".{step}.{attempt}.part"
 
     def publish(self, part: Path, step: int, held: Held) -> None:
@@ -131,7 +132,7 @@ class _OnDisk:
         _delete_all(self._folder, f"{part.name}*")
 
     def delete(self, step: int) -> None:
-        # What could not be deleted earlier has another name.
+        # A new name: an earlier deletion may have left a folder.
         old = self._folder / f".{step}.{uuid.uuid4().hex}.old"
         _delete((self._folder / str(step)).rename(old))
 
@@ -144,7 +145,7 @@ class _OnDisk:
 class _InBucket:
     def __init__(self, folder: BucketPath):
         self._folder = folder
-        # Always the same name: the next writer clears away what a crash left there.
+        # Always the same name, so that the next writer deletes what a crash left there.
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
 
@@ -159,7 +160,7 @@ class _InBucket:
         with tempfile.TemporaryDirectory(prefix="resnet_flax-") as temporary:
             local, remote = Path(temporary) / str(step), self._folder / str(step)
             for name in remote.objects():
-                # One that was deleted since it was listed will be missed by the sums.
+                # If a file was deleted after it was listed, the sums will show it.
                 with contextlib.suppress(FileNotFoundError):
                     (remote / name).download(local / name)
             yield local
@@ -182,7 +183,7 @@ class _InBucket:
     def publish(self, part: Path, step: int, held: Held) -> None:
         names = [str(path.relative_to(part)) for path in part.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: name == SUMS):
-            with held():  # Each: one that lost its lock spoils as little as can be.
+            with held():  # For each file, so that a process without its lock stops soon.
                 (self._folder / str(step) / name).upload(part / name)
         self.discard(part)
 
@@ -208,7 +209,7 @@ def _delete_all(folder: Path, pattern: str) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Deletes a folder or a file; of a link, the link alone."""
+    """Deletes a folder or a file. If it is a link, deletes only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

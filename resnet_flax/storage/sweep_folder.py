@@ -1,4 +1,4 @@
-"""A sweep's folder: the only file that knows sweep.json, and all records as one table. No JAX."""
+"""A sweep's folder: reads and writes sweep.json, and joins all records in one table. No JAX."""
 
 import os
 import re
@@ -13,24 +13,25 @@ from pydantic import BeforeValidator, Field
 from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.run_folder import RunFolder, identity, series_of
+from resnet_flax.storage.records import identity, series_of
+from resnet_flax.storage.run_folder import RunFolder
 
-# A kind becomes part of a folder's name, and a run's name is one: neither leads out of the sweep's.
+# These become names of folders, so they must not lead out of the sweep's folder.
 KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)]
 LARGEST = 2**26  # Bytes of sweep.json.
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
-"""Gives an older config the fields that came later. Raises UserError for what is no config."""
+"""Adds newer fields to an older config. Raises UserError if it is not a config."""
 COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
 
 
 class GridPoint(NamedTuple):
-    """A run's place in the grid, and how long it is.
+    """A run's place in the grid, and its cost.
 
-    - `kind`: runs of one kind and depth differ in the seed alone; see `SweepFolder`.
-    - `batch_size`: in images, of all devices.
-    - `multiply_adds`: of a forward pass of one image.
+    - `kind`: runs of one kind and depth differ only in the seed; see `SweepFolder`.
+    - `batch_size`: images of a training step, on all devices together.
+    - `multiply_adds`: cost of a forward pass of one image.
     """
 
     name: str
@@ -43,7 +44,7 @@ class GridPoint(NamedTuple):
 
     @property
     def work(self) -> int:
-        """What its training costs in multiply-adds of forward passes."""
+        """Cost of its training: multiply-adds of all forward passes."""
         return self.multiply_adds * self.batch_size * self.steps
 
 
@@ -67,10 +68,10 @@ class _Config(_Strict):
 
 
 def _with_names(config: Any) -> Any:
-    """A config, or a section of one. Raises ValueError if a field's name is none."""
+    """Returns a config, or a section, unchanged. Raises ValueError for a bad field name."""
     for name, value in config.items() if isinstance(config, dict) else ():
         if not re.fullmatch(r"\w{1,100}", name):
-            raise ValueError(f"expected the name of a field, got {name!r:.60}")
+            raise ValueError(f"expected a field name of letters, digits and _, got {name!r:.60}")
         _with_names(value)
     return config
 
@@ -79,24 +80,24 @@ class _Entry(_Strict):
     kind: KindName
     config: Annotated[_Config, BeforeValidator(_with_names)]
     multiply_adds: Annotated[int, Field(ge=1, lt=2**63)] | None = None
-    """Grids of an earlier time lack it."""
+    """None in sweeps of older versions."""
 
 
 class _Grid(_Strict):
-    """What readers rely on in a sweep.json."""
+    """The fields of sweep.json that readers rely on."""
 
     runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
 
 
 class SweepFolder:
-    """The records of a sweep; iterates over the names of its runs, begun or not.
+    """The records of a sweep. Iterates over the names of all its runs, begun or not.
 
-    Folders of an earlier time may hold several recipes. The kinds of all but the first are other
-    kinds, such as "plain, recipe 2", and `apart` says in lines what each of these recipes is.
+    Folders of older versions may hold several recipes. Kinds of the second and later recipes get
+    names such as "plain, recipe 2". `apart` has a line for each of these recipes.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Raises UserError if the folder is no sweep's."""
+        """Reads sweep.json. Raises UserError if the folder is not a sweep's."""
         self.path = filesystem.path(path)
         file = self.path / "sweep.json"
         if not filesystem.exists(file):
@@ -120,27 +121,30 @@ class SweepFolder:
         return len(self.points)
 
     def records(self, name: str) -> RunFolder:
-        """A run's records. Raises UserError, naming those there are, if the sweep lacks it."""
+        """The records of a run. If the sweep lacks it, the UserError names its runs."""
         if name not in self.points:
             raise UserError(f"No run {name!r} in {self.path}; there are: {', '.join(self)}.")
         return RunFolder(self.path / name)
 
     def config(self, name: str) -> dict[str, Any]:
-        """A run's identity as the grid has it."""
+        """A run's identity, from sweep.json."""
         return identity(self._content["runs"][name]["config"])
 
     def recipes(self, resolve: Resolve = lambda config: config) -> list[recipe.Recipe]:
-        """What each run says of the recipe."""
+        """The recipe as each run shows it."""
         entries = self._content["runs"].values()
         return [_said(entry["kind"], resolve(entry["config"])) for entry in entries]
 
     def frame(self) -> pd.DataFrame:
-        """All records of all runs, one row a number, by run and in the order of the records.
+        """A table of all records of all runs, with one row for each number.
 
-        Columns: run, kind, depth, seed, step, split (the
-        record's series, see `series_of`), metric (loss in nats, error as
-        a fraction, lr, images_per_second, images, epoch), value (NaN for what was not finite).
-        Raises UserError if a record cannot be read.
+        Rows are ordered by run, then as the records are. Raises UserError if a record cannot be
+        read. Columns:
+
+        - `run`, `kind`, `depth`, `seed`, `step`;
+        - `split`: the record's series, see `series_of`;
+        - `metric`: loss (in nats), error (a fraction), lr, images_per_second, images or epoch;
+        - `value`: NaN if it was not finite.
         """
         rows = [
             (*point[:4], record["step"], series_of(record), metric, value)
@@ -153,9 +157,9 @@ class SweepFolder:
 
 
 def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
-    """Writes `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
+    """Adds runs to `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
-    Runs of an earlier grid stay in it. Of each config, the identity is kept.
+    Runs of earlier grids stay. Each config is stored as its identity.
     """
     file = path / "sweep.json"
     earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
@@ -169,9 +173,9 @@ def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
 def check_recipe(
     path: AnyPath, runs: Iterable[tuple[str, dict[str, Any]]], resolve: Resolve
 ) -> None:
-    """Raises UserError if the folder has a sweep, and not of the recipe of these runs.
+    """Raises UserError if the folder has a sweep with another recipe than these runs.
 
-    `runs`: (kind, config) of each.
+    `runs`: the (kind, config) of each run.
     """
     file = path / "sweep.json"
     if not filesystem.exists(file):
@@ -196,8 +200,8 @@ def _said(kind: str, config: dict[str, Any]) -> recipe.Recipe:
 
 
 def _points(entries: Mapping[str, _Entry], places: Mapping[str, int]) -> dict[str, GridPoint]:
-    """`places`: the index of each run's recipe."""
-    # Where one lacks its cost, depths stand for all, so that costs compare.
+    """The grid points of all runs, by name. `places`: the index of each run's recipe."""
+    # If one cost is unknown, the depth is every run's cost, so that costs stay comparable.
     known = all(entry.multiply_adds for entry in entries.values())
     points = {}
     for name, entry in entries.items():
@@ -210,10 +214,10 @@ def _points(entries: Mapping[str, _Entry], places: Mapping[str, int]) -> dict[st
 
 
 def _apart(recipes: list[recipe.Recipe], counts: Mapping[int, int]) -> list[str]:
-    """A line for each recipe but the first."""
+    """A line for each recipe after the first."""
     lines = []
     for i, one in enumerate(recipes[1:], 1):
-        # Values are whatever stands in the file: quoted, and cut off.
+        # The file may hold any value, so values are quoted and cut off.
         differences = recipe.differences(recipes[0], one)
         fields = "; ".join(f"{f} {new!r:.60}, not {old!r:.60}" for f, old, new in differences)
         runs = f"{counts[i]} run{'s' if counts[i] > 1 else ''}"

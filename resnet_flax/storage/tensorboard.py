@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written in the caller's thread, so that a full disk is its error.
+"""TensorBoard's event files. The caller's thread writes them, so it gets the error of a full disk.
 
-In a bucket a file is put with each checkpoint: of a run that is killed TensorBoard may lack what
-came after it; its records do not.
+In a bucket, the event file is written with each checkpoint. If a run is killed, TensorBoard may
+lack the values after the last checkpoint. The run's records still have them.
 """
 
 import json
@@ -21,10 +21,10 @@ BUCKETS = 30
 
 
 class EventFile:
-    """What one attempt has to show."""
+    """The event file of one attempt."""
 
     def __init__(self, folder: AnyPath, attempt: int, step: int):
-        """Makes the folder if need be; readers forget what earlier attempts wrote past `step`."""
+        """Makes a missing folder. Readers then ignore earlier attempts' values after `step`."""
         self._folder = LocalFolder(folder)
         self._writer = EventsWriter(
             str(self._folder.path / "events"), filename_suffix=f".{attempt}"
@@ -32,21 +32,22 @@ class EventFile:
         self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Tag -> value."""
+        """Adds numbers: tag -> value."""
         for tag, value in values.items():
             self._write(Event(step=step, summary=scalar(tag, value)))
         self._writer.flush()
 
     def add_config(self, step: int, config: dict[str, Any]) -> None:
-        """As text, under the tag `config`."""
+        """Adds the config as text, with the tag `config`."""
         block = f"```\n{json.dumps(config, indent=2)}\n```"
         self._write(Event(step=step, summary=text("config", block)))
         self._publish()
 
     def add_weights(self, step: int, params: Mapping[str, Any]) -> None:
-        """Parameters as nested host arrays -> a histogram of each layer's kernel.
+        """Adds a histogram of each layer's kernel. `params`: nested host arrays.
 
-        Tags are the layers' names: `weights/stage1_block2/conv1`. What is not finite is left out.
+        Tags are names such as `weights/stage1_block2/conv1`. Values that are not finite are left
+        out.
         """
         for name, kernel in _kernels(params, "weights"):
             finite = kernel[np.isfinite(kernel)]
@@ -76,7 +77,7 @@ def _kernels(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.n
 
 
 def _histogram(name: str, values: np.ndarray) -> Summary:
-    # Not tensorboardX's own, whose dot product in float64 takes four times as long as all the rest.
+    # Not tensorboardX's own: its float64 dot product takes four times as long as all of this.
     counts, edges = np.histogram(values, BUCKETS)
     total, squares = values.sum(dtype=np.float64), np.square(values).sum(dtype=np.float64)
     extent = float(values.min()), float(values.max())

@@ -33,7 +33,7 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     state = stacking.unstack(jax.device_get(init(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
-    return stacking.stack(state) if build.scans(built.config.model) else state
+    return _as_trained(built, state)
 
 
 class Beginning:
@@ -65,11 +65,12 @@ class Beginning:
         step = hosts.agree(-1 if found is None else found)
         if step >= 0:
             state = checkpoints.reader.restore_into(state_shapes(self.built), step)
+            state = _as_trained(self.built, state)
             self._say(f"resuming from step {step}.")
             return step, self.built.devices.replicate(state)
         initial, self._initial = self._initial or initial_state(self.built, self._say), None
         if self.built.config.init_from:  # Saved here, so that the other run may change later.
-            checkpoints.save(0, initial, {})
+            checkpoints.save(0, stacking.unstack(initial), {})
         return 0, self.built.devices.replicate(initial)
 
     def _last_whole(self, reader: Checkpoints, saved: int) -> int | None:
@@ -94,13 +95,17 @@ def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str
 
 
 def state_shapes(built: Experiment) -> steps.TrainState:
-    """The shapes and dtypes of `initial_state`, found without computing it."""
+    """The shapes and dtypes of a saved state, block by block, found without computing it."""
 
     def init(seed: jax.Array, mean: jax.Array) -> steps.TrainState:
-        state = _stacked(built)(seed, mean)
-        return state if build.scans(built.config.model) else stacking.unstack(state)
+        return stacking.unstack(_stacked(built)(seed, mean))
 
     return jax.eval_shape(init, np.uint32(0), built.train.image_mean())
+
+
+def _as_trained(built: Experiment, state: steps.TrainState) -> steps.TrainState:
+    """A state of single blocks, stacked if the network of the run is scanned."""
+    return stacking.stack(state) if build.scans(built.config.model) else state
 
 
 def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:

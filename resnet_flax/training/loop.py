@@ -10,11 +10,13 @@ import jax
 from resnet_flax.config import RunConfig, resolve
 from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.errors import UserError
+from resnet_flax.models import stacking
 from resnet_flax.runtime import bits, hosts
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import CheckpointWriter
-from resnet_flax.storage.run_folder import DONE, RunFolder, State, identity
+from resnet_flax.storage.records import DONE, State, identity
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.trees import host_tree
 from resnet_flax.training import build, metrics, steps
 from resnet_flax.training.build import Experiment
@@ -199,7 +201,7 @@ class _Training:
         return True
 
     def _save(self, state: steps.TrainState) -> None:
-        tree = host_tree(state)
+        tree = stacking.unstack(host_tree(state))
         self._recorder.add_weights(self.step, tree["params"])
         self._checkpoints.save(self.step, tree, self._recorder.test_errors)
         self._timer.restart(self.step)

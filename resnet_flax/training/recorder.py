@@ -10,7 +10,8 @@ import jax
 from resnet_flax.errors import GOES_ON, FaultError, summary
 from resnet_flax.runtime import environment, hosts
 from resnet_flax.runtime.progress import RunProgress
-from resnet_flax.storage.run_folder import RunFolder, State, Status, differing_fields, series_of
+from resnet_flax.storage.records import State, Status, differing_fields, series_of
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.tensorboard import EventFile
 from resnet_flax.training.build import Experiment
 

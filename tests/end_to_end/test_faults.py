@@ -45,7 +45,7 @@ def assert_failed_in_one_line(running, workdir, line):
     (status,), (said,) = end(running)
     assert status == 1
     assert line in said
-    assert "What was saved before stands; the same command goes on from there." in said
+    assert "Everything saved before is safe. Give the same command again to go on." in said
 
 
 def assert_intact(workdir):

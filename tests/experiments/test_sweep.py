@@ -20,7 +20,8 @@ from experiments.sweeping import grid
 from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.training import loop
 from tests.given import expanded

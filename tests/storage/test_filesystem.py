@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from resnet_flax.storage import filesystem
+from resnet_flax.storage import filesystem, sums
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_where_folders_cannot_be_synced_all_goes_on_after_one_line(
     for text in ("1", "2"):
         filesystem.write_text(tmp_path / "file", text)
         assert (tmp_path / "file").read_text() == text
-    filesystem.write_sums(tmp_path)
-    assert filesystem.damage(tmp_path) is None
+    sums.write_sums(tmp_path)
+    assert sums.damage(tmp_path) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot sync a folder" in line and os.strerror(code) in line
 

@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from resnet_flax.errors import FaultError, TryAgainError, UserError
-from resnet_flax.storage import filesystem, lock
+from resnet_flax.storage import lock, sums
 from resnet_flax.storage.checkpoints import CheckpointWriter
 from resnet_flax.storage.lock import FolderLock
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 
 HOLD = """
 import sys, time
@@ -289,7 +290,7 @@ def write_everything(folder):
                 saving.save(step, {"value": np.zeros(3)}, {})
             saving.close({})
             with folder.held():
-                (folder.checkpoints / "3" / filesystem.SUMS).unlink()
+                (folder.checkpoints / "3" / sums.SUMS).unlink()
             assert saving.reader.last_good() == 2
 
 

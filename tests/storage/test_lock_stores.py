@@ -21,7 +21,8 @@ WRITE = """
 import itertools, sys, time
 from resnet_flax.storage import lock
 from resnet_flax.errors import FaultError
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 lock.machine, lock.BEAT_SECONDS = lambda: "elsewhere", 0.2
 folder = RunFolder(sys.argv[1])
 try:

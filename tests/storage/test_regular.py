@@ -8,10 +8,11 @@ import pytest
 
 from experiments.sweeping.monitor import RunMonitor
 from resnet_flax.errors import UserError
-from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage import findings, sums
 from resnet_flax.storage.findings import Line
 from resnet_flax.storage.lock import Heartbeat
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 POINT = GridPoint("run", "plain", depth=8, seed=0, steps=100, batch_size=16, multiply_adds=8)
@@ -55,7 +56,7 @@ READERS = {
 @pytest.mark.parametrize("make", [os.mkfifo, endless, huge, os.mkdir])
 def test_a_file_that_cannot_be_one_is_refused_in_a_line_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    why = "has more than" if make is huge else "is no regular file"
+    why = "has more than" if make is huge else "is not a regular file"
     # Who writes refuses a link before it reads.
     with pytest.raises(UserError, match=f"{name} ({why}|is a symbolic link)"):
         READERS[name](tmp_path)
@@ -73,11 +74,11 @@ def test_who_watches_a_run_waits_for_none_either(tmp_path, name, make):
     assert not Heartbeat(tmp_path).is_alive()
 
 
-@pytest.mark.parametrize("name", [filesystem.SUMS, "array", "sub/array"])
+@pytest.mark.parametrize("name", [sums.SUMS, "array", "sub/array"])
 def test_a_pipe_among_files_with_sums_is_damage(tmp_path, name):
     (tmp_path / "sub").mkdir()
     (tmp_path / "other").write_text("1")
-    filesystem.write_sums(tmp_path)
+    sums.write_sums(tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    assert Path(name).name in filesystem.damage(tmp_path)
+    assert Path(name).name in sums.damage(tmp_path)

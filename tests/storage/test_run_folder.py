@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.storage import run_folder
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1, "boundaries": [1, 2]}}
 

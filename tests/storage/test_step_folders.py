@@ -12,7 +12,7 @@ import pytest
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.storage import bucket as buckets
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
-from resnet_flax.storage.filesystem import SUMS
+from resnet_flax.storage.sums import SUMS
 
 
 def writer(folder, attempt=1, held=contextlib.nullcontext, say=print):

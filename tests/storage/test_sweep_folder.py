@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet_flax.errors import UserError
-from resnet_flax.storage import run_folder, sweep_folder
+from resnet_flax.storage import records, sweep_folder
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 DIGITS = Path("experiments/results/digits")
@@ -59,7 +59,7 @@ def test_what_is_not_known_of_an_earlier_run_is_kept_when_others_are_added(tmp_p
     after = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert list(after) == list(before | added)
     for name, entry in (before | added).items():
-        assert after[name] == entry | {"config": run_folder.identity(entry["config"])}
+        assert after[name] == entry | {"config": records.identity(entry["config"])}
 
 
 def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):

@@ -38,10 +38,10 @@ def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
 
 
 @pytest.mark.parametrize("scan", ["on", "off"])
-def test_the_shapes_are_those_of_the_state(two_blocks, scan):
+def test_the_shapes_are_those_of_a_saved_state(two_blocks, scan):
     config = scanned(two_blocks, scan)
     shapes = initial_state.state_shapes(built(config))
-    state = initial(config)
+    state = stacking.unstack(initial(config))
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
 
 

@@ -17,7 +17,8 @@ from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.storage import checkpoints
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, recorder
 from resnet_flax.training.evaluation import Evaluator
 from resnet_flax.training.recorder import Recorder

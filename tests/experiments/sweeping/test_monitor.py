@@ -4,8 +4,9 @@ import time
 import pytest
 
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor
-from resnet_flax.storage import lock, run_folder
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage import lock, records
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint
 
 POINT = GridPoint("plain-8-s0", "plain", depth=8, seed=0, steps=100, batch_size=16, multiply_adds=8)
@@ -75,13 +76,13 @@ def test_a_run_of_another_machine_is_interrupted_once_its_heart_has_stopped(fold
 
 
 def test_what_has_been_read_is_not_read_again(folder, monkeypatch):
-    run, lines, parse = looked_at(folder), [], run_folder.parse_record
+    run, lines, parse = looked_at(folder), [], records.parse_record
 
     def parse_and_count(line):
         lines.append(line)
         return parse(line)
 
-    monkeypatch.setattr(run_folder, "parse_record", parse_and_count)
+    monkeypatch.setattr(records, "parse_record", parse_and_count)
     run.refresh()
     assert not any(lines)
     folder.append_metrics({"step": 40, **TRAIN})

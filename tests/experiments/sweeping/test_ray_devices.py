@@ -2,7 +2,8 @@ import pytest
 
 from configs import degradation
 from experiments.sweeping import ray_devices
-from resnet_flax.storage.run_folder import RunFolder, Status
+from resnet_flax.storage.records import Status
+from resnet_flax.storage.run_folder import RunFolder
 from tests.given import expanded
 
 
