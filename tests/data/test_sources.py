@@ -164,7 +164,7 @@ def test_tfrecord_is_said_with_the_command_that_converts_it(wide_folder, tmp_pat
     for split in ("train", "test"):
         (folder / f"{name}-{split}.tfrecord-00000-of-00001").write_bytes(b"examples")
     command = f"`make prepare DATASET={full_name} TFDS_DATA_DIR={tmp_path}` converts it"
-    with pytest.raises(UserError, match=f"as tfrecord, and only array_record .*{command}"):
+    with pytest.raises(UserError, match=f"as tfrecord, but only array_record .*{command}"):
         sources.load_split(name, "test", str(tmp_path))
 
 

@@ -115,7 +115,9 @@ def test_a_dead_worker_is_named_and_the_others_end(scaled, monkeypatch):
     before = workers()
     load = TrainingBatches(scaled, 0, 8, np.arange(8), range(10**5), 1)
     with (
-        pytest.raises(FaultError, match=r"exit code -9 .*RESNET_FLAX_WORKERS.*same command goes"),
+        pytest.raises(
+            FaultError, match=r"exit code -9\. .*RESNET_FLAX_WORKERS.*same command again"
+        ),
         in_background(load, lambda batch: None, lambda line: None) as found,
     ):
         next(found)
