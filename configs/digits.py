@@ -4,7 +4,8 @@ The images are scikit-learn's; the paper does not use them. The recipe is that o
 epochs (240 steps) and no augmentation. The learning rate is divided by 10 after a half and after
 three quarters of the steps. Accepts any `plainN` or `resnetN` with N = 6n+2.
 
-Command: python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
+Command:
+  .venv/bin/python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
 Expected: resnet56 learns, plain56 does not. Cost: see experiments/results.
 """
 

@@ -128,4 +128,7 @@ def _check_writable(folder: Path, way_out: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    if len(sys.argv) != 2:
+        print("prepare: Expected one name, such as: make prepare DATASET=cifar100", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(sys.argv[1]))
