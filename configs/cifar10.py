@@ -1,7 +1,7 @@
 """CIFAR-10 as in Sec. 4.2: `--config=configs/cifar10.py:plain56`, `resnet56` or any depth 6n+2.
 
 Command:
-  .venv/bin/python -m experiments.train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
+ .venv/bin/python -m experiments.train --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 It trains on all 50,000 images.
 
 Test errors of the paper:

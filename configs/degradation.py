@@ -8,7 +8,7 @@
 - `imagenet`: Sec. 4.1 and Fig. 4, plain and residual, 18 and 34 layers. Needs several accelerators.
 
 Command:
-  .venv/bin/python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
+ .venv/bin/python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
 Expected: the training error of plain networks rises with depth. That of residual networks does not.
 Measured: see experiments/results.
 """

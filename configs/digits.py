@@ -5,7 +5,7 @@ epochs (240 steps) and no augmentation. The learning rate is divided by 10 after
 three quarters of the steps. Accepts any `plainN` or `resnetN` with N = 6n+2.
 
 Command:
-  .venv/bin/python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
+ .venv/bin/python -m experiments.train --config=configs/digits.py:plain56 --workdir=runs/plain56
 Expected: resnet56 learns, plain56 does not. Cost: see experiments/results.
 """
 

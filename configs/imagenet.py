@@ -3,7 +3,7 @@
 Also `plain34`, `vgg19` and other depths: 18, 34, 50, 101 or 152 layers; for VGG 16 or 19.
 
 Command:
-  .venv/bin/python -m experiments.train --config=configs/imagenet.py:resnet34 --workdir=runs/resnet34
+ .venv/bin/python -m experiments.train --config=configs/imagenet.py:resnet34 --workdir=runs/resnet34
 
 Top-1 errors of the paper, 10-crop:
 
