@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,11 @@ from resnet_flax.storage.lock_stores import Holder, lock_store
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
+
+_GONE = (
+    "{} is gone: the run's folder was moved or deleted, or the lock was deleted. This process"
+    " writes nothing more."
+)
 
 
 class FolderLock:
@@ -65,20 +71,25 @@ class FolderLock:
         holder = self.store.read()
         try:
             if holder == {}:  # A crash cut it off, or it is being written at this moment.
-                with self.store.alone(STALE_SECONDS):
+                with self._alone():
                     holder = self.store.read()
             if holder is not None and self._is_alive(holder, say):
                 raise TryAgainError(
                     f"{self._folder} is in use by {_name(holder)}, started {holder.get('started')}."
                     " Wait for it to end, or stop it."
                 )
-            with self.store.alone(STALE_SECONDS):
+            with self._alone():
                 return self.store.take(self._holder, holder)
         except BlockingIOError:
             raise TryAgainError(
                 f"{self._folder}: {_name(holder or {})} is in the middle of a write. It may be"
                 " frozen: stop it, or wait for it to end."
             ) from None
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """A context to look at the lock and take it, while nobody else does."""
+        self.store.prepare()
+        return self.store.alone(STALE_SECONDS)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -88,8 +99,10 @@ class FolderLock:
         exceptions in buckets and on file systems that cannot lock.
         """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(FileNotFoundError):  # Then the lock is gone too.
+            try:
                 stack.enter_context(self.store.alone())
+            except FileNotFoundError as error:
+                raise FaultError(_GONE.format(error.filename)) from None
             self.check_held()
             yield
 
@@ -97,10 +110,7 @@ class FolderLock:
         """Raises FaultError unless this process still holds the lock."""
         holder = self.store.read()
         if holder is None:
-            raise FaultError(
-                f"{self.store} is gone: the run's folder was moved or deleted, or the lock was"
-                " deleted. This process writes nothing more."
-            )
+            raise FaultError(_GONE.format(self.store))
         if holder.get("token") != self._holder["token"]:
             raise FaultError(
                 f"{self._folder} was taken over by {_name(holder)}. This process stops writing."

@@ -43,10 +43,14 @@ Holder = dict[str, Any]
 class LockStore(Protocol):
     """A place where a lock is kept."""
 
+    def prepare(self) -> None:
+        """Makes what `alone` needs. Its holder never calls it again."""
+
     def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
         """A context in which only one process can be at a time, where the storage can do that.
 
-        Raises BlockingIOError if another process is still inside after `patience` seconds.
+        Raises BlockingIOError if another process is still inside after `patience` seconds, and
+        FileNotFoundError if what it needs is gone: it never makes a deleted folder's files anew.
         """
 
     def read(self) -> Holder | None:
@@ -81,10 +85,13 @@ class File:
     def __str__(self) -> str:
         return str(self._path)
 
+    def prepare(self) -> None:
+        os.close(os.open(self._gate, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
+
     @contextlib.contextmanager
     def alone(self, patience: float = math.inf) -> Iterator[None]:
         # Not the folder itself: NFS locks only files that are open for writing.
-        descriptor = os.open(self._gate, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(self._gate, os.O_RDWR | os.O_NOFOLLOW)
         try:
             _flock(descriptor, patience)
             yield
@@ -151,6 +158,9 @@ class Numbered:
 
     def __str__(self) -> str:
         return str(self._folder)
+
+    def prepare(self) -> None:
+        pass
 
     def alone(self, patience: float = math.inf) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -310,6 +310,16 @@ def test_a_folder_that_vanished_is_noticed(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_was_emptied_stays_empty(tmp_path):
+    first = acquire(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(FaultError, match="lock is gone"), first.held():
+        pass
+    first.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_of_many_that_come_at_once_one_gets_the_lock_of_a_dead_holder(tmp_path):
     for _ in range(3):
         acquire(tmp_path)._released.set()
