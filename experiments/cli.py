@@ -1,9 +1,11 @@
 """The part that all commands share: flags, error messages, exit status, set-up of JAX."""
 
+import ast
 import contextlib
 import functools
 import itertools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.runtime import cpu, output
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.recipe import flat
 from resnet_flax.storage.records import State
 
 EXIT_STATUS: dict[State, int] = {"finished": 0, "preempted": 75}
@@ -52,7 +55,7 @@ def run(
     """Parses the flags, calls `main` with them and exits with the status it returns (None: 0).
 
     - `config`: the kind of config that --config=FILE.py:ARGUMENT takes. --config.FIELD=VALUE
-      changes a field. With `either`, --config is optional.
+      changes a field. With `either`, --config is optional. A sweep's config also takes --vary.
     - `workdir`: the help text of --workdir; empty: the command has no such flag.
     - `processes`: adds --coordinator and the other flags for several processes.
     - `data_dir`: adds --data_dir. A run's folder does not say where the run's data lies.
@@ -61,6 +64,10 @@ def run(
     """
     if config != "none":
         config_flags.DEFINE_config_file("config", help_string="FILE.py:ARGUMENT, see configs/.")
+    if config in ("sweep", "either"):
+        flags.DEFINE_multi_string(
+            "vary", [], "A field of the runs and its values: --vary=optim.lr=0.1,0.01."
+        )
     if workdir:
         flags.DEFINE_string("workdir", None, workdir, required=True)
     if processes:
@@ -133,11 +140,31 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
     )
 
 
-def config_as_given(flag: flags.Flag[Any]) -> list[str]:
-    """Returns --config and its overrides as arguments for another command."""
+def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
+    """The fields of the sweep's config: those of --config, and --vary."""
+    config: dict[str, Any] = args.config.to_dict()
+    given = dict(map(_varied, args.vary))
+    return {**config, "vary": {**flat(config.get("vary", {})), **given}} if given else config
+
+
+def _varied(given: str) -> tuple[str, tuple[Any, ...]]:
+    """`optim.lr=0.1,0.01` -> ("optim.lr", (0.1, 0.01))."""
+    field, equals, values = (part.strip() for part in given.partition("="))
+    if not (field and equals and values):
+        raise UserError(f"Expected --vary=FIELD=VALUE,VALUE,..., got --vary={given}.")
+    try:
+        return field, ast.literal_eval(f"({values},)")
+    except (SyntaxError, ValueError):  # Text without quotes.
+        return field, tuple(value.strip() for value in values.split(","))
+
+
+def config_as_given(args: flags.FlagValues) -> list[str]:
+    """Returns --config, its overrides and --vary as arguments for another command."""
+    flag = args["config"]
     overrides = config_flags.get_override_values(flag)
-    given = (f"--{flag.name}.{field}={value}" for field, value in overrides.items())
-    return [f"--{flag.name}={config_flags.get_config_filename(flag)}", *given]
+    given = [f"--config.{field}={value}" for field, value in overrides.items()]
+    given += [f"--vary={one}" for one in (args.vary if "vary" in args else ())]
+    return [f"--config={config_flags.get_config_filename(flag)}", *given]
 
 
 def _check_config(config: str) -> None:
@@ -147,7 +174,7 @@ def _check_config(config: str) -> None:
         raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
     found, taker = ("sweep", "sweep") if "kinds" in given else ("run", "train")
     if found != config:
-        rest = config_as_given(flags.FLAGS["config"])
+        rest = config_as_given(flags.FLAGS)
         rest += [f"--workdir={flags.FLAGS.workdir if 'workdir' in flags.FLAGS else 'FOLDER'}"]
         raise flags.IllegalFlagValueError(
             f"Expected a {config}'s --config, got a {found}'s --config. This command takes it:"
@@ -175,7 +202,8 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
             flags.FLAGS["workdir"].value = str(filesystem.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
-        sys.exit(_complain(_unknown_field(argv) or _last_line(error), USAGE))
+        line = _unknown_field(argv) or _last_line(error)
+        sys.exit(_complain(line + (_to_vary(line) if config == "sweep" else ""), USAGE))
     if len(positional) > 1:
         sys.exit(_complain(f"Unexpected arguments: {' '.join(positional[1:])}.", USAGE))
     return positional
@@ -185,6 +213,12 @@ def _with_underscores(arg: str) -> str:
     """Turns --all-steps into --all_steps. Leaves the value as it is."""
     name, equals, value = arg.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
+
+
+def _to_vary(line: str) -> str:
+    """A hint if an error is about several values for one field of the runs; else ""."""
+    several = re.match(r"flag --config\.run\.([\w.]+)=[(\[]?([^()]+,[^()]+?)[)\]]?:", line)
+    return f". To vary it: --vary={several[1]}={several[2]}" if several else ""
 
 
 def _last_line(error: Exception) -> str:

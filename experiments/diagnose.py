@@ -27,11 +27,12 @@ from rich.table import Table
 from experiments import cli
 from experiments.sweeping import grid
 from resnet_flax.analysis import diagnostics, landscape
-from resnet_flax.config import RunConfig, parse
+from resnet_flax.config import DataConfig, RunConfig, parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import parallel
+from resnet_flax.runtime.parallel import Backend
 from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
@@ -47,21 +48,27 @@ RESOLUTION = 15
 
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
-    """Measures each kind and depth before training, with BN and without, for the first seed."""
-    first = runs[0].config
-    split = build.open_split(first.data, first.data.train_split)
-    batches = build.training_batches(first, split.image_mean(), count)
-    points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == first.seed]
+    """Measures each group and depth before training, with BN and without, for the first seed."""
+    seed = runs[0].config.seed
+    points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == seed]
     networks = []
     for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
-        parts = diagnostics.parts_of(build.build_model(model, split.num_classes))
+        num_classes, batches = _first_batches(config.data, config.parallel, count)
+        parts = diagnostics.parts_of(build.build_model(model, num_classes))
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(parts, variables, batches)
-        point = {"kind": run.kind, "depth": model.depth, "norm": norm, "seed": first.seed}
+        point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
         networks.append(Network(**point, at=at))
     return networks
+
+
+@functools.lru_cache(maxsize=1)
+def _first_batches(data: DataConfig, backend: Backend, count: int) -> tuple[int, list[Batch]]:
+    """The number of classes, and the first training batches."""
+    split = build.open_split(data, data.train_split)
+    return split.num_classes, build.training_batches(data, backend, split.image_mean(), count)
 
 
 def diagnose_run(
@@ -80,7 +87,7 @@ def diagnose_run(
     runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
     parts = diagnostics.parts_of(runs[-1].model)
-    batches = build.training_batches(config, runs[-1].image_mean, count)
+    batches = build.training_batches(config.data, config.parallel, runs[-1].image_mean, count)
     initial = initial_variables(config, console.print)
     found = []
     moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in runs)]
@@ -180,7 +187,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
 
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
-    runs, workdir = _runs(args.config.to_dict()), filesystem.path(args.workdir)
+    runs, workdir = _runs(cli.sweep_config(args)), filesystem.path(args.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -196,6 +203,8 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     """The runs of a sweep's config, or the single run of a run's config."""
     if "kinds" in config:
         return grid.expand(parse(config, grid.SweepConfig))
+    if "vary" in config:
+        raise UserError("Expected --vary with a sweep's --config, got a run's --config.")
     run = parse(config, RunConfig)
     kind = "plain" if run.model.shortcut == "none" else "residual"
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]

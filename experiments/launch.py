@@ -75,7 +75,7 @@ def main(args: flags.FlagValues) -> int:
     target = TARGETS[args.target]
     _check_flags(args, target)
     sweep = jobs.Sweep(
-        flags=cli.config_as_given(args["config"]),
+        flags=cli.config_as_given(args),
         runs=[run.name for run in _expand(args)],
         workdir=args.workdir,
         here=Path.cwd(),
@@ -126,11 +126,12 @@ def _check_flags(args: flags.FlagValues, target: Target) -> None:
 
 def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     """The runs of the grid. Raises UserError if it is not valid or a network cannot be built."""
-    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
+    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     for run in runs:
-        build.build_model(run.config.model, num_classes=1)
-        batch_size = run.config.data.batch_size
-        parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
+        with grid.named(run.name):
+            build.build_model(run.config.model, num_classes=1)
+            batch_size = run.config.data.batch_size
+            parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
     return runs
 
 

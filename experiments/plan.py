@@ -100,7 +100,8 @@ def options(runs: Sequence[GridRun], machine: MachineConfig) -> list[Option]:
 
     Raises UserError if the speed of the machine is not known.
     """
-    return [_option(runs, machine, count) for count in _chips_a_run(runs[0].config, machine)]
+    counts = set.intersection(*(set(_chips_a_run(run.config, machine)) for run in runs))
+    return [_option(runs, machine, count) for count in sorted(counts)]
 
 
 def _option(runs: Sequence[GridRun], machine: MachineConfig, chips: int) -> Option:
@@ -250,7 +251,7 @@ def duration(seconds: float) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
+    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     if not args.machine:
         raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
     machine = parse(args.machine.to_dict(), MachineConfig, "machine")

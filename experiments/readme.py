@@ -23,7 +23,7 @@ from experiments.sweeping import grid
 from resnet_flax.config import parse
 from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime import bits
-from resnet_flax.storage import filesystem
+from resnet_flax.storage import filesystem, sweep_tables
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
@@ -115,7 +115,9 @@ def plans_and_records() -> Rows:
     rows = []
     for what, folder, is_part in parts:
         minutes = (
-            run_tables.read_runs(SweepFolder(RESULTS / folder)).set_index("run")["minutes"].dropna()
+            sweep_tables.read_runs(SweepFolder(RESULTS / folder))
+            .set_index("run")["minutes"]
+            .dropna()
         )
         runs = [run for run in (small if folder == "digits" else deep) if run.name in minutes]
         runs = [run for run in runs if is_part(run)]

@@ -5,13 +5,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from absl import flags
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import cli
 from experiments.reporting import (
@@ -42,7 +43,7 @@ def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
     Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
     """
     tables = run_tables.read(SweepFolder(workdir))
-    return tables, diagnostic_charts.read(tables.sweep, charts.kind_styles(tables.kinds))
+    return tables, diagnostic_charts.read(tables.sweep, charts.group_styles(tables.groups))
 
 
 def write(workdir: AnyPath) -> None:
@@ -52,7 +53,8 @@ def write(workdir: AnyPath) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     tables, diagnostics = read(workdir)
-    sweep, runs, summary, records, kinds, _ = tables
+    sweep, runs, summary, records, groups, _ = tables
+    styles, varied = charts.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
     for line in sweep.apart:
@@ -64,14 +66,18 @@ def write(workdir: AnyPath) -> None:
     else:
         written = [workdir / "table.csv", workdir / "table.md"]
         # Without times, so that the same configs give the same file.
-        filesystem.write_text(written[0], summary.drop(columns="minutes").to_csv(index=False))
+        filesystem.write_text(
+            written[0], summary.drop(columns=["minutes", "group"]).to_csv(index=False)
+        )
         filesystem.write_text(written[1], in_markdown(tables))
         shown = [
-            charts.degradation(runs, summary, charts.kind_styles(kinds)),
+            charts.degradation(runs, summary, styles, varied),
+            charts.error_map(summary, varied),
             charts.curves(records),
+            charts.curves_by_depth(records, styles),
             *shown,
         ]
-        console.print(_printed(summary))
+        console.print(_printed(summary, varied))
     for chart in charts.drawable(shown):
         written += figures.save(chart, workdir)
     written.append(page.write(tables, diagnostics))
@@ -81,13 +87,15 @@ def write(workdir: AnyPath) -> None:
 
 def in_markdown(tables: run_tables.Tables) -> str:
     """The table for a README. Adds published results where they are comparable."""
-    sources = published.comparable(tables.configs.values())
+    varied = tables.sweep.varying.in_grid
+    sources = published.comparable(tables.configs.values(), tables.sweep.varying)
     shortcuts = run_tables.shortcuts(tables.runs, tables.configs)
     timed = tables.summary["minutes"].notna().any()
     rows = []
     for row in tables.summary.to_dict("records"):
         kind, depth = row["kind"], row["depth"]
-        cells = {"kind": kind, "depth": depth, "parameters": f"{row['parameters']:,.0f}"}
+        cells = {"kind": kind, **{field: row[field] for field in varied}, "depth": depth}
+        cells["parameters"] = f"{row['parameters']:,.0f}"
         for name, heading in _HEADINGS.items():
             cells[f"{heading} error"] = run_tables.percent(row[name], row[f"{name}_std"])
         cells |= {f"{one.title}, 64k steps": one.error(shortcuts[kind], depth) for one in sources}
@@ -119,19 +127,21 @@ class LivePage:
         self._due = time.monotonic() + REST_SECONDS
 
 
-def _printed(summary: pd.DataFrame) -> Table:
+def _printed(summary: pd.DataFrame, varied: Sequence[str]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         caption="errors in %: mean ± deviation over n seeds",
     )
-    for heading in ("kind", "depth", "parameters", *_HEADINGS.values(), "n"):
+    for heading in ("kind", *varied, "depth", "parameters", *_HEADINGS.values(), "n"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for row in summary.to_dict("records"):
         errors = [run_tables.percent(row[name], row[f"{name}_std"]) for name in _HEADINGS]
-        names = row["kind"], str(row["depth"]), f"{row['parameters']:,.0f}"
-        table.add_row(*names, *errors, str(row["n"]))
+        names = row["kind"], *(row[field] for field in varied), row["depth"]
+        # As Text: names must not be read as markup.
+        cells = *names, f"{row['parameters']:,.0f}", *errors, row["n"]
+        table.add_row(*(Text(str(cell)) for cell in cells))
     return table
 
 

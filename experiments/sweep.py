@@ -1,6 +1,7 @@
-"""Runs the grid kind x depth x seed of a config, or its missing runs, and writes the report.
+"""Runs the grid of a config, kind x depth x varied fields x seed, and writes the report.
 
 .venv/bin/python -m experiments.sweep --config=configs/degradation.py:digits --workdir=runs/digits
+.venv/bin/python -m experiments.sweep ... --vary=optim.lr=0.1,0.01 [--dry_run]
 .venv/bin/python -m experiments.sweep ... --engine=ray --devices_per_run=1 [--address=HOST:PORT]
 """
 
@@ -11,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from absl import flags
+from rich.console import Console
 
 from experiments import cli, report
-from experiments.sweeping import devices, engine, grid, live_table
+from experiments.sweeping import devices, dry_run, engine, grid, live_table
 from experiments.sweeping.engine import Engine
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor, number
@@ -74,17 +76,24 @@ def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = 
 
     Writes nothing. `only`: the names of the runs that will begin; all by default.
     """
-    configs = [run.config.model_dump(mode="json") for run in runs]
-    kinds = (run.kind for run in runs)
-    sweep_folder.check_recipe(workdir, zip(kinds, configs, strict=True), resolve)
-    for run, config in zip(runs, configs, strict=True):
+    said = {run.name: (run.kind, run.config.model_dump(mode="json")) for run in runs}
+    sweep_folder.check_recipe(workdir, said, runs[0].varying, resolve)
+    for run in runs:
         if not only or run.name in only:
-            build.build(run.config)
-        RunFolder(workdir / run.name).has_run(config, resolve)
+            with grid.named(run.name):
+                build.build(run.config)
+        RunFolder(workdir / run.name).has_run(said[run.name][1], resolve)
 
 
 def main(args: flags.FlagValues) -> int:
     workdir = cli.sweep_folder(args)
+    if args.dry_run:
+        runs = _runs(args)
+        devices.begin(runs[0].config)
+        check_grid(runs, workdir, args.only)
+        console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 120))
+        dry_run.show(runs, workdir, console)
+        return 0
     if args.engine == "local":
         _refuse(args, OF_RAY, "--engine=ray")
         with devices.together(args):
@@ -125,7 +134,7 @@ def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> N
 
 def _runs(args: flags.FlagValues) -> list[GridRun]:
     """The runs of the grid. Raises UserError if it is not valid or lacks a run of --only."""
-    runs = grid.expand(parse(args.config.to_dict(), grid.SweepConfig))
+    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     names = [run.name for run in runs]
     for name in args.only:
         if name not in names:
@@ -181,6 +190,9 @@ def _is_over(runs: Sequence[GridRun], workdir: AnyPath) -> bool:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool(
+        "dry_run", False, "Checks all runs and lists them with their cost and time. Trains none."
+    )
     flags.DEFINE_list("only", [], "Names of runs of the grid; all by default.")
     flags.DEFINE_enum(
         "engine", "local", ["local", "ray"], "local: one run after another; ray: side by side."

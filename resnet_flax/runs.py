@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from flax import linen as nn
 
 from resnet_flax.config import RunConfig, parse
@@ -17,7 +18,7 @@ from resnet_flax.data import augment
 from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.models import stacking
 from resnet_flax.runtime import bits
-from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage import filesystem, findings, sweep_tables
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.records import DONE, FILES, LARGEST, Status
 from resnet_flax.storage.run_folder import OWN, RunFolder
@@ -203,6 +204,10 @@ class Sweep(SweepFolder):
     def __getitem__(self, name: str) -> Run:
         """Restores a run, as `load_run`. If the sweep lacks it, the UserError names its runs."""
         return load_run(self.records(name).path)
+
+    def summary(self) -> pd.DataFrame:
+        """The table of the report: means over seeds, see `sweep_tables.summarize`."""
+        return sweep_tables.summarize(sweep_tables.read_runs(self)).drop(columns="group")
 
 
 def load_sweep(folder: str | os.PathLike[str]) -> Sweep:

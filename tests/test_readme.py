@@ -9,6 +9,7 @@ import pytest
 
 from experiments import readme
 from resnet_flax.storage import sweep_folder
+from resnet_flax.storage.recipe import Varying
 
 PAGES = [Path("README.md"), Path("resnet_flax/README.md"), Path("resnet_flax/analysis/README.md")]
 # Each in a namespace of its own, as in a notebook.
@@ -34,7 +35,7 @@ def digits(tmp_path, monkeypatch):
         config["model"]["shortcut"] = shortcut
         (folder / name / "config.json").write_text(json.dumps(config))
         entries[name] = {"kind": kind, "config": config}
-    sweep_folder.add_runs(folder, entries)
+    sweep_folder.add_runs(folder, entries, Varying())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     return tmp_path

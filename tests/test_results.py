@@ -11,7 +11,7 @@ from experiments.reporting import benchmark_tables, run_tables
 from experiments.reporting.readme_tables import ratio
 from resnet_flax.data import sources
 from resnet_flax.runs import load_run
-from resnet_flax.storage import findings
+from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.sweep_folder import SweepFolder
 from tests.prepared import needs_cifar10
@@ -23,9 +23,9 @@ ON_DIGITS = ["digits", "digits_xeon", "digits_bfloat16"]
 
 def summary(folder):
     """Of finished runs, by kind and depth."""
-    runs = run_tables.read_runs(SweepFolder(folder))
+    runs = sweep_tables.read_runs(SweepFolder(folder))
     assert set(runs["state"]) == {"finished"}
-    return run_tables.summarize(runs).set_index(["kind", "depth"])
+    return sweep_tables.summarize(runs).set_index(["kind", "depth"])
 
 
 @pytest.mark.parametrize("name", ON_DIGITS)
@@ -40,7 +40,7 @@ def test_training_error_rises_with_depth_for_plain_networks_and_not_for_residual
 
 
 def test_few_epochs_are_few_for_residual_networks_of_56_layers_too():
-    runs = run_tables.read_runs(SweepFolder(DIGITS))
+    runs = sweep_tables.read_runs(SweepFolder(DIGITS))
     deep = runs[(runs["kind"] == "residual") & (runs["depth"] == 56)]
     assert (deep["train_error"] > 0.01).sum() == 2
 
@@ -166,14 +166,14 @@ def test_another_processor_and_bfloat16_change_little():
 
 
 def test_at_110_layers_digits_are_not_learnt_in_20_epochs():
-    runs = run_tables.read_runs(SweepFolder(RESULTS / "digits_110"))
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "digits_110"))
     errors = runs.groupby("kind")["train_error"]
     assert errors.min()["plain"] > 0.8
     assert errors.mean()["plain"] > errors.mean()["residual"] > 0.2
 
 
 def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
-    runs = run_tables.read_runs(SweepFolder(RESULTS / "digits_no_bn")).set_index("run")
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "digits_no_bn")).set_index("run")
     errors = runs["train_error"]
     assert errors["plain-8-s0"] < 0.01 < 0.5 < errors["plain-20-s0"] < errors["plain-56-s0"]
     assert errors["residual-20-s0"] < 0.01

@@ -15,6 +15,7 @@ from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.records import FILES
 from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.step_folders import CONFIG
@@ -66,7 +67,8 @@ def test_an_earlier_step_is_restored_when_asked_for(finished_run):
 
 def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
     config = json.loads((finished_run / "config.json").read_text())
-    sweep_folder.add_runs(finished_run.parent, {"run": {"kind": "plain", "config": config}})
+    entries = {"run": {"kind": "plain", "config": config}}
+    sweep_folder.add_runs(finished_run.parent, entries, Varying())
     sweep = runs.load_sweep(finished_run.parent)
     assert list(sweep) == ["run"]
     assert sweep["run"].step == 24

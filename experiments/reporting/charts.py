@@ -1,7 +1,8 @@
 """The content of a sweep's figures. `figures.py` draws it on paper, `plots.py` on the page."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from experiments.reporting.drawing import colormaps, to_hex
 
 
 class Style(NamedTuple):
-    """The look of a kind, in matplotlib's names. Marker and line distinguish kinds in grey."""
+    """The look of a group, in matplotlib's names. Marker and line tell groups apart in grey."""
 
     color: str
     marker: str
@@ -20,7 +21,7 @@ class Style(NamedTuple):
 
 
 Styles = Mapping[str, Style]
-"""Kind -> style, for all kinds of a sweep: a kind looks the same in every chart."""
+"""Group -> style, for all groups of a sweep: a group looks the same in every chart."""
 
 # Okabe and Ito's colours, safe for the colour-blind.
 KIND_STYLES = (
@@ -29,6 +30,8 @@ KIND_STYLES = (
     Style("#009E73", "^", "-."),
     Style("#CC79A7", "D", ":"),
 )
+KNOWN = {"plain": 0, "residual": 1}
+"""Kind -> the index of its style. The others have the next ones."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,21 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Map:
+    """A value for each pair of two things that a grid varies. None is a gap."""
+
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One pair of axes: lines, or a field."""
+    """One pair of axes: lines, a field or a map."""
 
     title: str
     series: tuple[Series, ...] = ()
-    field: Field | None = None
+    field: Field | Map | None = None
 
     def is_empty(self) -> bool:
         """Whether nothing could be drawn."""
@@ -117,9 +129,29 @@ def drawable(charts: Iterable[Chart]) -> list[Chart]:
     return [chart for chart in full if chart.panels]
 
 
-def kind_styles(kinds: Iterable[str]) -> Styles:
-    """Kind -> style, in any order of `kinds`. The styles of up to 16 kinds all differ."""
-    return {kind: _style(i) for i, kind in enumerate(sorted(set(kinds)))}
+def group_styles(groups: Mapping[str, str]) -> Styles:
+    """Group -> style. `groups`: group -> kind, in the order of the grid.
+
+    Kinds have different colours; `plain` and `residual` have the same ones in every figure. Groups
+    of a single kind go from dark to light. Of several kinds, they differ in marker and line.
+    """
+    kinds = list(dict.fromkeys(groups.values()))
+    if len(kinds) == 1 and len(groups) > 1:
+        shades = _shades(len(groups))
+        looks = itertools.cycle(KIND_STYLES)
+        return {
+            group: look._replace(color=shade, line="-")
+            for group, shade, look in zip(groups, shades, looks, strict=False)
+        }
+    own = [kind for kind in kinds if kind not in KNOWN]
+    places = KNOWN | {kind: len(KNOWN) + i for i, kind in enumerate(own)}
+    seen = Counter[str]()
+    styles = {}
+    for group, kind in groups.items():
+        color, look = _style(places[kind]), _style(places[kind] + seen[kind])
+        styles[group] = look._replace(color=color.color)
+        seen[kind] += 1
+    return styles
 
 
 def _style(i: int) -> Style:
@@ -128,11 +160,15 @@ def _style(i: int) -> Style:
     return KIND_STYLES[(i + i // size) % size]._replace(color=KIND_STYLES[i % size].color)
 
 
+def _shades(count: int) -> list[str]:
+    """Colours from dark to light. All are visible on a dark and on a light page."""
+    return list(map(to_hex, colormaps["viridis"](np.linspace(0.25, 0.85, count))))
+
+
 def depth_colors(depths: Iterable[int]) -> dict[int, str]:
-    """Depth -> colour, from dark to light. All are visible on a dark and on a light page."""
+    """Depth -> colour, from dark to light."""
     ordered = sorted(set(depths))
-    shades = colormaps["viridis"](np.linspace(0.25, 0.85, len(ordered)))
-    return dict(zip(ordered, map(to_hex, shades), strict=True))
+    return dict(zip(ordered, _shades(len(ordered)), strict=True))
 
 
 def strengths(depths: Iterable[int]) -> dict[int, float]:
@@ -141,18 +177,27 @@ def strengths(depths: Iterable[int]) -> dict[int, float]:
     return dict(zip(ordered, np.linspace(1, 0.4, len(ordered))[::-1].tolist(), strict=True))
 
 
-def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Chart:
-    """Training error (clean, eval mode) against depth: means, deviations, single runs."""
-    series = []
-    for kind, style in styles.items():
-        rows = summary[summary["kind"] == kind]
-        single = runs[(runs["kind"] == kind) & (runs["state"] == "finished")]
-        if rows.empty:
-            continue
+def degradation(
+    runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles, varied: Sequence[str] = ()
+) -> Chart:
+    """Training error (clean, eval mode) against depth: means, deviations, single runs.
+
+    `varied`: the fields that vary in the grid. Several kinds then get a panel for each combination
+    of values. A single kind has one panel, with a line for each combination.
+    """
+    apart = bool(varied) and summary["kind"].nunique() > 1
+    panels: dict[str, list[Series]] = {}
+    for group, rows in summary.groupby("group", sort=False):
+        single = runs[(runs["group"] == group) & (runs["state"] == "finished")]
+        kind, values = rows["kind"].iloc[0], str(group)
+        values = values.removeprefix(f"{kind}, ")
+        name = values if varied and not apart else kind
         many = bool(rows["train_error_std"].notna().any())  # One run has no deviation.
-        label = f"{kind} ({'mean ± deviation, ' if many else ''}n = {_counts(rows['n'])})"
+        label = f"{name} ({'mean ± deviation, ' if many else ''}n = {_counts(rows['n'])})"
         deviations = rows["train_error_std"].fillna(0).tolist() if many else []
         points = rows["depth"].tolist(), rows["train_error"].tolist()
+        style = styles[str(group)]
+        series = panels.setdefault(values if apart else "", [])
         series.append(Series(label, *points, style, deviations=deviations))
         points = single["depth"].tolist(), single["train_error"].tolist()
         names = single["run"].tolist()
@@ -165,45 +210,89 @@ def degradation(runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles) -> Ch
         " are single runs.",
         x="depth (weighted layers)",
         y="training error",
-        panels=(Panel("", tuple(series)),),
+        panels=tuple(Panel(title, tuple(series)) for title, series in panels.items()),
         percent=True,
         ticks=tuple(sorted(int(depth) for depth in summary["depth"].unique())),
     )
 
 
+def error_map(summary: pd.DataFrame, varied: Sequence[str]) -> Chart:
+    """Training error by depth and one varied field. Empty if the grid does not vary both."""
+    panels = []
+    if len(varied) == 1 and summary[varied[0]].nunique() > 1 and summary["depth"].nunique() > 1:
+        (field,) = varied
+        depths, values = sorted(summary["depth"].unique()), list(summary[field].unique())
+        for kind, rows in summary.groupby("kind", sort=False):
+            table = rows.pivot(index=field, columns="depth", values="train_error")
+            cells = table.reindex(index=values, columns=depths).to_numpy()
+            found = Map(list(map(str, depths)), list(map(str, values)), list(map(numbers, cells)))
+            panels.append(Panel(str(kind), field=found))
+    return Chart(
+        name="map",
+        title=f"Training error by depth and {', '.join(varied)}",
+        caption="Error on the clean training split after the last step, in eval mode: means over"
+        " seeds.",
+        x="depth (weighted layers)",
+        y=", ".join(varied),
+        panels=tuple(panels),
+        percent=True,
+    )
+
+
 def curves(records: pd.DataFrame) -> Chart:
-    """Error against steps as in Fig. 6, means over seeds."""
-    keys = ["kind", "depth", "measure", "step"]
-    means = records.groupby(keys, as_index=False)["error"].mean()
-    return _curves(means, "means over seeds", by="depth", y="error (training dashed, test solid)")
+    """Error against steps as in Fig. 6, means over seeds: a panel for each group."""
+    return _curves(_means(records), "means over seeds", y=_BOTH)
+
+
+def curves_by_depth(records: pd.DataFrame, styles: Styles) -> Chart:
+    """Error against steps as in Fig. 4, means over seeds: all groups of a depth share a panel."""
+    panels = []
+    for depth, of_depth in _means(records).groupby("depth"):
+        series = tuple(
+            one
+            for group in styles
+            for one in _pair(
+                of_depth[of_depth["group"] == group], group, styles[group].color, rank=0
+            )
+        )
+        panels.append(Panel(f"depth {depth}", series))
+    return Chart(
+        name="curves_by_depth",
+        title="Training and test error against steps, by depth",
+        caption="Dashed: running training error, in train mode. Solid: test error. Lines: means"
+        " over seeds.",
+        x="step",
+        y=_BOTH,
+        panels=tuple(panels),
+        percent=True,
+    )
 
 
 def run_curves(records: pd.DataFrame) -> Chart:
     """Error against steps as in Fig. 6, with a line for each run."""
-    return _curves(records, "one for each run", by="run", y="error")
+    return _curves(records, "one for each run", y="error")
 
 
-def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
+_BOTH = "error (training dashed, test solid)"
+
+
+def _means(records: pd.DataFrame) -> pd.DataFrame:
+    keys = ["group", "depth", "measure", "step"]
+    means = records.groupby(keys, as_index=False, sort=False)["error"].mean()
+    return means.sort_values("step", kind="stable").assign(run="")
+
+
+def _curves(records: pd.DataFrame, what: str, *, y: str) -> Chart:
     colors = depth_colors(records["depth"])
     panels = []
-    for kind, of_kind in records.groupby("kind"):
-        series = []
-        for (depth, of), rows in of_kind.groupby(["depth", by]):
-            for measure, line in (("test_error", "-"), ("running_error", "--")):
-                points = rows[rows["measure"] == measure]
-                if points.empty:
-                    continue
-                series.append(
-                    Series(
-                        f"depth {depth}",
-                        points["step"].tolist(),
-                        numbers(points["error"]),
-                        Style(colors[depth], "", line),
-                        run=str(of),
-                        rank=depth,
-                    )
-                )
-        panels.append(Panel(str(kind), tuple(series)))
+    for group in records["group"].unique():
+        lines = records[records["group"] == group].groupby(["depth", "run"])
+        series = tuple(
+            one
+            for (depth, run), rows in lines
+            for one in _pair(rows, f"depth {depth}", colors[depth], rank=depth, run=str(run))
+        )
+        panels.append(Panel(str(group), series))
     return Chart(
         name="curves",
         title="Training and test error against steps",
@@ -213,6 +302,18 @@ def _curves(records: pd.DataFrame, what: str, *, by: str, y: str) -> Chart:
         panels=tuple(panels),
         percent=True,
     )
+
+
+def _pair(
+    rows: pd.DataFrame, label: str, color: str, *, rank: int, run: str = ""
+) -> Iterator[Series]:
+    """The test error and the running training error against steps, if there are any."""
+    for measure, line in (("test_error", "-"), ("running_error", "--")):
+        points = rows[rows["measure"] == measure]
+        if not points.empty:
+            y = numbers(points["error"])
+            style = Style(color, "", line)
+            yield Series(label, points["step"].tolist(), y, style, run=run, rank=rank)
 
 
 def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
@@ -225,11 +326,11 @@ def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
     panels = []
     for measure, title in measures.items():
         series = []
-        for kind, of_kind in runs.groupby("kind"):
-            style = styles[str(kind)]
-            rows = of_kind.dropna(subset=[measure])
+        for group, of_group in runs.groupby("group", sort=False):
+            style = styles[str(group)]
+            rows = of_group.dropna(subset=[measure])
             medians = rows.groupby("depth")[measure].median()
-            series.append(Series(str(kind), medians.index.tolist(), numbers(medians), style))
+            series.append(Series(str(group), medians.index.tolist(), numbers(medians), style))
             points = rows["depth"].tolist(), numbers(rows[measure])
             names = rows["run"].tolist()
             series.append(Series("", *points, style._replace(line=""), strength=0.4, names=names))

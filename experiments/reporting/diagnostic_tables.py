@@ -1,4 +1,7 @@
-"""Reads a sweep's diagnostics into tables. Without diagnostics, a table is empty."""
+"""Reads a sweep's diagnostics into tables. Without diagnostics, a table is empty.
+
+In the columns `kind`, a run has the name of its group: its kind and varied values.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -72,7 +75,7 @@ def read_planes(sweep: SweepFolder) -> Planes | None:
     for folder, point in _runs(sweep):
         plane = findings.load(findings.folder(folder) / findings.PLANE, Plane)
         if plane and plane.step == point.steps:
-            found.setdefault(point.depth, {}).setdefault(point.kind, plane)
+            found.setdefault(point.depth, {}).setdefault(point.group, plane)
     return Planes(max(found), found[max(found)]) if found else None
 
 
@@ -82,7 +85,7 @@ def _runs(sweep: SweepFolder) -> Iterator[tuple[AnyPath, GridPoint]]:
 
 
 def _of_run(point: GridPoint) -> dict[str, Any]:
-    return {"run": point.name, "kind": point.kind, "depth": point.depth}
+    return {"run": point.name, "kind": point.group, "depth": point.depth}
 
 
 def _layer_rows(layers: Layers) -> Iterable[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.reporting.charts import KIND_STYLES, Chart, Field, Panel, Series
+from experiments.reporting.charts import KIND_STYLES, Chart, Field, Map, Panel, Series
 from experiments.reporting.drawing import Axes, Figure, Line2D, MaxNLocator, PercentFormatter, style
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
@@ -30,9 +30,9 @@ def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
             _draw_panel(axes, chart, panel)
         for axes in figure.axes[::columns]:
             axes.set_ylabel(chart.y)
-        if chart.panels[0].field:
-            drawn, label = figure.axes[0].collections[0], chart.panels[0].field.label
-            figure.colorbar(drawn, ax=figure.axes, label=label, format="%.1f")
+        if isinstance(field := chart.panels[0].field, Field):
+            drawn = figure.axes[0].collections[0]
+            figure.colorbar(drawn, ax=figure.axes, label=field.label, format="%.1f")
         _legend(figure, chart)
         paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
         _save(figure, paths)
@@ -50,8 +50,10 @@ def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for series in panel.series:
         _draw(axes, series)
-    if panel.field:
+    if isinstance(panel.field, Field):
         _contour(axes, panel.field, np.linspace(*chart.extent(), 16))
+    elif panel.field:
+        _map(axes, panel.field, chart.extent())
     elif chart.percent:
         _percent(axes)
 
@@ -93,6 +95,19 @@ def _contour(axes: Axes, field: Field, levels: np.ndarray) -> None:
     axes.plot(0, 0, "+", color="white", markersize=10)
     axes.set_aspect("equal")
     axes.grid(False)
+
+
+def _map(axes: Axes, found: Map, extent: tuple[float, float]) -> None:
+    values = np.array(found.values, float)
+    axes.imshow(values, cmap="viridis", vmin=extent[0], vmax=extent[1], aspect="auto")
+    axes.set_xticks(range(len(found.columns)), list(map(_plain, found.columns)))
+    axes.set_yticks(range(len(found.rows)), list(map(_plain, found.rows)))
+    axes.grid(False)
+    middle = sum(extent) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            color = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2%}", ha="center", va="center", color=color)
 
 
 def _legend(figure: Figure, chart: Chart) -> None:

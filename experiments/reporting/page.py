@@ -38,10 +38,14 @@ def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
 
 
 def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
-    sweep, runs, summary, measured, kinds, configs = tables
-    styles = charts.kind_styles(kinds)
-    headline = [] if summary.empty else [charts.degradation(runs, summary, styles)]
-    curves = [] if measured.empty else [charts.run_curves(measured)]
+    sweep, runs, summary, measured, groups, configs = tables
+    styles, fields = charts.group_styles(groups), sweep.varying.in_grid
+    headline, curves = [], []
+    if not summary.empty:
+        headline = [charts.degradation(runs, summary, styles, fields)]
+        headline.append(charts.error_map(summary, fields))
+    if not measured.empty:
+        curves = [charts.run_curves(measured), charts.curves_by_depth(measured, styles)]
     sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
@@ -53,15 +57,16 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         apart=sweep.apart,
         states=Counter(runs["state"]).most_common(),
         readings=_readings(summary),
-        colors={kind: style.color for kind, style in styles.items()},
-        marks={kind: _MARKS[style.marker] for kind, style in styles.items()},
+        colors={group: style.color for group, style in styles.items()},
+        marks={group: _MARKS[style.marker] for group, style in styles.items()},
+        fields=fields,
         charts={chart.name: chart for chart in shown},
         diagnostics=[chart.name for chart in diagnostics],
         plots={chart.name: plots.draw(chart) for chart in shown},
         dashes=plots.DASHES,
         symbols=_MARKS,
         summary=summary.to_dict("records"),
-        sources=published.comparable(configs.values()),
+        sources=published.comparable(configs.values(), sweep.varying),
         shortcuts=run_tables.shortcuts(runs, configs),
         runs=runs.to_dict("records"),
         switches=_switches(measured),
@@ -86,13 +91,13 @@ def _template() -> jinja2.Template:
 
 
 def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each kind: the smallest and the largest finished depth, and the change between them."""
+    """For each group: the smallest and the largest finished depth, and the change between them."""
     readings = []
-    for kind, rows in summary.groupby("kind"):
+    for group, rows in summary.groupby("group", sort=False):
         ends = rows.sort_values("depth").iloc[[0, -1]]
         change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
         shown = ends.drop_duplicates("depth").to_dict("records")
-        readings.append({"kind": kind, "ends": shown, "change": change})
+        readings.append({"group": group, "ends": shown, "change": change})
     return readings
 
 
@@ -107,17 +112,17 @@ def _change(errors: list[float], deviation: float) -> str:
 
 
 def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each kind and depth, the runs that have a curve."""
+    """For each group and depth, the runs that have a curve."""
     colors = charts.depth_colors(measured["depth"])
-    rows = measured.drop_duplicates("run").groupby(["kind", "depth"])
+    rows = measured.drop_duplicates("run").groupby(["group", "depth"], sort=False)
     return [
         {
-            "kind": kind,
+            "group": group,
             "depth": depth,
             "color": colors[depth],
             "runs": of[["run", "seed"]].to_dict("records"),
         }
-        for (kind, depth), of in rows
+        for (group, depth), of in rows
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.reporting.charts import Chart, Field, Panel, Series
+from experiments.reporting.charts import Chart, Field, Map, Panel, Series
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -19,7 +19,13 @@ def draw(chart: Chart) -> list[dict[str, Any]]:
     """Returns a Plotly figure for each panel, in JSON types."""
     figures = []
     for panel in chart.panels:
-        layout = _field_layout(chart) if panel.field else _layout(chart)
+        layout = (
+            _field_layout(chart)
+            if isinstance(panel.field, Field)
+            else _map_layout(chart)
+            if panel.field
+            else _layout(chart)
+        )
         figure = go.Figure(_traces(chart, panel), layout)
         figures.append(figure.to_plotly_json())
         figures[-1]["layout"].pop("template", None)
@@ -27,8 +33,10 @@ def draw(chart: Chart) -> list[dict[str, Any]]:
 
 
 def _traces(chart: Chart, panel: Panel) -> list[Any]:
-    if panel.field:
+    if isinstance(panel.field, Field):
         return [_contour(panel.field, *chart.extent()), _middle()]
+    if panel.field:
+        return [_heatmap(panel.field, *chart.extent())]
     return [_line(series, chart) for series in panel.series]
 
 
@@ -73,6 +81,20 @@ def _contour(field: Field, low: float, high: float) -> go.Contour:
     )
 
 
+def _heatmap(found: Map, low: float, high: float) -> go.Heatmap:
+    return go.Heatmap(
+        x=list(map(escape, found.columns)),
+        y=list(map(escape, found.rows)),
+        z=[list(row) for row in found.values],
+        zmin=low,
+        zmax=high,
+        colorscale="Viridis",
+        texttemplate="%{z:.2%}",
+        colorbar={"tickformat": "~%", "thickness": 12},
+        hovertemplate="%{y}, depth %{x}: %{z:.2%}<extra></extra>",
+    )
+
+
 def _middle() -> go.Scatter:
     marker = {"symbol": "cross-thin", "size": 12, "line": {"width": 2, "color": "white"}}
     return go.Scatter(x=[0], y=[0], mode="markers", marker=marker, hoverinfo="skip")
@@ -107,6 +129,17 @@ def _range(chart: Chart) -> list[float]:
 def _field_layout(chart: Chart) -> dict[str, Any]:
     y = {"title": {"text": chart.y}, "scaleanchor": "x", "constrain": "domain"}
     return _frame({"title": {"text": chart.x}, "constrain": "domain"}, y)
+
+
+def _map_layout(chart: Chart) -> dict[str, Any]:
+    x = {"title": {"text": chart.x}, "type": "category"}
+    y = {
+        "title": {"text": chart.y},
+        "type": "category",
+        "autorange": "reversed",
+        "automargin": True,
+    }
+    return _frame(x, y)
 
 
 def _frame(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from resnet_flax.storage.recipe import Varying
+
 
 class Source(NamedTuple):
     """Errors by `model.shortcut` and depth, written as in the source."""
@@ -60,10 +62,15 @@ REPRODUCTIONS = Source(
 SOURCES = (PAPER, REPRODUCTIONS)
 
 
-def comparable(configs: Iterable[dict[str, Any]]) -> tuple[Source, ...]:
-    """All sources if each of these flat configs has the data set and networks above, else none."""
+def comparable(configs: Iterable[dict[str, Any]], varying: Varying) -> tuple[Source, ...]:
+    """All sources if each of these flat configs has the data set and networks above, else none.
+
+    `varying`: the fields in which the configs may differ. Published networks differ in depth and
+    shortcut alone.
+    """
     same = [
         (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
         for config in configs
     ]
-    return SOURCES if same and all(same) else ()
+    alike = not varying.in_grid and set(varying.by_kind) <= {"model.shortcut"}
+    return SOURCES if alike and same and all(same) else ()

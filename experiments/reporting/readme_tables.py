@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.reporting import diagnostic_tables, published, run_tables
-from resnet_flax.storage import findings
+from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -23,8 +23,8 @@ Rows = list[dict[str, Any]]
 
 def summary(sweep: str) -> pd.DataFrame:
     """Mean and deviation of each error over the seeds, by (kind, depth)."""
-    runs = run_tables.read_runs(SweepFolder(RESULTS / sweep))
-    return run_tables.summarize(runs).set_index(["kind", "depth"])
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / sweep))
+    return sweep_tables.summarize(runs).set_index(["kind", "depth"])
 
 
 def _error(table: pd.DataFrame, kind: str, depth: int, name: str = "train_error") -> str:
@@ -41,7 +41,7 @@ def sweeps() -> Rows:
     for file in sorted(RESULTS.glob("*/sweep.json")):
         folder, name = SweepFolder(file.parent), file.parent.name
         first = folder.config(next(iter(folder)))
-        states = run_tables.read_runs(SweepFolder(file.parent))["state"]
+        states = sweep_tables.read_runs(SweepFolder(file.parent))["state"]
         rows.append(
             {
                 "folder": f"[{name}]({name})",
@@ -99,7 +99,7 @@ def _difference(one: pd.DataFrame, other: pd.DataFrame, kind: str, depth: int, m
 def single_runs(sweep: str) -> Rows:
     """Training error of each network of a sweep, and the number of its runs that diverged."""
     rows = []
-    for (kind, depth), group in run_tables.read_runs(SweepFolder(RESULTS / sweep)).groupby(
+    for (kind, depth), group in sweep_tables.read_runs(SweepFolder(RESULTS / sweep)).groupby(
         ["kind", "depth"]
     ):
         errors = group["train_error"].astype(float)

@@ -1,6 +1,5 @@
 """Reads a sweep's records into tables. Errors are fractions. It needs no JAX and no checkpoint."""
 
-import math
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -8,11 +7,8 @@ import pandas as pd
 from resnet_flax.storage import findings
 from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.recipe import flat
-from resnet_flax.storage.records import series_of
-from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
-
-ERRORS = ("train_error", "running_error", "test_error")
+from resnet_flax.storage.sweep_folder import SweepFolder
+from resnet_flax.storage.sweep_tables import read_runs, summarize
 
 
 class Tables(NamedTuple):
@@ -22,70 +18,35 @@ class Tables(NamedTuple):
     runs: pd.DataFrame
     summary: pd.DataFrame
     records: pd.DataFrame
-    kinds: list[str]
+    groups: dict[str, str]
+    """Group -> kind, in the order of the grid."""
     configs: dict[str, dict[str, Any]]
 
 
 def read(sweep: SweepFolder) -> Tables:
     """Reads all tables. Raises UserError if a file in the folder is damaged."""
     runs, records = read_runs(sweep), read_records(sweep)
-    return Tables(sweep, runs, summarize(runs), records, read_kinds(sweep), read_configs(sweep))
+    groups = read_groups(sweep)
+    return Tables(sweep, runs, summarize(runs), records, groups, read_configs(sweep))
 
 
-def read_kinds(sweep: SweepFolder) -> list[str]:
-    """The kinds of the sweep's runs and of the networks measured before training, sorted."""
+def read_groups(sweep: SweepFolder) -> dict[str, str]:
+    """Group -> kind, in the grid's order, of the runs and of networks measured before training."""
+    groups = {point.group: point.kind for point in sweep.points.values()}
     initial = findings.load(sweep.path / findings.INITIAL, Initial)
     networks = initial.networks if initial else ()
-    kinds = {point.kind for point in sweep.points.values()}
-    return sorted(kinds | {network.kind for network in networks})
-
-
-def read_runs(sweep: SweepFolder) -> pd.DataFrame:
-    """One row for each run of the grid, in any state.
-
-    Columns: run, kind, depth, seed, state, step, reason (a failure's message, or ""), parameters,
-    and for finished runs minutes (wall time) and the errors:
-
-    - `train_error`: clean training split, eval mode.
-    - `running_error`: last interval, augmented images, train mode.
-    - `test_error`: test split, eval mode.
-
-    A finished run that lacks one of the errors, or its parameters, is `incomplete`.
-    """
-    return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
-
-
-def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
-    status = folder.status()
-    row: dict[str, Any] = {"run": point.name, "kind": point.kind}
-    row |= {"depth": point.depth, "seed": point.seed}
-    row["state"] = status.state if status else "not begun"
-    row["step"] = status.step if status else 0
-    row["reason"] = (status.error or "") if status else ""
-    environments = folder.environments()
-    row["parameters"] = environments[-1].get("parameters") if environments else None
-    finals = _final_errors(folder) if row["state"] == "finished" else {}
-    known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
-    if row["state"] == "finished" and None in known:
-        row["state"] = "incomplete"
-    row |= {name: finals.get(name) for name in ERRORS}
-    seconds = folder.wall_seconds(status)
-    return row | {"minutes": math.nan if seconds is None else seconds / 60}
-
-
-def _final_errors(folder: RunFolder) -> dict[str, float | None]:
-    """The last value of each error of a run, by the names in `ERRORS`."""
-    return {f"{series_of(record)}_error": record.get("error") for record in folder.metrics()}
+    return {network.kind: network.kind for network in networks} | groups
 
 
 def read_records(sweep: SweepFolder) -> pd.DataFrame:
     """All records of all runs, one row each.
 
-    Columns: run, kind, depth, seed, step, measure (one of `ERRORS`), error, images_per_second (only
-    in train records).
+    Columns: run, group, depth, seed, step, measure (one of `ERRORS`), error, images_per_second
+    (only in train records).
     """
-    names = ["run", "kind", "depth", "seed", "step", "split"]
+    names = ["run", "group", "depth", "seed", "step", "split"]
     frame = sweep.frame()
+    frame["group"] = frame["run"].map({name: at.group for name, at in sweep.points.items()})
     by_metric = frame.drop_duplicates([*names, "metric"]).set_index([*names, "metric"])["value"]
     records = by_metric.unstack("metric", sort=False).reindex(
         columns=["error", "images_per_second"]
@@ -123,34 +84,20 @@ def minutes(mean: float) -> str:
 def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
     """Time of each run that has at least two train records, one row each.
 
-    Columns: run, kind, depth, images_per_second (median after the first record), minutes (in
+    Columns: run, group, depth, images_per_second (median after the first record), minutes (in
     training steps), startup_seconds (extra time of the first interval, compared with that pace).
     """
     rows = []
     rates = pd.to_numeric(records["images_per_second"], errors="coerce")
     possible = rates.between(1e-6, 1e12)
     timed = records.assign(images_per_second=rates)[possible]
-    for (run, kind, depth), of_run in timed.groupby(["run", "kind", "depth"]):
+    for (run, group, depth), of_run in timed.groupby(["run", "group", "depth"]):
         if len(of_run) < 2:
             continue
         size, rate = batch_sizes[run], of_run["images_per_second"]
         images = of_run["step"].diff().fillna(of_run["step"]) * size
         pace = rate.iloc[1:].median()
         startup = images.iloc[0] / rate.iloc[0] - images.iloc[0] / pace
-        rows.append((run, kind, depth, pace, (images / rate).sum() / 60, max(startup, 0.0)))
-    names = ["run", "kind", "depth", "images_per_second", "minutes", "startup_seconds"]
+        rows.append((run, group, depth, pace, (images / rate).sum() / 60, max(startup, 0.0)))
+    names = ["run", "group", "depth", "images_per_second", "minutes", "startup_seconds"]
     return pd.DataFrame(rows, columns=names)
-
-
-def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds of finished runs, one row for each kind and depth.
-
-    Columns: kind, depth, parameters, n, minutes (mean of the known ones), and for each of `ERRORS`
-    the mean and `_std` (sample deviation, ddof 1; absent for one seed).
-    """
-    finished = runs[runs["state"] == "finished"]
-    columns: dict[str, Any] = {"parameters": ("parameters", "first"), "n": ("run", "count")}
-    for name in ERRORS:
-        columns |= {name: (name, "mean"), f"{name}_std": (name, "std")}
-    columns["minutes"] = ("minutes", "mean")
-    return finished.groupby(["kind", "depth"], as_index=False).agg(**columns)

@@ -67,7 +67,7 @@ def _cells(run: RunMonitor) -> list[Text]:
         "" if loss is None else f"{loss:.4f}" if abs(loss) < 100 else f"{loss:.1e}",
         "" if error is None else f"{error:.2%}",
         "" if rate is None else f"{rate:,.0f}",
-        _duration(run.seconds_left),
+        duration(run.seconds_left),
     ]
     # As Text: names from a folder must not be read as markup.
     return [Text(run.point.name), Text(run.state, STYLES[run.state]), *map(Text, values)]
@@ -88,12 +88,13 @@ def _overall(monitor: SweepMonitor, width: int) -> RenderableType:
     line.add_row(
         Text(f"{states['finished']} of {len(monitor.runs)} finished"),
         ProgressBar(total=monitor.work, completed=monitor.work - monitor.work_left),
-        Text("" if monitor.is_over or left is None else f"{_duration(left)} left"),
+        Text("" if monitor.is_over or left is None else f"{duration(left)} left"),
     )
     return line
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Writes seconds as h:mm:ss, and None as ""."""
     if seconds is None:
         return ""
     minutes, second = divmod(math.ceil(seconds), 60)

@@ -15,18 +15,39 @@ class Difference(NamedTuple):
     new: Any
 
 
-def of_run(kind: str, identity: Mapping[str, Any]) -> Recipe:
+class Varying(NamedTuple):
+    """The fields in which the runs of a sweep may differ, besides depth and seed.
+
+    The defaults are those of sweeps of older versions.
+    """
+
+    by_kind: tuple[str, ...] = ("model.shortcut",)
+    by_depth: tuple[str, ...] = ("optim.warmup_steps",)
+    in_grid: tuple[str, ...] = ()
+
+    def __or__(self, other: "Varying") -> "Varying":
+        both = zip(self, other, strict=True)
+        return Varying(*(tuple(dict.fromkeys([*one, *more])) for one, more in both))
+
+
+NOTHING = Varying((), (), ())
+
+
+def of_run(kind: str, identity: Mapping[str, Any], varying: Varying) -> Recipe:
     """The recipe as one run shows it. `identity`: as in `records.identity`.
 
-    It leaves out depth and seed. It says which kind its shortcut belongs to, and which depth its
-    warm-up belongs to.
+    It leaves out depth, seed and the fields that vary in the grid. It says to which kind or which
+    depth the fields belong that vary by it.
     """
     recipe = flat(identity)
     depth = recipe.pop("model.depth", None)
-    recipe.pop("seed", None)
-    for field, whose in (("model.shortcut", kind), ("optim.warmup_steps", f"depth {depth}")):
+    for field in ("seed", *varying.in_grid):
+        recipe.pop(field, None)
+    for field in (*varying.by_kind, *varying.by_depth):
         if field in recipe:
-            recipe[f"{field} of {whose}"] = recipe.pop(field)
+            whose = [f" of {kind}"] if field in varying.by_kind else []
+            whose += [f" of depth {depth}"] if field in varying.by_depth else []
+            recipe[field + "".join(whose)] = recipe.pop(field)
     return recipe
 
 

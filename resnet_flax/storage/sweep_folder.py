@@ -1,37 +1,54 @@
 """A sweep's folder: reads and writes sweep.json, and joins all records in one table. No JAX."""
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.records import identity, series_of
 from resnet_flax.storage.run_folder import RunFolder
 
-# These become names of folders, so they must not lead out of the sweep's folder.
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
+
+def _printable(name: str) -> str:
+    if not name.isprintable() or not name.strip():
+        raise ValueError(f"expected a printable name, got {name!r}")
+    return name
+
+
+KindName = Annotated[str, Field(max_length=100), AfterValidator(_printable)]
+# These are names of folders, so they must not lead out of the sweep's folder.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)]
 LARGEST = 2**26  # Bytes of sweep.json.
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
 """Adds newer fields to an older config. Raises UserError if it is not a config."""
-COLUMNS = ("run", "kind", "depth", "seed", "step", "split", "metric", "value")
+
+
+Cell = float | int | str | bool | None
+
+
+def cell(value: Any) -> Cell:
+    """The value of a config field for a table: a list becomes text, such as "(8, 16, 32)"."""
+    return f"({', '.join(map(str, value))})" if isinstance(value, list | dict) else value
 
 
 class GridPoint(NamedTuple):
     """A run's place in the grid, and its cost.
 
-    - `kind`: runs of one kind and depth differ only in the seed; see `SweepFolder`.
+    - `kind`: runs of one group and depth differ only in the seed; see `SweepFolder`.
     - `batch_size`: images of a training step, on all devices together.
     - `multiply_adds`: cost of a forward pass of one image.
+    - `varied`: the run's values of the fields that vary in the grid, as `cell` writes them.
     """
 
     name: str
@@ -41,6 +58,13 @@ class GridPoint(NamedTuple):
     steps: int
     batch_size: int
     multiply_adds: int
+    varied: Mapping[str, Cell] = {}
+
+    @property
+    def group(self) -> str:
+        """The kind and the varied values, such as "plain, lr 0.1"."""
+        values = (f"{field.rpartition('.')[2]} {value}" for field, value in self.varied.items())
+        return ", ".join([self.kind, *values])
 
     @property
     def work(self) -> int:
@@ -83,9 +107,21 @@ class _Entry(_Strict):
     """None in sweeps of older versions."""
 
 
+FieldName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)]
+_Fields = Annotated[tuple[FieldName, ...], Field(strict=False)]
+
+
+class _Varying(_Strict):
+    by_kind: _Fields
+    by_depth: _Fields
+    in_grid: _Fields
+
+
 class _Grid(_Strict):
     """The fields of sweep.json that readers rely on."""
 
+    varying: _Varying | None = None
+    """None in sweeps of older versions."""
     runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
 
 
@@ -110,8 +146,11 @@ class SweepFolder:
             field = ".".join(map(str, first["loc"]))
             said = first["msg"].removeprefix("Value error, ")
             raise UserError(f"Cannot use {file}: {field!r}: {said}.") from error
+        self.varying = Varying(**grid.varying.model_dump()) if grid.varying else Varying()
+        """The fields in which the runs may differ."""
         recipes, places = recipe.group(self.recipes())
-        self.points = _points(grid.runs, dict(zip(grid.runs, places, strict=True)))
+        varied = {name: self._varied(name) for name in grid.runs}
+        self.points = _points(grid.runs, dict(zip(grid.runs, places, strict=True)), varied)
         self.apart = _apart(recipes, Counter(places))
 
     def __iter__(self) -> Iterator[str]:
@@ -130,10 +169,16 @@ class SweepFolder:
         """A run's identity, from sweep.json."""
         return identity(self._content["runs"][name]["config"])
 
-    def recipes(self, resolve: Resolve = lambda config: config) -> list[recipe.Recipe]:
-        """The recipe as each run shows it."""
-        entries = self._content["runs"].values()
-        return [_said(entry["kind"], resolve(entry["config"])) for entry in entries]
+    def _varied(self, name: str) -> dict[str, Cell]:
+        fields = recipe.flat(self.config(name))
+        return {field: cell(fields.get(field)) for field in self.varying.in_grid}
+
+    def recipes(
+        self, resolve: Resolve = lambda config: config, varying: Varying = recipe.NOTHING
+    ) -> list[recipe.Recipe]:
+        """The recipe as each run shows it. `varying`: more fields that may differ."""
+        entries, varying = self._content["runs"].values(), self.varying | varying
+        return [_said(entry["kind"], resolve(entry["config"]), varying) for entry in entries]
 
     def frame(self) -> pd.DataFrame:
         """A table of all records of all runs, with one row for each number.
@@ -141,52 +186,71 @@ class SweepFolder:
         Rows are ordered by run, then as the records are. Raises UserError if a record cannot be
         read. Columns:
 
-        - `run`, `kind`, `depth`, `seed`, `step`;
+        - `run`, `kind`, `depth`, `seed`;
+        - one for each field that varies in the grid, such as `optim.lr`; a list is text there;
+        - `step`;
         - `split`: the record's series, see `series_of`;
         - `metric`: loss (in nats), error (a fraction), lr, images_per_second, images or epoch;
         - `value`: NaN if it was not finite.
         """
         rows = [
-            (*point[:4], record["step"], series_of(record), metric, value)
+            (*point[:4], *point.varied.values(), record["step"], series_of(record), metric, value)
             for name, point in self.points.items()
             for record in self.records(name).metrics()
             for metric, value in record.items()
             if metric != "step" and not isinstance(value, str)
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
+        columns = ["run", "kind", "depth", "seed", *self.varying.in_grid]
+        columns += ["step", "split", "metric", "value"]
+        return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
 
-def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]]) -> None:
+def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]], varying: Varying) -> None:
     """Adds runs to `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
-    Runs of earlier grids stay. Each config is stored as its identity.
+    Runs of earlier grids stay. Each config is stored as its identity. `varying`: the fields in
+    which these runs may differ.
     """
     file = path / "sweep.json"
-    earlier = SweepFolder(path)._content["runs"] if file.exists() else {}
+    earlier: dict[str, Any] = {}
+    if file.exists():
+        sweep = SweepFolder(path)
+        earlier, varying = sweep._content["runs"], sweep.varying | varying
     entries = {
         name: {**entry, "config": identity(entry["config"])}
         for name, entry in {**earlier, **runs}.items()
     }
-    filesystem.write_json(file, {"runs": entries})
+    filesystem.write_json(file, {"varying": varying._asdict(), "runs": entries})
 
 
 def check_recipe(
-    path: AnyPath, runs: Iterable[tuple[str, dict[str, Any]]], resolve: Resolve
+    path: AnyPath,
+    runs: Mapping[str, tuple[str, dict[str, Any]]],
+    varying: Varying,
+    resolve: Resolve,
 ) -> None:
     """Raises UserError if the folder has a sweep with another recipe than these runs.
 
-    `runs`: the (kind, config) of each run.
+    Also if it has one of these runs under another name. `runs`: name -> (kind, config).
     """
     file = path / "sweep.json"
     if not filesystem.exists(file):
         return
     sweep = SweepFolder(path)
     try:
-        there, _ = recipe.group(sweep.recipes(resolve))
+        there, _ = recipe.group(sweep.recipes(resolve, varying))
+        named = {_key(sweep.points[name].kind, resolve(sweep.config(name))): name for name in sweep}
     except UserError as error:
         raise UserError(f"Cannot use {file}: {error}") from error
-    for kind, config in runs:
-        different = [recipe.differences(one, _said(kind, config)) for one in there]
+    for name, (kind, config) in runs.items():
+        other = named.get(_key(kind, config), name)
+        if other != name:
+            raise UserError(
+                f"{path} holds {other}, which is the same run as {name}. Choose another workdir, or"
+                " leave this run out."
+            )
+        said = _said(kind, config, sweep.varying | varying)
+        different = [recipe.differences(one, said) for one in there]
         if all(different):
             fields = "; ".join(f"{f} ({old!r} there, {new!r} here)" for f, old, new in different[0])
             raise UserError(
@@ -195,12 +259,25 @@ def check_recipe(
             )
 
 
-def _said(kind: str, config: dict[str, Any]) -> recipe.Recipe:
-    return recipe.of_run(kind, identity(config))
+def _said(kind: str, config: dict[str, Any], varying: Varying) -> recipe.Recipe:
+    return recipe.of_run(kind, identity(config), varying)
 
 
-def _points(entries: Mapping[str, _Entry], places: Mapping[str, int]) -> dict[str, GridPoint]:
-    """The grid points of all runs, by name. `places`: the index of each run's recipe."""
+def _key(kind: str, config: dict[str, Any]) -> str:
+    """Two runs with the same key are the same run."""
+    return json.dumps([kind, identity(config)], sort_keys=True)
+
+
+def _points(
+    entries: Mapping[str, _Entry],
+    places: Mapping[str, int],
+    varied: Mapping[str, dict[str, Cell]],
+) -> dict[str, GridPoint]:
+    """The grid points of all runs, by name.
+
+    - `places`: the index of each run's recipe.
+    - `varied`: each run's values of the fields that vary in the grid.
+    """
     # If one cost is unknown, the depth is every run's cost, so that costs stay comparable.
     known = all(entry.multiply_adds for entry in entries.values())
     points = {}
@@ -209,7 +286,7 @@ def _points(entries: Mapping[str, _Entry], places: Mapping[str, int]) -> dict[st
         cost = entry.multiply_adds if known and entry.multiply_adds else config.model.depth
         sizes = config.model.depth, config.seed, config.steps, config.data.batch_size, cost
         kind = f"{entry.kind}, recipe {places[name] + 1}" if places[name] else entry.kind
-        points[name] = GridPoint(name, kind, *sizes)
+        points[name] = GridPoint(name, kind, *sizes, varied[name])
     return points
 
 

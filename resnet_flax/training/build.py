@@ -21,7 +21,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import vgg
 from resnet_flax.models.cpu_convolution import conv_general_dilated
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.runtime.parallel import DATA_AXIS, Devices
+from resnet_flax.runtime.parallel import DATA_AXIS, Backend, Devices
 from resnet_flax.training import optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.training.steps import Batch
@@ -104,15 +104,17 @@ def feed(split: Split | Stream, devices: Devices, say: Callable[[str], None]) ->
     return ResidentFeed(split, devices)
 
 
-def training_batches(config: RunConfig, image_mean: np.ndarray, count: int) -> list[Batch]:
+def training_batches(
+    data: DataConfig, backend: Backend, image_mean: np.ndarray, count: int
+) -> list[Batch]:
     """The first batches of the training split, at most `count`, not augmented, on the first device.
 
     All batches are full. If the split is smaller than a batch, it is one batch. Every call gives
     the same batches.
     """
-    device = Devices(config.parallel, jax.devices()[:1])
-    images = feed(open_split(config.data, config.data.train_split), device, print)
-    batch_size = min(config.data.batch_size, images.size)
+    device = Devices(backend, jax.devices()[:1])
+    images = feed(open_split(data, data.train_split), device, print)
+    batch_size = min(data.batch_size, images.size)
     batches = []
     with images.evaluation(batch_size) as fed:
         for of_devices, _ in itertools.islice(fed, min(count, images.size // batch_size)):

@@ -11,6 +11,7 @@ import pytest
 from experiments import report, watch
 from resnet_flax.runs import load_run, load_sweep
 from resnet_flax.storage import filesystem, sweep_folder
+from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import (
     SWEEP,
@@ -63,7 +64,7 @@ def test_records_in_a_bucket_give_the_report_that_they_give_on_a_disk(tmp_path, 
     for name in names:
         shutil.copytree(DIGITS / name, tmp_path / name)
     runs = filesystem.read_json(DIGITS / "sweep.json", 2**20)["runs"]
-    sweep_folder.add_runs(tmp_path, {name: runs[name] for name in names})
+    sweep_folder.add_runs(tmp_path, {name: runs[name] for name in names}, Varying())
     for file in tmp_path.rglob("*"):
         if file.is_file():
             (bucket / file.relative_to(tmp_path)).upload(file)

@@ -10,6 +10,7 @@ from rich.console import Console
 from configs import degradation
 from experiments import diagnose
 from resnet_flax.storage import findings, sweep_folder
+from resnet_flax.storage.recipe import Varying
 from tests.given import expanded
 
 RUN = "tests/golden/run"
@@ -76,7 +77,7 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
         shutil.copytree(RUN, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text())
         entries[name] = {"kind": "plain", "config": config}
-    sweep_folder.add_runs(tmp_path, entries)
+    sweep_folder.add_runs(tmp_path, entries, Varying())
     (damaged,) = tmp_path.glob("plain-8-s0/checkpoints/24/state/manifest.ocdbt")
     damaged.write_bytes(b"")
     shutil.rmtree(tmp_path / "plain-8-s1" / "checkpoints")

@@ -16,11 +16,12 @@ from experiments.reporting import (
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
-from resnet_flax.storage import findings
+from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial, Layer, Layers, Line, Network, Plane
+from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.sweep_folder import SweepFolder
 
-STYLES = charts.kind_styles(["plain", "residual"])
+STYLES = charts.group_styles({"plain": "plain", "residual": "residual"})
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
     assert costs == [
         {
             "run": "plain-8-s0",
-            "kind": "plain",
+            "group": "plain",
             "depth": 8,
             "images_per_second": 15.0,
             "minutes": pytest.approx(sum(seconds) / 60),
@@ -109,9 +110,11 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
 
 def test_published_errors_are_beside_those_of_their_data_set_alone():
     config = {"data.name": "cifar10", "model.family": "cifar"}
-    assert published.comparable([config, config]) == published.SOURCES
+    assert published.comparable([config, config], Varying()) == published.SOURCES
     for field, value in (("data.name", "digits"), ("data.name", []), ("model.family", "imagenet")):
-        assert not published.comparable([config, config | {field: value}])
+        assert not published.comparable([config, config | {field: value}], Varying())
+    for other in (Varying(in_grid=("optim.lr",)), Varying(by_kind=("optim.lr",))):
+        assert not published.comparable([config], other)
     assert published.PAPER.errors["pad"][56] == "6.97"
 
 
@@ -146,14 +149,14 @@ def test_the_figure_speaks_of_deviations_where_there_are_some():
     fields = {"state": "finished", "parameters": 9, "minutes": 1.0}
     runs = pd.DataFrame(
         [
-            {"run": f"{kind}-{depth}-s{seed}", "kind": kind, "depth": depth}
+            {"run": f"{kind}-{depth}-s{seed}", "group": kind, "kind": kind, "depth": depth}
             | fields
-            | dict.fromkeys(run_tables.ERRORS, 0.1 * seed)
+            | dict.fromkeys(sweep_tables.ERRORS, 0.1 * seed)
             for kind, depth, seeds in (("plain", 8, 1), ("plain", 20, 1), ("residual", 8, 2))
             for seed in range(seeds)
         ]
     )
-    chart = charts.degradation(runs, run_tables.summarize(runs), STYLES)
+    chart = charts.degradation(runs, sweep_tables.summarize(runs), STYLES)
     plain, residual = (series for series in chart.panels[0].series if series.style.line)
     assert (plain.label, plain.deviations) == ("plain (n = 1)", [])
     assert residual.label == "residual (mean ± deviation, n = 2)"
@@ -182,7 +185,7 @@ def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviat
 
 
 def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
-    ends = {"kind": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
+    ends = {"group": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
     summary = pd.DataFrame(ends).assign(train_error_std=[0.1, float("nan"), 0.9])
     [reading] = page._readings(summary)
     assert reading["change"] == "rises by 40.00 points"
@@ -197,12 +200,25 @@ def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
     assert run_tables.percent(None) == run_tables.percent(float("nan"), 0.1) == "–"
 
 
-def test_a_style_depends_on_no_order_and_no_two_are_alike():
-    assert charts.kind_styles(["residual", "plain"]) == charts.kind_styles(["plain", "residual"])
-    styles = list(charts.kind_styles("abcdefghijklmnop").values())
-    assert len(set(styles)) == 16
-    assert len({style.color for style in styles[:4]}) == 4
-    assert len({(style.marker, style.line) for style in styles[:4]}) == 4
+def test_plain_and_residual_keep_their_style_and_no_two_kinds_are_alike():
+    two = charts.group_styles({"residual": "residual", "plain": "plain"})
+    assert two == STYLES
+    styles = charts.group_styles({kind: kind for kind in [*"abcdefghijklmn", "plain", "residual"]})
+    assert {kind: styles[kind] for kind in STYLES} == STYLES
+    assert len(set(styles.values())) == 16
+    looks = [styles[kind] for kind in ("plain", "residual", "a", "b")]
+    assert len({style.color for style in looks}) == 4
+    assert len({(style.marker, style.line) for style in looks}) == 4
+
+
+def test_groups_of_one_kind_share_a_scale_and_those_of_several_the_kinds_colours():
+    one = charts.group_styles({f"plain, lr {lr}": "plain" for lr in (1, 2, 3)})
+    assert len({style.color for style in one.values()}) == 3
+    groups = {f"{kind}, lr {lr}": kind for lr in (1, 2) for kind in ("plain", "residual")}
+    several = charts.group_styles(groups)
+    assert len(set(several.values())) == 4
+    for group, kind in groups.items():
+        assert several[group].color == STYLES[kind].color
 
 
 def test_a_kind_has_one_style_in_every_chart(begun_sweep):
@@ -214,7 +230,7 @@ def test_a_kind_has_one_style_in_every_chart(begun_sweep):
     ]
     findings.save(begun_sweep / findings.INITIAL, Initial(networks=tuple(networks)))
     tables, diagnostics = report.read(begun_sweep)
-    residual = charts.kind_styles(["another", "plain", "residual"])["residual"]
+    residual = STYLES["residual"]
     drawn = [
         series.style[:2]  # The ratio's lines tell norms apart.
         for chart in diagnostics
@@ -227,7 +243,7 @@ def test_a_kind_has_one_style_in_every_chart(begun_sweep):
 
 def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one():
     points = pd.DataFrame(
-        [("plain", 8), ("plain", 56), ("residual", 20)], columns=["kind", "depth"]
+        [("plain", 8), ("plain", 56), ("residual", 20)], columns=["group", "depth"]
     )
     records = points.assign(step=1, measure="test_error", error=0.5)
     legend = [series.label for series in charts.curves(records).legend()]

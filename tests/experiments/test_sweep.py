@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from configs import degradation
 from experiments import report, sweep
-from experiments.reporting import run_tables
 from experiments.sweeping import grid
 from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
-from resnet_flax.storage import sweep_folder
+from resnet_flax.storage import sweep_folder, sweep_tables
 from resnet_flax.storage.records import Status
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -165,7 +164,7 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):
     begin(tiny_sweep, tmp_path)
     begin(tiny_sweep | {"seeds": (3,), "depths": (20,)}, tmp_path)
-    runs = run_tables.read_runs(SweepFolder(tmp_path))
+    runs = sweep_tables.read_runs(SweepFolder(tmp_path))
     assert len(runs) == 8 + 2
     assert set(runs["state"]) == {"not begun"}
 
@@ -190,6 +189,9 @@ def test_a_sweep_of_another_recipe_is_refused_and_nothing_is_written(tiny_sweep,
         ("run.data.data_dir", "/elsewhere", ""),
         ("warmup_from_depth", 20, ""),
         ("run.optim.warmup_steps", 3, r"optim.warmup_steps of depth 8 \(0 there, 3 here\)"),
+        ("from_depth", {"14": {"optim.lr": 1.0}}, ""),
+        ("from_depth", {"8": {"optim.lr": 1.0}}, r"optim.lr of depth 8 \(0.1 there, 1.0 here\)"),
+        ("vary", {"optim.lr": (1.0, 0.01)}, ""),
         ("kinds", {"plain": "pad"}, r"model.shortcut of plain \('none' there, 'pad' here\)"),
         ("run.model.remat", True, r"model.remat \(False there, True here\)"),
     ],
@@ -207,9 +209,17 @@ def test_a_folder_takes_what_a_grid_varies_and_nothing_else(
     *sections, name = field.split(".")
     functools.reduce(dict.get, sections, other)[name] = value
     runs = expanded(other)
-    pairs = [(run.kind, run.config.model_dump(mode="json")) for run in runs]
+    said = {run.name: (run.kind, run.config.model_dump(mode="json")) for run in runs}
     with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
-        sweep_folder.check_recipe(tmp_path, pairs, resolve)
+        sweep_folder.check_recipe(tmp_path, said, runs[0].varying, resolve)
+
+
+def test_a_run_of_the_folder_is_not_trained_again_under_another_name(tiny_sweep, tmp_path):
+    tiny_sweep |= {"depths": (8,), "seeds": (0,)}
+    begin(tiny_sweep, tmp_path)
+    varied = expanded(tiny_sweep | {"vary": {"optim.lr": (0.01, 0.1)}})
+    with pytest.raises(UserError, match="holds plain-8-s0, .* the same run as plain-8-lr0.1-s0"):
+        sweep.check_grid(varied, tmp_path)
 
 
 def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep, capsys):
@@ -252,7 +262,7 @@ def test_a_finished_run_with_a_lost_record_is_listed_and_left_out(
 def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: ENTRY}}))
     with pytest.raises(UserError, match="sweep.json: .*String should match"):
-        run_tables.read_runs(SweepFolder(tmp_path))
+        sweep_tables.read_runs(SweepFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +347,7 @@ def test_whatever_stands_in_a_sweeps_folder_is_reported_or_refused(
 def test_a_sweep_file_of_another_shape_is_refused_in_words(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="sweep.json"):
-        run_tables.read_runs(SweepFolder(tmp_path))
+        sweep_tables.read_runs(SweepFolder(tmp_path))
 
 
 def write_run(folder, config, error, test_error, steps=10):
@@ -414,7 +424,7 @@ def test_a_report_before_the_first_run_says_so(tiny_sweep, tmp_path, capsys):
 
 def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match=r"it has no sweep\.json"):
-        run_tables.read_runs(SweepFolder(tmp_path))
+        sweep_tables.read_runs(SweepFolder(tmp_path))
 
 
 @pytest.mark.parametrize("module, said", [("report", "degradation.svg"), ("watch", "finished")])

@@ -7,6 +7,7 @@ import pytest
 
 from resnet_flax.errors import UserError
 from resnet_flax.storage import records, sweep_folder
+from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 DIGITS = Path("experiments/results/digits")
@@ -55,7 +56,7 @@ def test_what_is_not_known_of_an_earlier_run_is_kept_when_others_are_added(tmp_p
     shutil.copy(DIGITS / "sweep.json", tmp_path)
     before = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     added = {"plain-8-s9": before["plain-8-s0"]}
-    sweep_folder.add_runs(tmp_path, added)
+    sweep_folder.add_runs(tmp_path, added, Varying())
     after = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert list(after) == list(before | added)
     for name, entry in (before | added).items():
@@ -68,7 +69,7 @@ def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):
     old = {name: {key: entries[name][key] for key in ("kind", "config")} for name in names}
     for costs, expected in [((7, 9), (7, 9)), ((7, None), (8, 56))]:
         for name, cost in zip(names, costs, strict=True):
-            sweep_folder.add_runs(tmp_path, {name: old[name] | {"multiply_adds": cost}})
+            sweep_folder.add_runs(tmp_path, {name: old[name] | {"multiply_adds": cost}}, Varying())
         points = SweepFolder(tmp_path).points
         assert tuple(points[name].multiply_adds for name in names) == expected
         assert [points[name].work for name in names] == [cost * 128 * 240 for cost in expected]

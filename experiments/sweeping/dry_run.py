@@ -1,0 +1,73 @@
+"""Lists the runs of a grid, their cost and the time that they will take. Trains none of them."""
+
+import statistics
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.benchmarks.turns import Worker, ours
+from experiments.sweeping.grid import GridRun
+from experiments.sweeping.live_table import duration
+from experiments.sweeping.monitor import SweepMonitor
+from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.training import build
+
+TIMED = 5
+
+
+def show(runs: Sequence[GridRun], workdir: AnyPath, console: Console) -> None:
+    """Prints a line for each run, and the time of those that have not ended."""
+    monitor = SweepMonitor(workdir, [run.point for run in runs])
+    monitor.refresh()
+    speed, source = _speed(runs, monitor)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("run", "kind", *runs[0].varying.in_grid):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("depth", "multiply-adds", "steps left", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run, seen in zip(runs, monitor.runs, strict=True):
+        point = run.point
+        left = seen.work_left // (point.multiply_adds * point.batch_size)
+        values = point.name, point.kind, *point.varied.values(), point.depth
+        cost, seconds = f"{point.multiply_adds:,}", duration(seen.work_left / speed)
+        # As Text: names must not be read as markup.
+        table.add_row(*(Text(str(value)) for value in (*values, cost, left, seconds)))
+    console.print(table)
+    total = duration(monitor.work_left / speed)
+    console.print(f"{len(runs)} runs, one after another: about {total}.", source, markup=False)
+    console.print("Evaluation, compilation and checkpoints come on top. Nothing was written.")
+
+
+def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float, str]:
+    """Multiply-adds of forward passes a second in training, and where the number comes from."""
+    rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in monitor.runs]
+    if any(rates):
+        return statistics.median(filter(None, rates)), "From the rates that this folder records."
+    run = min(runs, key=lambda run: run.point.multiply_adds)
+    model, data = run.config.model, run.config.data
+    (size, _, channels), _ = build.trained_images(data)
+    worker = Worker(
+        *ours(
+            family="imagenet" if model.family == "imagenet" else "cifar",
+            depth=model.depth,
+            shortcut=model.shortcut,
+            size=size,
+            channels=channels,
+            batch_size=data.batch_size,
+            dtype=model.dtype,
+            scan=build.scans(model),
+            remat=model.remat,
+        )
+    )
+    try:
+        step = statistics.median(worker.run() for _ in range(TIMED)) / 1000
+    finally:
+        worker.close()
+    return (
+        run.point.multiply_adds * data.batch_size / step,
+        f"A step of {run.name} took {step * 1000:.1f} ms here now; other networks by their"
+        " multiply-adds.",
+    )
