@@ -19,7 +19,7 @@ from configs import cifar10, digits, imagenet
 
 
 def get_config(data: str = "digits") -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict(convert_dict=False)  # A dict keeps the order of kinds.
     config.kinds = {"plain": "none", "residual": "pad"}
     if data == "digits":
         config.run = digits.get_config()

@@ -51,8 +51,9 @@ def write(workdir: AnyPath) -> None:
 
     Raises UserError if a file in the folder cannot be used.
     """
-    console = Console(highlight=False, soft_wrap=True)
     tables, diagnostics = read(workdir)
+    room = 80 + 20 * len(tables.sweep.varying.in_grid)
+    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, room))
     sweep, runs, summary, records, groups, _ = tables
     styles, varied = charts.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
@@ -74,7 +75,7 @@ def write(workdir: AnyPath) -> None:
             charts.degradation(runs, summary, styles, varied),
             charts.error_map(summary, varied),
             charts.curves(records),
-            charts.curves_by_depth(records, styles),
+            charts.curves_by_depth(records, groups),
             *shown,
         ]
         console.print(_printed(summary, varied))

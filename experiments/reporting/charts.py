@@ -187,6 +187,7 @@ def degradation(
     """
     apart = bool(varied) and summary["kind"].nunique() > 1
     panels: dict[str, list[Series]] = {}
+    of_kind = group_styles({kind: kind for kind in summary["kind"]})
     for group, rows in summary.groupby("group", sort=False):
         single = runs[(runs["group"] == group) & (runs["state"] == "finished")]
         kind, values = rows["kind"].iloc[0], str(group)
@@ -196,7 +197,7 @@ def degradation(
         label = f"{name} ({'mean ± deviation, ' if many else ''}n = {_counts(rows['n'])})"
         deviations = rows["train_error_std"].fillna(0).tolist() if many else []
         points = rows["depth"].tolist(), rows["train_error"].tolist()
-        style = styles[str(group)]
+        style = of_kind[kind] if apart else styles[str(group)]
         series = panels.setdefault(values if apart else "", [])
         series.append(Series(label, *points, style, deviations=deviations))
         points = single["depth"].tolist(), single["train_error"].tolist()
@@ -244,18 +245,21 @@ def curves(records: pd.DataFrame) -> Chart:
     return _curves(_means(records), "means over seeds", y=_BOTH)
 
 
-def curves_by_depth(records: pd.DataFrame, styles: Styles) -> Chart:
-    """Error against steps as in Fig. 4, means over seeds: all groups of a depth share a panel."""
-    panels = []
-    for depth, of_depth in _means(records).groupby("depth"):
-        series = tuple(
-            one
-            for group in styles
-            for one in _pair(
-                of_depth[of_depth["group"] == group], group, styles[group].color, rank=0
-            )
-        )
-        panels.append(Panel(f"depth {depth}", series))
+def curves_by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
+    """Error against steps as in Fig. 4, means over seeds: the kinds of a depth share a panel.
+
+    `groups`: group -> kind, in the order of the grid. Without panels if there is only one kind.
+    """
+    means = _means(records)
+    kinds = means["group"].map(groups)
+    styles = group_styles({kind: kind for kind in groups.values()})
+    panels: dict[str, list[Series]] = {}
+    for depth, of_depth in means.groupby("depth"):
+        for group, kind in groups.items() if kinds.nunique() > 1 else ():
+            values = group.removeprefix(kind)  # Those of the varied fields, after a comma.
+            rows = of_depth[of_depth["group"] == group]
+            panel = panels.setdefault(f"depth {depth}{values}", [])
+            panel += _pair(rows, kind, styles[kind].color, rank=list(styles).index(kind))
     return Chart(
         name="curves_by_depth",
         title="Training and test error against steps, by depth",
@@ -263,7 +267,7 @@ def curves_by_depth(records: pd.DataFrame, styles: Styles) -> Chart:
         " over seeds.",
         x="step",
         y=_BOTH,
-        panels=tuple(panels),
+        panels=tuple(Panel(title, tuple(series)) for title, series in panels.items()),
         percent=True,
     )
 

@@ -14,10 +14,19 @@ from resnet_flax.storage.filesystem import AnyPath
 
 COLUMNS = 3
 PANEL = (4.6, 3.6)  # Inches.
+LETTERS = 10  # In an inch of a legend.
 
 
 def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
     """Writes `chart.name`.png (200 dpi) and .svg into a folder. Returns their paths."""
+    paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
+    with style():
+        _save(draw(chart), paths)
+    return paths
+
+
+def draw(chart: Chart) -> Figure:
+    """Draws a chart. Every finite value is inside its axes."""
     columns = min(len(chart.panels), COLUMNS)
     rows = -(-len(chart.panels) // columns)
     with style():
@@ -33,10 +42,13 @@ def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
         if isinstance(field := chart.panels[0].field, Field):
             drawn = figure.axes[0].collections[0]
             figure.colorbar(drawn, ax=figure.axes, label=field.label, format="%.1f")
+        if chart.percent and not chart.panels[0].field:
+            # After all panels are drawn: a limit set earlier would cut off those of the later ones.
+            for axes in figure.axes:
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+                axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _legend(figure, chart)
-        paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
-        _save(figure, paths)
-    return paths
+    return figure
 
 
 def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
@@ -54,8 +66,6 @@ def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
         _contour(axes, panel.field, np.linspace(*chart.extent(), 16))
     elif panel.field:
         _map(axes, panel.field, chart.extent())
-    elif chart.percent:
-        _percent(axes)
 
 
 def _draw(axes: Axes, series: Series) -> None:
@@ -116,7 +126,8 @@ def _legend(figure: Figure, chart: Chart) -> None:
     if len(chart.panels) == 1:
         figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
     elif handles:
-        columns = min(len(handles), 3 * min(len(chart.panels), COLUMNS))
+        longest = max(len(series.label) for series in entries) + 7  # With its line.
+        columns = max(1, min(len(handles), int(LETTERS * figure.get_figwidth() / longest)))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
@@ -153,11 +164,6 @@ def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
             axes.set_title(label)
         axes.legend(frameon=False)
         _save(figure, paths)
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
 def _save(figure: Figure, paths: list[AnyPath]) -> None:

@@ -45,7 +45,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         headline = [charts.degradation(runs, summary, styles, fields)]
         headline.append(charts.error_map(summary, fields))
     if not measured.empty:
-        curves = [charts.run_curves(measured), charts.curves_by_depth(measured, styles)]
+        curves = [charts.run_curves(measured), charts.curves_by_depth(measured, groups)]
     sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]

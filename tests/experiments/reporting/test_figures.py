@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.reporting import charts, figures
+from experiments.reporting.charts import Chart, Map, Panel, Series
+
+LINE, POINTS = charts.Style("red", "o"), charts.Style("red", "o", "")
+
+
+def chart(*panels, **fields):
+    return Chart("name", "title", "caption", "x", "y", panels, **fields)
+
+
+def points(drawn):
+    """All finite points of the axes of a figure."""
+    for axes in drawn.axes:
+        for line in axes.lines:
+            yield from ((axes, x, y) for x, y in line.get_xydata())
+        for collection in axes.collections:
+            places = np.ma.filled(collection.get_offsets(), np.nan)
+            yield from ((axes, x, y) for x, y in places)
+
+
+def assert_all_inside(drawn):
+    seen = [(axes, x, y) for axes, x, y in points(drawn) if np.isfinite([x, y]).all()]
+    assert seen
+    for axes, x, y in seen:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        assert left <= x <= right and low <= y <= high, (axes.get_title(), x, y)
+
+
+@pytest.mark.parametrize("style", [LINE, POINTS], ids=["line", "points"])
+@pytest.mark.parametrize("fields", [{"percent": True}, {"log": True}, {}], ids=str)
+def test_every_value_is_inside_its_axes(style, fields):
+    """Panels share an axis, and each of them may have the largest value."""
+    small, large = ((0.1, 0.2, None), (0.8, 0.9, 0.7))
+    for panels in ((small, large), (large, small)):
+        series = [Series("", (1, 2, 3), y, style) for y in panels]
+        base = Series("", (1, 2, 3), (0.1, 0.15, 0.2), LINE)
+        drawn = figures.draw(chart(*(Panel("", (one, base)) for one in series), **fields))
+        assert_all_inside(drawn)
+        if "percent" in fields:
+            assert all(axes.get_ylim()[0] == 0 for axes in drawn.axes)
+
+
+def test_every_value_of_the_committed_figures_is_inside_its_axes():
+    tables, diagnostics = report.read("experiments/results/digits")
+    shown = [*diagnostics, charts.curves(tables.records)]
+    for one in charts.drawable(shown):
+        if not one.panels[0].field:
+            assert_all_inside(figures.draw(one))
+
+
+def test_a_map_writes_each_value_into_its_cell():
+    found = Map(("8", "20"), ("0.1", "0.01"), ((0.5, None), (0.25, 1.0)))
+    (axes,) = figures.draw(chart(Panel("plain", field=found), percent=True)).axes
+    assert [text.get_text() for text in axes.texts] == ["50.00%", "25.00%", "100.00%"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (0, 1), (1, 1)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.1", "0.01"]
+
+
+def test_a_legend_of_long_names_fits_into_the_figure():
+    names = [f"a rather long name of a kind, lr 0.{i}" for i in range(9)]
+    panel = Panel("", tuple(Series(name, (1,), (1,), LINE) for name in names))
+    drawn = figures.draw(chart(panel, panel))
+    drawn.draw_without_rendering()
+    box, width = drawn.legends[0].get_window_extent(), drawn.bbox.width
+    assert box.x0 >= 0 and box.x1 <= width
