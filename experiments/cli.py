@@ -28,6 +28,10 @@ FAILURE = 1
 USAGE = UserError.exit_status
 
 
+PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
+HELP = {"--help", "-h", "-help", "--h", "--helpshort"}
+
+
 class _Tuple(flags.ArgumentParser[tuple[Any, ...]]):
     """A flag for a tuple. If it is given twice, the last one counts, as for any other field.
 
@@ -87,6 +91,10 @@ def run(
     if data_dir:
         meaning = "The folder of prepared data sets; by default TFDS_DATA_DIR, else TFDS's folder."
         flags.DEFINE_string("data_dir", "", meaning)
+    own = {"config": config != "none", "vary": config in ("sweep", "either")}
+    own |= {"workdir": bool(workdir), "data_dir": data_dir} | dict.fromkeys(PEERS, processes)
+    for name in (name for name, is_there in own.items() if is_there):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # --help lists it.
     output.keep_going()
     set_up()
     try:
@@ -171,7 +179,9 @@ def _check_config(config: str) -> None:
     """Raises an error if --config is missing or of another kind; it names the right command."""
     given = dict(flags.FLAGS.config or {})
     if not given:
-        raise flags.IllegalFlagValueError("Expected --config=FILE.py:ARGUMENT; see configs/.")
+        raise flags.IllegalFlagValueError(
+            f"Expected --config=FILE.py:ARGUMENT; see configs/. {_example()}"
+        )
     found, taker = ("sweep", "sweep") if "kinds" in given else ("run", "train")
     if found != config:
         rest = config_as_given(flags.FLAGS)
@@ -193,6 +203,10 @@ def _command(module: str, arguments: list[str]) -> str:
 def _parse_flags(argv: list[str], config: str) -> list[str]:
     """Parses flags as absl does. Reports any error in one line, also one in the config's file."""
     argv = [_with_underscores(arg) for arg in argv]
+    if HELP & set(argv):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        print("--config.FIELD=VALUE sets a field." if config != "none" else "", end="\n\n")
+        sys.exit(0)
     try:
         positional = flags.FLAGS(argv)
         if config in ("run", "sweep"):
@@ -202,7 +216,7 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
             flags.FLAGS["workdir"].value = str(filesystem.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
-        line = _unknown_field(argv) or _last_line(error)
+        line = _unknown_field(argv) or _missing_flag(error) or _last_line(error)
         sys.exit(_complain(line + (_to_vary(line) if config == "sweep" else ""), USAGE))
     if len(positional) > 1:
         sys.exit(_complain(f"Unexpected arguments: {' '.join(positional[1:])}.", USAGE))
@@ -213,6 +227,19 @@ def _with_underscores(arg: str) -> str:
     """Turns --all-steps into --all_steps. Leaves the value as it is."""
     name, equals, value = arg.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
+
+
+def _missing_flag(error: Exception) -> str:
+    """A message about a required flag that was not given; "" if the error is another one."""
+    missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
+    return f"Expected --{missing[1]}. {_example()}" if missing else ""
+
+
+def _example() -> str:
+    """The first example in the command's docstring."""
+    text = (sys.modules["__main__"].__doc__ or "").replace("\\\n", " ")
+    examples = (line for line in text.splitlines() if line.startswith(".venv/bin/python"))
+    return f"Example: {' '.join(next(examples, '--help shows one').split())}"
 
 
 def _to_vary(line: str) -> str:

@@ -31,7 +31,6 @@ from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build
 
 OF_RAY = ("address", "slice", "devices_per_run", "runs_per_device", "max_failures")
-OF_PEERS = ("coordinator", "num_processes", "process_id", "heartbeat_seconds")
 
 
 def run_sweep(
@@ -102,7 +101,7 @@ def main(args: flags.FlagValues) -> int:
             devices.begin(runs[0].config)
             return sweep(runs, workdir, only=args.only)
     runs = _runs(args)
-    _refuse(args, OF_PEERS, "--engine=local")
+    _refuse(args, cli.PEERS, "--engine=local")
     for name in ("devices_per_run", "runs_per_device"):
         if args.slice and args[name].present:
             raise UserError(f"Expected --slice or --{name}, got both. A run takes a whole slice.")

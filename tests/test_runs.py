@@ -73,6 +73,9 @@ def test_a_run_of_a_sweep_is_restored_by_its_name(finished_run):
     assert list(sweep) == ["run"]
     assert sweep["run"].step == 24
     assert set(sweep.frame()["split"]) == {"running", "test", "train"}
+    (row,) = sweep.summary().to_dict("records")
+    assert (row["kind"], row["depth"], row["n"]) == ("plain", 8, 1)
+    assert row["train_error"] == RunFolder(finished_run).metrics()[-1]["error"]
     with pytest.raises(UserError, match=r"No run 'plain' .*there are: run"):
         sweep["plain"]
     with pytest.raises(UserError, match=r"Expected a sweep's folder, got .*no sweep\.json"):

@@ -52,7 +52,7 @@ def run(*args, **kwargs):
         (["--config=configs/digits.py", "--config.optm.lr=1"], "accepted: .*optim"),
         (["--config=configs/none.py"], "configs/none.py"),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
-        ([], "Expected --config=FILE"),
+        ([], "Expected --config=FILE.* Example: .*experiments.train --config=configs/digits.py:"),
         (["--config", "configs/digits.py", "--config.optim.rl=1"], "accepted: boundaries, .*lr"),
         (["--config=README.md"], "README.md|syntax"),
         (["--config=configs/digits.py", "--workdir="], "got an empty name"),
@@ -180,6 +180,43 @@ def test_kill_9_in_the_middle_of_a_sweep_loses_nothing(tmp_path):
         for record in both[0] + both[1]:
             record.pop("images_per_second", None)
         assert both[0] == both[1]
+
+
+def test_help_shows_an_example_and_the_commands_own_flags_alone():
+    done = run("report", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n.venv/bin/python -m experiments.report --workdir=runs/digits\n" in done.stdout
+    assert re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE) == ["workdir"]
+
+
+@pytest.mark.parametrize(
+    "given, field, values",
+    [
+        ("optim.lr=0.1,0.01", "optim.lr", (0.1, 0.01)),
+        ("optim.lr=0.1", "optim.lr", (0.1,)),
+        ("model.widths=(8,16,32),(16,32,64)", "model.widths", ((8, 16, 32), (16, 32, 64))),
+        ("optim.boundaries=()", "optim.boundaries", ((),)),
+        ("model.norm=batch, none", "model.norm", ("batch", "none")),
+        ("model.norm='batch','none'", "model.norm", ("batch", "none")),
+        ("data.flip=True,False", "data.flip", (True, False)),
+        ("data.name=cifar10:3.0.2,digits", "data.name", ("cifar10:3.0.2", "digits")),
+    ],
+)
+def test_values_to_vary_are_read_as_they_are_typed(given, field, values):
+    assert cli._varied(given) == (field, values)
+
+
+@pytest.mark.parametrize("given", ["", "optim.lr", "optim.lr=", "=0.1"])
+def test_vary_without_a_field_or_values_is_refused(given):
+    with pytest.raises(UserError, match="Expected --vary=FIELD=VALUE,VALUE,..., got --vary="):
+        cli._varied(given)
+
+
+def test_several_values_for_a_field_of_the_runs_are_told_of_vary(tmp_path):
+    config = "--config=configs/degradation.py:digits"
+    done = run("sweep", config, "--config.run.optim.lr=(0.1,0.01)", f"--workdir={tmp_path}/s")
+    assert done.returncode == 2
+    assert done.stderr.endswith("To vary it: --vary=optim.lr=0.1,0.01\n")
 
 
 def parsed(monkeypatch, *argv):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -161,6 +162,78 @@ def test_the_figure_speaks_of_deviations_where_there_are_some():
     assert (plain.label, plain.deviations) == ("plain (n = 1)", [])
     assert residual.label == "residual (mean ± deviation, n = 2)"
     assert residual.deviations == pytest.approx([0.1 / 2**0.5])
+
+
+def varied_runs(kinds):
+    """Finished runs, kind x rate x depth x 2 seeds. The grid begins with the larger rate."""
+    rows = [
+        {"run": f"{kind}-{depth}-lr{lr}-s{seed}", "group": f"{kind}, lr {lr}", "kind": kind}
+        | {"optim.lr": lr, "depth": depth, "state": "finished", "parameters": 9, "minutes": 1.0}
+        | dict.fromkeys(sweep_tables.ERRORS, lr + depth / 100 + seed / 1000)
+        for seed in range(2)
+        for depth in (20, 8)
+        for lr in (0.2, 0.1)
+        for kind in kinds
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_means_are_taken_over_seeds_alone_in_the_order_of_the_grid():
+    summary = sweep_tables.summarize(varied_runs(("zeta", "alpha")))
+    rows = list(zip(summary["kind"], summary["optim.lr"], summary["depth"], strict=True))
+    assert rows == [
+        (kind, lr, depth) for kind in ("zeta", "alpha") for lr in (0.2, 0.1) for depth in (8, 20)
+    ]
+    assert set(summary["n"]) == {2}
+    assert summary["train_error"].tolist() == pytest.approx([0.2805, 0.4005, 0.1805, 0.3005] * 2)
+
+
+def test_several_kinds_share_the_panel_of_a_varied_value_and_one_kind_has_a_line_for_each():
+    several = varied_runs(("plain", "residual"))
+    groups = dict(zip(several["group"], several["kind"], strict=True))
+    of_several = several, sweep_tables.summarize(several), charts.group_styles(groups)
+    chart = charts.degradation(*of_several, ["optim.lr"])
+    assert [panel.title for panel in chart.panels] == ["lr 0.2", "lr 0.1"]
+    for panel in chart.panels:
+        shown = [(one.label.split(" (")[0], one.style) for one in panel.series if one.label]
+        assert shown == list(STYLES.items())
+    one = several[several["kind"] == "plain"]
+    styles = charts.group_styles(dict.fromkeys(one["group"], "plain"))
+    (panel,) = charts.degradation(one, sweep_tables.summarize(one), styles, ["optim.lr"]).panels
+    assert [each.label.split(" (")[0] for each in panel.series if each.label] == [
+        "lr 0.2",
+        "lr 0.1",
+    ]
+
+
+def test_a_map_has_a_cell_for_each_depth_and_value():
+    runs = varied_runs(("plain", "residual"))
+    plain, _ = charts.error_map(sweep_tables.summarize(runs), ["optim.lr"]).panels
+    assert (plain.field.columns, plain.field.rows) == (["8", "20"], ["0.2", "0.1"])
+    assert np.ravel(plain.field.values) == pytest.approx([0.2805, 0.4005, 0.1805, 0.3005])
+    only = sweep_tables.summarize(runs[runs["depth"] == 8])
+    assert not charts.error_map(only, ["optim.lr"]).panels
+
+
+def test_kinds_of_a_depth_share_axes_in_the_curves():
+    rows = [
+        {"run": kind, "group": f"{kind}, lr 0.1", "depth": depth, "seed": 0, "step": step}
+        | {"measure": measure, "error": step / 10}
+        for kind in ("plain", "residual")
+        for depth in (8, 20)
+        for step in (2, 1)
+        for measure in ("test_error", "running_error")
+    ]
+    records = pd.DataFrame(rows)
+    groups = {"plain, lr 0.1": "plain", "residual, lr 0.1": "residual"}
+    chart = charts.curves_by_depth(records, groups)
+    assert [panel.title for panel in chart.panels] == ["depth 8, lr 0.1", "depth 20, lr 0.1"]
+    for panel in chart.panels:
+        assert [one.label for one in panel.series] == ["plain", "plain", "residual", "residual"]
+        assert {one.style.color for one in panel.series} == {s.color for s in STYLES.values()}
+        assert all((one.x, one.y) == ([1, 2], [0.1, 0.2]) for one in panel.series)
+    alone = records[records["group"] == "plain, lr 0.1"]
+    assert not charts.curves_by_depth(alone, groups).panels
 
 
 def layers(step):

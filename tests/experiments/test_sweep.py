@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from configs import degradation
 from experiments import report, sweep
-from experiments.sweeping import grid
+from experiments.sweeping import dry_run, grid
 from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder, sweep_tables
@@ -141,7 +142,6 @@ def test_a_sweep_that_is_told_to_stop_does_not_begin_the_next_run(
     "change, message",
     [
         ({"depths": ()}, "config.depths"),
-        ({"kinds": {"../plain": "none"}}, "config.kinds"),
         ({"kinds": {"plain": "foo"}}, "config.kinds.plain"),
         ({"seeds": (-1,)}, "config.seeds"),
         ({"seeds": (1, 1)}, "config.seeds: expected distinct"),
@@ -159,6 +159,30 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
     tiny_sweep["run"]["data"]["batch_size"] = 18 if "kinds" in change else 16
     with pytest.raises(UserError, match="got 21|divisible"):
         sweep.check_grid(expanded(tiny_sweep | change), tmp_path)
+
+
+@pytest.mark.parametrize("recorded", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_dry_run_lists_every_run_with_its_time_and_writes_nothing(tiny_sweep, tmp_path, recorded):
+    runs = expanded(tiny_sweep | {"vary": {"optim.lr": (0.1, 0.01)}, "seeds": (0,)})
+    if recorded:
+        folder = RunFolder(tmp_path / runs[0].name)
+        folder.path.mkdir()
+        rate = runs[0].config.data.batch_size * 4 / 60  # It would take a minute.
+        record = {"step": 0, "images_per_second": rate}
+        folder.metrics_file.write_text(json.dumps(record) + "\n")
+    before = sorted(tmp_path.rglob("*"))
+    console = Console(width=200, record=True)
+    dry_run.show(runs, tmp_path, console)
+    said = console.export_text()
+    for run in runs:
+        (line,) = (line for line in said.splitlines() if line.split()[:1] == [run.name])
+        assert f"{run.config.optim.lr}" in line.split()
+        assert f"{run.point.multiply_adds:,}" in line.split()
+        if recorded and run.config.model.depth == 8:
+            assert line.split()[-2:] == ["4", "0:01:00"]
+    assert f"{len(runs)} runs, one after another: about " in said
+    assert ("From the rates that this folder records" in said) == recorded
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):

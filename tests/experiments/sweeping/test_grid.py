@@ -25,6 +25,11 @@ def test_a_kind_names_any_fields_and_a_string_is_a_shortcut(fields):
     assert seen == [("none", 0.1), ("none", 0.01), ("pad", 0.02)]
 
 
+def test_no_kinds_name_leads_out_of_the_sweeps_folder(fields):
+    runs = expanded(fields | {"kinds": {"../plain": "none", "a/b": "none", ".": "none"}})
+    assert [run.name for run in runs] == ["_plain-8-s0", "a_b-8-s0", "_-8-s0"]
+
+
 def test_the_grid_has_every_combination_of_the_varied_fields(fields):
     vary = {
         "optim": {"lr": (0.1, 1e-5)},
