@@ -130,7 +130,7 @@ def run_folder(args: flags.FlagValues) -> AnyPath:
     run = next(iter(SweepFolder(folder)))
     raise UserError(
         f"Expected a run's folder, got a sweep's folder: {folder}. Choose another folder. To score"
-        f" a run of this sweep: {_command('evaluate', [f'--workdir={folder / run}'])}"
+        f" a run of this sweep: {command('evaluate', [f'--workdir={folder / run}'])}"
     )
 
 
@@ -140,9 +140,9 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
     if not filesystem.exists(folder / "config.json") or filesystem.exists(folder / "sweep.json"):
         return folder
     if filesystem.exists(folder.parent / "sweep.json"):
-        instead = f"To report on its sweep: {_command('report', [f'--workdir={folder.parent}'])}"
+        instead = f"To report on its sweep: {command('report', [f'--workdir={folder.parent}'])}"
     else:
-        instead = f"To score this run: {_command('evaluate', [f'--workdir={folder}'])}"
+        instead = f"To score this run: {command('evaluate', [f'--workdir={folder}'])}"
     raise UserError(
         f"Expected a sweep's folder, got a run's folder: {folder}. Choose another folder. {instead}"
     )
@@ -188,11 +188,11 @@ def _check_config(config: str) -> None:
         rest += [f"--workdir={flags.FLAGS.workdir if 'workdir' in flags.FLAGS else 'FOLDER'}"]
         raise flags.IllegalFlagValueError(
             f"Expected a {config}'s --config, got a {found}'s --config. This command takes it:"
-            f" {_command(taker, rest)}"
+            f" {command(taker, rest)}"
         )
 
 
-def _command(module: str, arguments: list[str]) -> str:
+def command(module: str, arguments: list[str]) -> str:
     """A command that works when it is typed in the current directory."""
     running, here = Path(sys.executable), Path.cwd()
     inside = running.is_relative_to(here / ".venv")

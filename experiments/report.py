@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 from absl import flags
@@ -79,6 +79,8 @@ def write(workdir: AnyPath) -> None:
             *shown,
         ]
         console.print(_printed(summary, varied))
+        for line in _claims(summary):
+            console.print(line, markup=False)
     for chart in charts.drawable(shown):
         written += figures.save(chart, workdir)
     written.append(page.write(tables, diagnostics))
@@ -126,6 +128,15 @@ class LivePage:
         except Exception as error:
             self._say(f"Cannot write report.html; the sweep continues: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS
+
+
+def _claims(summary: pd.DataFrame) -> Iterator[str]:
+    """A line for each group of at least two depths: the change of its training error."""
+    for reading in run_tables.readings(summary):
+        depths = [end["depth"] for end in reading["ends"]]
+        if len(depths) > 1:
+            between = f"training error from {depths[0]} to {depths[1]} layers"
+            yield f"{reading['group']}: {between}: {reading['change']}"
 
 
 def _printed(summary: pd.DataFrame, varied: Sequence[str]) -> Table:

@@ -9,6 +9,8 @@ from experiments import cli
 from experiments.sweeping import devices
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.runtime import hosts
+from resnet_flax.storage.records import series_of
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import loop
 
 
@@ -19,7 +21,17 @@ def main(args: flags.FlagValues) -> int:
             config = parse(args.config.to_dict(), RunConfig)
         devices.begin(config)
         state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
+        if state == "finished" and hosts.is_first():
+            print(_ending(RunFolder(workdir)))
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
+
+
+def _ending(folder: RunFolder) -> str:
+    """What the run found, where it is, and the command to look inside."""
+    last = {series_of(record): record for record in folder.metrics()}
+    errors = (f"{split} error {last[split]['error']:.2%}" for split in ("train", "test"))
+    look = cli.command("diagnose", [f"--workdir={folder.path}"])
+    return f"{folder.name}: {', '.join(errors)}, in {folder.path}\nTo look inside: {look}"
 
 
 if __name__ == "__main__":

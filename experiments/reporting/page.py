@@ -56,7 +56,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         going=not runs["state"].isin(_ENDED).all(),
         apart=sweep.apart,
         states=Counter(runs["state"]).most_common(),
-        readings=_readings(summary),
+        readings=run_tables.readings(summary),
         colors={group: style.color for group, style in styles.items()},
         marks={group: _MARKS[style.marker] for group, style in styles.items()},
         fields=fields,
@@ -88,27 +88,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"percent": run_tables.percent, "minutes": run_tables.minutes}
     return environment.get_template("report.html.j2")
-
-
-def _readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each group: the smallest and the largest finished depth, and the change between them."""
-    readings = []
-    for group, rows in summary.groupby("group", sort=False):
-        ends = rows.sort_values("depth").iloc[[0, -1]]
-        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
-        shown = ends.drop_duplicates("depth").to_dict("records")
-        readings.append({"group": group, "ends": shown, "change": change})
-    return readings
-
-
-def _change(errors: list[float], deviation: float) -> str:
-    """Describes the change in words. `deviation`: the larger one of both ends; NaN for one seed."""
-    points = 100 * (errors[-1] - errors[0])
-    if f"{abs(points):.2f}" == "0.00":
-        return "does not change"
-    if abs(points) <= 100 * deviation:
-        return "no clear change"
-    return f"{'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"
 
 
 def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Reads a sweep's records into tables. Errors are fractions. It needs no JAX and no checkpoint."""
 
+import math
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -101,3 +102,29 @@ def costs(records: pd.DataFrame, batch_sizes: dict[str, int]) -> pd.DataFrame:
         rows.append((run, group, depth, pace, (images / rate).sum() / 60, max(startup, 0.0)))
     names = ["run", "group", "depth", "images_per_second", "minutes", "startup_seconds"]
     return pd.DataFrame(rows, columns=names)
+
+
+def readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each group: the smallest and the largest finished depth, and the change between them."""
+    readings = []
+    for group, rows in summary.groupby("group", sort=False):
+        ends = rows.sort_values("depth").iloc[[0, -1]]
+        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
+        shown = ends.drop_duplicates("depth").to_dict("records")
+        readings.append({"group": group, "ends": shown, "change": change})
+    return readings
+
+
+def _change(errors: list[float], deviation: float) -> str:
+    """Describes the change in words. One seed shows no rise and no fall.
+
+    `deviation`: the larger one of both ends; NaN if each has one seed.
+    """
+    points = 100 * (errors[-1] - errors[0])
+    if math.isnan(deviation):
+        return f"one seed: {points:+.2f} points"
+    if f"{abs(points):.2f}" == "0.00":
+        return "does not change"
+    if abs(points) <= 100 * deviation:
+        return "no clear change"
+    return f"{'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"

@@ -265,7 +265,7 @@ def test_a_config_of_another_command_is_refused_with_that_command(monkeypatch, w
 )
 def test_a_command_that_is_proposed_works_as_typed_here(monkeypatch, running, typed):
     monkeypatch.setattr(sys, "executable", str(running))
-    proposed = cli._command("train", ["--workdir=new run"])
+    proposed = cli.command("train", ["--workdir=new run"])
     assert proposed == f"{typed} -m experiments.train '--workdir=new run'"
 
 

@@ -217,8 +217,8 @@ def test_a_map_has_a_cell_for_each_depth_and_value():
 
 def test_kinds_of_a_depth_share_axes_in_the_curves():
     rows = [
-        {"run": kind, "group": f"{kind}, lr 0.1", "depth": depth, "seed": 0, "step": step}
-        | {"measure": measure, "error": step / 10}
+        {"run": kind, "group": f"{kind}, lr 0.1", "measure": measure}
+        | {"depth": depth, "seed": 0, "step": step, "error": step / 10}
         for kind in ("plain", "residual")
         for depth in (8, 20)
         for step in (2, 1)
@@ -249,21 +249,22 @@ def layers(step):
         ([0.0, 0.0026], 0.0025, "rises by 0.26 points"),
         ([0.0, 0.0026], 0.0027, "no clear change"),
         ([0.0026, 0.0], 0.0025, "falls by 0.26 points"),
-        ([0.0, 0.0026], float("nan"), "rises by 0.26 points"),
+        ([0.0, 0.0026], float("nan"), "one seed: +0.26 points"),
+        ([0.0026, 0.0], float("nan"), "one seed: -0.26 points"),
         ([0.0, 0.00001], 0.0, "does not change"),
     ],
 )
 def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviation, said):
-    assert page._change(errors, deviation) == said
+    assert run_tables._change(errors, deviation) == said
 
 
 def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
     ends = {"group": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
     summary = pd.DataFrame(ends).assign(train_error_std=[0.1, float("nan"), 0.9])
-    [reading] = page._readings(summary)
+    [reading] = run_tables.readings(summary)
     assert reading["change"] == "rises by 40.00 points"
     assert [end["depth"] for end in reading["ends"]] == [8, 56]
-    [single] = page._readings(summary[:1])
+    [single] = run_tables.readings(summary[:1])
     assert [end["depth"] for end in single["ends"]] == [56]
 
 
