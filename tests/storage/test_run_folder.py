@@ -106,7 +106,7 @@ def test_a_writer_that_lost_its_lock_writes_nothing_more(folder):
 
 def test_a_folder_that_vanished_is_not_made_anew(folder):
     shutil.rmtree(folder.path)
-    with pytest.raises(FaultError, match=r"lock.json is gone"):
+    with pytest.raises(FaultError, match=r"lock is gone"):
         folder.append_metrics({"step": 2})
     assert not folder.path.exists()
 
