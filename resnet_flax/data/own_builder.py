@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from resnet_flax.data import pictures, sources
 from resnet_flax.data.class_folders import File
@@ -23,6 +24,16 @@ from resnet_flax.errors import FaultError, TryAgainError, UserError, summary
 Image = tuple[File, Picture]
 Shape = tuple[int | None, int | None, int]
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+class _SameBytes(tfds.core.ExampleWriter):
+    """Writes the features of an example in a fixed order. By default it changes by process."""
+
+    def write(self, path: Path, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        parsed = ((key, tf_example_pb2.Example.FromString(example)) for key, example in examples)
+        return super().write(
+            path, ((key, example.SerializeToString(deterministic=True)) for key, example in parsed)
+        )
 
 
 class ClassFolders(
@@ -62,6 +73,9 @@ class ClassFolders(
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
         )
+
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _SameBytes(self.info.file_format)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # Nothing to download.

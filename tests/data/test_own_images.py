@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import ExifTags, Image
+from tensorflow_datasets.core import file_adapters
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from resnet_flax.data import own_builder, own_images, pictures, sources, stream
 from resnet_flax.errors import TryAgainError, UserError
@@ -81,6 +83,9 @@ def test_images_that_are_all_grey_have_one_channel(tmp_path):
         Image.fromarray(pixels(ord(label), (8, 8))).convert(mode).save(path.with_stem(mode))
     assert prepare(tmp_path / "photos", tmp_path).channels == 1
     assert sources.load_split("mine", "train", str(tmp_path)).image_shape == (8, 8, 1)
+    save(tmp_path / "photos" / "a" / "colour.png", pixels(0))
+    assert prepare(tmp_path / "photos", tmp_path, "mixed").channels == 3
+    assert sources.load_split("mixed", "train", str(tmp_path)).image_shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("size, in_memory", [((8, 64), True), ((8, 65), False)])
@@ -161,12 +166,14 @@ def test_what_is_no_image_of_a_class_is_left_out_and_told(tmp_path):
     (photos / "cat" / "none.png").touch()
     (photos / "cat" / "page.jpg").write_text("<html>")
     (photos / "dog" / "0.png").write_bytes((photos / "dog" / "1.png").read_bytes()[:100])
+    half = save(photos / "cat" / "half.jpg", pixels(98, (64, 64, 3)))
+    half.write_bytes(half.read_bytes()[:2000])
     os.mkfifo(photos / "dog" / "pipe.png")
     (photos / "dog" / "circle").symlink_to(photos)
     prepared = prepare(photos, tmp_path)
     assert (sum(prepared.counts.values()), prepared.classes) == (7, ["cat", "dog"])
     for words, paths in {
-        "decoded": "4 (cat/none.png, cat/page.jpg, dog/0.png, ...)",
+        "decoded": "5 (cat/half.jpg, cat/none.png, cat/page.jpg, ...)",
         "other kinds": "2 (README, cat/a.heic)",
         "hidden": "2 (cat/._0.png, .cache)",
         "without images": "1 (empty)",
@@ -216,6 +223,16 @@ def test_the_same_files_and_seed_give_the_same_bytes_anywhere_and_another_seed_o
         made.append(files_of(prepare(photos, tmp_path / place / "sets", seed=seed).folder))
     assert made[0] == made[1]
     assert made[0].keys() == made[2].keys() and made[0] != made[2]
+
+
+def test_the_features_of_an_example_are_written_in_one_order(monkeypatch):
+    # By default their order differs between processes. Of twenty it would hardly be this one.
+    features = {f"feature{i}": tf_feature_pb2.Feature() for i in range(20)}
+    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+    ordered = example.SerializeToString(deterministic=True)
+    monkeypatch.setattr(tfds.core.ExampleWriter, "write", lambda self, path, given: list(given))
+    writer = own_builder._SameBytes(file_adapters.FileFormat.ARRAY_RECORD)
+    assert writer.write("", [(0, example.SerializeToString())]) == [(0, ordered)]
 
 
 def change(photos, case):
@@ -326,6 +343,17 @@ def test_two_commands_do_not_write_one_set(tmp_path):
     with own_builder._alone_in(tmp_path / "mine"), pytest.raises(TryAgainError, match="Another"):
         prepare(fill(tmp_path / "photos"), tmp_path)
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_set_that_another_command_made_meanwhile_is_not_taken_for_this_one(tmp_path):
+    photos = fill(tmp_path / "photos")
+
+    def track(items, what, count):
+        yield from items
+        prepare(photos, tmp_path)
+
+    with pytest.raises(UserError, match="A set named mine exists"):
+        prepare(photos, tmp_path, track=track)
 
 
 def test_a_file_that_changes_meanwhile_ends_the_command_without_a_set(tmp_path):
