@@ -26,7 +26,7 @@ def main(args: flags.FlagValues) -> None:
     console = Console(file=sys.stdout)  # Keeps the bar while TFDS's output is dropped.
     bar = functools.partial(track, console=console, transient=True, disable=not console.is_terminal)
     prepared = own_images.prepare(
-        Path(args.folder), args.name, args.data_dir, args.test_share, args.seed, bar
+        Path(args.folder).expanduser(), args.name, args.data_dir, args.test_share, args.seed, bar
     )
     for line in (*prepared.notes, *_summary(args.name, prepared)):
         print(printable(line))

@@ -63,7 +63,7 @@ def _split_folders(folder: Path) -> dict[Path, str]:
             )
         return splits
     if not others:
-        (train,) = (child for child, split in splits.items() if split == "train")
+        train = next(child for child, split in splits.items() if split == "train")
         raise UserError(
             f"Expected a folder named test or validation beside {train}. Add one, or give"
             f" --folder={train}: then a part of each class becomes the test split."
