@@ -50,11 +50,13 @@ tensorboard: $(TENSORBOARD)/installed
 # Installs PyTorch. `make test` then compares networks and weights with it.
 torch: $(TORCH)/installed
 
-# Preparing TFDS's own sets needs TensorFlow, which gets an environment of its own.
-# A set that exists as TFRecord is converted. TFDS_DATA_DIR=FOLDER names the folder of the sets.
-prepare: $(PREPARE)/installed
-	@test -n "$(DATASET)" || { echo "Expected DATASET, such as: make prepare DATASET=cifar100"; exit 2; }
-	$(PREPARE)/bin/python experiments/prepare.py $(DATASET)
+# FOLDER=photos NAME=mine makes a set of your own images. DATASET=cifar100 prepares one of TFDS's sets: that needs TensorFlow,
+# which gets an environment of its own. TFDS_DATA_DIR=FOLDER names the folder of the sets.
+prepare: $(if $(FOLDER),.venv/installed,$(if $(DATASET),$(PREPARE)/installed))
+	@test -n "$$DATASET$$FOLDER" && test -z "$(and $(DATASET),$(FOLDER))" || \
+	  { echo "Expected DATASET=NAME, such as cifar100, or FOLDER=photos NAME=mine"; exit 2; }
+	$(if $(DATASET),$(PREPARE)/bin/python experiments/prepare.py "$$DATASET",\
+	  @$(BIN)/python -m experiments.prepare_folder --folder="$$FOLDER" --name="$$NAME")
 
 # Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs an eighth of it.
 cifar10: CONFIG = configs/degradation.py:cifar10

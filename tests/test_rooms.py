@@ -195,7 +195,7 @@ def test_targets_of_make_that_pages_name_exist():
 
 
 def test_commands_that_pages_give_exist_and_take_these_flags():
-    command = re.compile(r"(?:.*-m experiments\.)?([a-z]+)\s(.*--.*)")
+    command = re.compile(r"(?:.*-m experiments\.)?([a-z_]+)\s(.*--.*)")
     for page in PAGES:
         for code in code_of(page):
             match = command.fullmatch(code)

@@ -69,7 +69,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 
     Raises UserError if the set is unknown, not prepared or of another kind, or has no such split.
     """
-    return _load_split(name, split, "" if name == Digits.name else _folder(data_dir))
+    return _load_split(name, split, "" if name == Digits.name else data_folder(data_dir))
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,7 +146,7 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    data_dir = _folder(data_dir)
+    data_dir = data_folder(data_dir)
     try:
         return tfds.builder(_with_version(name, data_dir), data_dir=data_dir, try_gcs=False)
     except Exception as error:  # Such as a wrong version, or a missing library that a set needs.
@@ -158,7 +158,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    builder, data_dir = _builder(name, data_dir), _folder(data_dir)
+    builder, data_dir = _builder(name, data_dir), data_folder(data_dir)
     # TFDS must not download here: without a network it retries for minutes.
     if not builder.info.splits:
         raise UserError(
@@ -191,7 +191,7 @@ def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_
     if lacking:
         raise UserError(
             f"Split {split!r} of {name} lacks {lacking[0]} (files missing: {len(lacking)}). Copy"
-            f" them there, or run {_prepare_command(name, _folder(data_dir))}."
+            f" them there, or run {_prepare_command(name, data_folder(data_dir))}."
         )
 
 
@@ -244,7 +244,8 @@ def _is_whole(folder: Path) -> bool:
     return bool(info.splits) and not any(_lacking(info, split) for split in info.splits)
 
 
-def _folder(data_dir: str) -> str:
+def data_folder(data_dir: str) -> str:
+    """The full path of the folder of prepared sets. Arguments: `load_split`."""
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
     if re.match(r"\w[\w+.\-]*:/", data_dir):
         raise UserError(
