@@ -21,7 +21,8 @@ FLAGS = (
 # Of images that are read as they are needed.
 STREAM = (
     "--config=configs/imagenet.py:resnet18", "--config.steps=40", "--config.log_every=5",
-    "--config.eval_every=20", "--config.checkpoint_every=10", "--config.model.widths=(4,4,8,8)",
+    "--config.eval_every=20", "--config.checkpoint_every=10", "--config.model.family=cifar",
+    "--config.model.depth=8", "--config.model.widths=(4,4,8)",
     "--config.model.bn_scope=global", "--config.optim.lr=0.02", "--config.optim.boundaries=(20,)",
     "--config.data.name=varied", "--config.data.batch_size=8", "--config.data.eval_batch_size=16",
     "--config.data.image_size=32", "--config.data.shorter_side=(36,60)",

@@ -13,13 +13,20 @@ SIZES = [(8, 8), (7, 9), (2, 3), (1, 1)]
 KINDS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3), (5, 2, 3), (3, 1, 2)]
 
 
-@pytest.mark.parametrize("size", SIZES)
 # On both sides of PAIRED_CHANNELS, and the weight gradient in parts or whole.
-@pytest.mark.parametrize("features, chunk_bytes", [(5, cpu_convolution.CHUNK_BYTES), (17, 1)])
-@pytest.mark.parametrize("kernel, stride, padding", KINDS)
-def test_values_and_gradients_are_those_of_flaxs_convolution(
-    monkeypatch, size, kernel, stride, padding, features, chunk_bytes
-):
+PARTS = [(5, cpu_convolution.CHUNK_BYTES), (17, 1)]
+# A quarter of all: of each kind, two sizes and both parts; `make slow` has the rest.
+CASES = [
+    pytest.param(size, part, kind, marks=() if (i + j + 2 * k) % 4 == 0 else pytest.mark.slow)
+    for i, size in enumerate(SIZES)
+    for j, kind in enumerate(KINDS)
+    for k, part in enumerate(PARTS)
+]
+
+
+@pytest.mark.parametrize("size, part, kind", CASES)
+def test_values_and_gradients_are_those_of_flaxs_convolution(monkeypatch, size, part, kind):
+    (features, chunk_bytes), (kernel, stride, padding) = part, kind
     monkeypatch.setattr(cpu_convolution, "CHUNK_BYTES", chunk_bytes)
     with jax.enable_x64():
         # 6 images are two chunks of 3.

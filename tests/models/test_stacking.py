@@ -32,8 +32,8 @@ def step(model, variables, images):
 @pytest.mark.parametrize(
     "net, fields",
     [
-        (NETS[0], {"scan": True}),
-        (NETS[0], {"remat": True}),
+        pytest.param(NETS[0], {"scan": True}, marks=pytest.mark.slow),
+        pytest.param(NETS[0], {"remat": True}, marks=pytest.mark.slow),
         (NETS[0], {"scan": True, "remat": True}),
         (NETS[1], {"scan": True}),
         pytest.param(NETS[2], {"scan": True, "remat": True}, marks=pytest.mark.slow),

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,20 @@ IMAGES = np.random.RandomState(0).randint(0, 256, (21, 8, 8, 1)).astype(np.uint8
 LABELS = np.random.RandomState(1).randint(0, 10, 21).astype(np.int32)
 MEAN = IMAGES.mean(0, dtype=np.float32)
 VARIABLES = steps.init_state(MODEL, optim.sgd(lambda _: 0.1), 0, MEAN).variables
+DEVICES = [(1, "pmap"), (3, "shard_map"), (4, "pmap"), (4, "shard_map")]
+# Half of all; `make slow` has the rest.
+CASES = [
+    pytest.param(size, *devices, marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
+    for i, size in enumerate((3, 4, 5, 21))
+    for j, devices in enumerate(DEVICES)
+]
+
+
+@functools.cache
+def expected_logits():
+    """Those of all images at once, on one device."""
+    logits = jax.jit(MODEL.apply)(VARIABLES, normalize(jnp.asarray(IMAGES), MEAN))
+    return np.asarray(logits, np.float64)
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16])
@@ -27,9 +43,7 @@ def test_every_index_is_in_the_mask_once(size):
     assert all(indices.max() < size for indices, _ in batches)
 
 
-@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
-@pytest.mark.parametrize("device_count", [1, 3, 4])
-@pytest.mark.parametrize("size", [3, 4, 5, 21])
+@pytest.mark.parametrize("size, device_count, backend", CASES)
 def test_the_scores_are_those_of_all_images_at_once_on_any_device_count(
     size, device_count, backend
 ):
@@ -37,8 +51,7 @@ def test_the_scores_are_those_of_all_images_at_once_on_any_device_count(
     evaluate = Evaluator(MODEL, devices, batch_size=8)
     feed = ResidentFeed(Split(IMAGES[:size], LABELS[:size], 10), devices)
     scores = evaluate(devices.replicate(VARIABLES), devices.replicate(MEAN), feed)
-    logits = MODEL.apply(VARIABLES, normalize(jnp.asarray(IMAGES[:size]), MEAN))
-    logits = np.asarray(logits, np.float64)
+    logits = expected_logits()[:size]
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert scores["images"] == size
     assert scores["error"] == np.mean(logits.argmax(1) != LABELS[:size])

@@ -20,6 +20,19 @@ def two_blocks(tiny_config):
     return tiny_config
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A function: the folder of a finished run of a config; it is trained once."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+
+    def run(config):
+        if not folder.exists():
+            assert train(config, folder) == "finished"
+        return folder
+
+    return run
+
+
 def scanned(config, scan="on"):
     return config | {"model": config["model"] | {"scan": scan}}
 
@@ -45,9 +58,11 @@ def test_the_shapes_are_those_of_a_saved_state(two_blocks, scan):
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
 
 
-def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp_path, monkeypatch):
+def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(
+    two_blocks, whole_run, tmp_path, monkeypatch
+):
     config = scanned(two_blocks)
-    assert train(config, tmp_path / "whole") == "finished"
+    undisturbed = whole_run(config)
 
     class PulledPlug(BaseException):
         pass
@@ -64,8 +79,8 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp
     monkeypatch.undo()
     assert train(config, tmp_path / "cut") == "finished"
     whole, cut = (
-        checkpoints.Checkpoints(RunFolder(tmp_path / name).checkpoints).restore()
-        for name in ("whole", "cut")
+        checkpoints.Checkpoints(RunFolder(path).checkpoints).restore()
+        for path in (undisturbed, tmp_path / "cut")
     )
     assert {"stage1_block1", "stage1_block2"} <= whole["params"].keys()
     assert not stacking.is_stacked(whole)
@@ -73,17 +88,16 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(two_blocks, tmp
 
 
 def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
-    two_blocks, tmp_path, capsys, monkeypatch
+    two_blocks, whole_run, capsys, monkeypatch
 ):
-    config = two_blocks | {"init_partial": False}
-    train(scanned(config), tmp_path / "scanned")
-    unrolled = scanned(config, "off") | {"init_from": str(tmp_path / "scanned")}
+    stacked = whole_run(scanned(two_blocks))
+    unrolled = scanned(two_blocks, "off") | {"init_from": str(stacked)}
     state = initial(unrolled)
     assert "left over: nothing" in capsys.readouterr().out
-    run = load_run(tmp_path / "scanned")
+    run = load_run(stacked)
     jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.params)
     monkeypatch.setattr(build, "DEEPEST_UNROLLED", 8)
-    deep = load_run(tmp_path / "scanned")
+    deep = load_run(stacked)
     assert stacking.is_stacked(deep.variables)
     parts = built(unrolled)
     images = parts.test.images

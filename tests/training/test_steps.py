@@ -59,8 +59,15 @@ def assert_close(a, b, tolerance):
 BATCHES = np.random.RandomState(2).permutation(24)[:16].reshape(2, 1, 8)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device_count", [2, 4])
+@pytest.mark.parametrize(
+    "device_count, backend",
+    [
+        (4, "pmap"),
+        (2, "shard_map"),
+        pytest.param(2, "pmap", marks=pytest.mark.slow),
+        pytest.param(4, "shard_map", marks=pytest.mark.slow),
+    ],
+)
 def test_several_devices_take_the_steps_that_one_device_would(backend, device_count):
     # 2e-5: float32 sums in another order, through two steps at rate 0.1. A psum for a pmean is off
     # by the device count; a crop that depends on the device by far more than the tolerance.
@@ -110,7 +117,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
         logits = jax.vmap(lambda x: apply(with_params, x)[0], axis_name=DATA_AXIS)(image[None])[0]
         return metrics.cross_entropy(logits, LABELS[index]).mean()
 
-    value, grads = jax.value_and_grad(loss)(state.params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     expected = jax.tree.map(lambda w, g: w - 0.1 * (g + 1e-4 * w), state.params, grads)
     after = train(net, 4, BATCHES[:1], pad=0, flip=False)
     assert_close(after.params, expected, 2e-5)
@@ -137,19 +144,10 @@ def test_augmentation_depends_on_the_seed_and_the_step():
     same = np.tile(np.arange(4), (1, 1, 2))  # Each image twice in the batch.
 
     def loss(seed, step):
-        devices = Devices("pmap", jax.devices()[:2])
-        train_steps = functools.partial(
-            steps.train_steps,
-            model=net,
-            optimizer=OPTIMIZER,
-            pad=2,
-            flip=True,
-            color=False,
-            log_every=100,
-        )
+        options = {"pad": 2, "flip": True, "log_every": 100, "color": False}
+        devices, mapped = mapped_steps(net, 2, "pmap", **options)
         state = host_state(net).replace(seed=np.uint32(seed), step=np.int32(step))
         data = devices.replicate(steps.Images(IMAGES, LABELS))
-        mapped = devices.map(train_steps, (False, False, True))
         out = mapped(devices.replicate(state), data, devices.shard(same[0].astype(np.int32)))
         return float(out.totals.loss)
 

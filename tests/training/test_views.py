@@ -7,7 +7,8 @@ import pytest
 from resnet_flax.data import crops, decoding, stream
 from resnet_flax.data.augment import normalize
 from resnet_flax.data.stream import Crops
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.blocks import BasicBlock
+from resnet_flax.models.resnet import ResNet
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training import optim, steps, views
 from resnet_flax.training.views import Views
@@ -34,7 +35,7 @@ def split(varied_folder):
 @pytest.fixture(scope="module")
 def net():
     """A network and variables of some contrast, without a trained step."""
-    model = build_resnet("imagenet", 18, "pad", (4, 8, 8, 8), num_classes=CLASSES)
+    model = ResNet("imagenet", BasicBlock, (1, 1), (4, 8), num_classes=CLASSES)
     state = steps.init_state(model, optim.sgd(lambda _: 0.1), 0, MEAN, (32, 32, 3))
     return model, jax.device_get(state.variables)
 
