@@ -78,9 +78,9 @@ def test_two_layers_with_a_relu_are_as_by_hand():
     assert a.input_gradient_norm == CLOSE(2 * q * 1)
 
 
-def block(shortcut):
+def block(shortcut, kind=BasicBlock):
     conv = functools.partial(blocks.conv, use_bias=False)
-    return BasicBlock(1, 1, shortcut, conv, blocks.Identity, name="block")
+    return kind(1, 1, shortcut, conv, blocks.Identity, name="block")
 
 
 def one_pixel(weight):
@@ -175,6 +175,23 @@ def test_gradients_whose_squares_float32_lacks_have_a_norm(scale):
     (layer,) = layer_statistics(parts, variables, [batch(x, labels)]).layers
     dlogits = (np.full((5, 3), 1 / 3) - np.eye(3)[labels]) / 5
     assert layer.weight_gradient_norm == CLOSE(np.linalg.norm(x.astype(float).T @ dlogits))
+
+
+class BlockWithHiddenF(BasicBlock):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.conv(self.features, 3, name="conv1")(x)
+
+
+def test_a_block_that_hides_f_is_refused_by_name():
+    params = {"block": {"conv1": one_pixel(1)}, "fc": {"kernel": np.float32([[1, -1]])}}
+    parts = [
+        block("pad", BlockWithHiddenF),
+        GlobalAveragePool(name="global_average_pool"),
+        nn.Dense(2, use_bias=False, name="fc"),
+    ]
+    with pytest.raises(UserError, match="Expected BlockWithHiddenF to compute F .* residual"):
+        layer_statistics(parts, {"params": params}, [batch(np.ones((1, 1, 1, 1), "f"), [0])])
 
 
 def test_what_is_not_finite_is_none():

@@ -5,6 +5,7 @@ import pytest
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import resnet, vgg
+from resnet_flax.models.blocks import BLOCKS
 from resnet_flax.models.resnet import build_resnet
 
 CIFAR_SHORTCUTS = ("none", "pad")
@@ -26,6 +27,8 @@ IMAGENET = {
     101: {"none": 41_772_584, "projection": 44_549_160, "projection_all": 76_981_288},
     152: {"none": 57_416_232, "projection": 60_192_808, "projection_all": 107_335_720},
 }
+# By model.block: the counts on CIFAR, and on ImageNet by shortcut.
+OF_BLOCKS = {"postactivation": (CIFAR, IMAGENET)}
 VGG = {16: 138_357_544, 19: 143_667_240}
 
 
@@ -39,11 +42,12 @@ def count(model, image_shape):
     return sum(leaf.size for leaf in jax.tree.leaves(parameters(model, image_shape)))
 
 
+@pytest.mark.parametrize("block", OF_BLOCKS)
 @pytest.mark.parametrize("shortcut", CIFAR_SHORTCUTS)
 @pytest.mark.parametrize("depth", CIFAR)
-def test_a_cifar_net_has_the_papers_parameters(depth, shortcut):
-    model = build_resnet("cifar", depth, shortcut, num_classes=10)
-    assert count(model, (32, 32, 3)) == CIFAR[depth]
+def test_a_cifar_net_has_the_papers_parameters(depth, shortcut, block):
+    model = build_resnet("cifar", depth, shortcut, block=block, num_classes=10)
+    assert count(model, (32, 32, 3)) == OF_BLOCKS[block][0][depth]
 
 
 @pytest.mark.parametrize("depth", [20, 56])
@@ -55,11 +59,12 @@ def test_without_bn_each_convolution_has_a_bias_in_place_of_scale_and_bias(depth
     assert "batch_stats" not in variables
 
 
+@pytest.mark.parametrize("block", OF_BLOCKS)
 @pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
 @pytest.mark.parametrize("depth", IMAGENET)
-def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut):
-    model = build_resnet("imagenet", depth, shortcut, num_classes=1000)
-    expected = IMAGENET[depth]["none" if shortcut == "pad" else shortcut]
+def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut, block):
+    model = build_resnet("imagenet", depth, shortcut, block=block, num_classes=1000)
+    expected = OF_BLOCKS[block][1][depth]["none" if shortcut == "pad" else shortcut]
     assert count(model, (224, 224, 3)) == expected
 
 
@@ -69,7 +74,9 @@ def test_vgg_has_the_papers_parameters(depth):
 
 
 def test_no_registered_net_is_missing_from_the_tables():
-    assert IMAGENET.keys() == resnet.IMAGENET_NETS.keys()
+    assert OF_BLOCKS.keys() == BLOCKS.keys()
+    for _, imagenet in OF_BLOCKS.values():
+        assert imagenet.keys() == resnet.IMAGENET_NETS.keys()
     assert VGG.keys() == vgg.VGG_NETS.keys()
 
 
