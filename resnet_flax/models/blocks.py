@@ -165,8 +165,47 @@ class BottleneckBlock(PostactivationBlock):
         return self.norm(name="bn3")(f)
 
 
+class PreactivationBlock(Block):
+    """Eqn. (1) of He et al. (2016), arXiv 1603.05027: y = F(x) + h(x); F begins with BN and ReLU.
+
+    A projection reads relu(BN(x)) and has no BN, as in KaimingHe/resnet-1k-layers. "pad" reads x.
+    """
+
+    activated = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        u = ReLU(name="relu1")(self.norm(name="bn1")(x))
+        return self.add_shortcut(self.residual(u), x, u)
+
+
+class PreactBasicBlock(PreactivationBlock):
+    """F is BN-relu-conv-BN-relu-conv; both convolutions are 3x3."""
+
+    expansion = 1
+
+    def residual(self, x: jax.Array) -> jax.Array:
+        f = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        f = ReLU(name="relu2")(self.norm(name="bn2")(f))
+        return self.conv(self.features, 3, name="conv2")(f)
+
+
+class PreactBottleneckBlock(PreactivationBlock):
+    """F is 1x1, 3x3, 1x1, each after BN and ReLU."""
+
+    expansion = 4
+
+    def residual(self, x: jax.Array) -> jax.Array:
+        f = self.conv(self.features, 1, self.strides[0], name="conv1")(x)
+        f = ReLU(name="relu2")(self.norm(name="bn2")(f))
+        f = self.conv(self.features, 3, self.strides[1], name="conv2")(f)
+        f = ReLU(name="relu3")(self.norm(name="bn3")(f))
+        return self.conv(self.features * self.expansion, 1, name="conv3")(f)
+
+
 BLOCKS: dict[str, dict[Form, type[Block]]] = {
     "postactivation": {"basic": BasicBlock, "bottleneck": BottleneckBlock},
+    "preactivation": {"basic": PreactBasicBlock, "bottleneck": PreactBottleneckBlock},
 }
 """The names that `model.block` accepts, and the classes of their forms. Depth selects the form."""
 

@@ -27,8 +27,21 @@ IMAGENET = {
     101: {"none": 41_772_584, "projection": 44_549_160, "projection_all": 76_981_288},
     152: {"none": 57_416_232, "projection": 60_192_808, "projection_all": 107_335_720},
 }
+# Pre-activation: a BN before each convolution of F and one before the pool is as many scales and
+# biases as one after each. Projections have no BN, 2w less for w channels. B: 18, 34:
+# 2*(128+256+512) = 1,792; 50 and deeper: 2*(256+512+1024+2048) = 7,680; 50 and 101 are then the
+# published counts of BiT R50x1 and R101x1. C, all blocks: 18: 2*2*(64+128+256+512) = 3,840;
+# 34: 2*(3*64+4*128+6*256+3*512) = 7,552; 50: 2*(3*256+4*512+6*1024+3*2048) = 30,208;
+# 101: 23*1024 for 6*1024: 65,024; 152: 8*512 and 36*1024: 95,744.
+PREACTIVATION = {
+    18: {"none": 11_515_688, "projection": 11_687_720, "projection_all": 12_039_976},
+    34: {"none": 21_623_848, "projection": 21_795_880, "projection_all": 22_709_288},
+    50: {"none": 22_780_456, "projection": 25_549_352, "projection_all": 40_098_344},
+    101: {"none": 41_772_584, "projection": 44_541_480, "projection_all": 76_916_264},
+    152: {"none": 57_416_232, "projection": 60_185_128, "projection_all": 107_239_976},
+}
 # By model.block: the counts on CIFAR, and on ImageNet by shortcut.
-OF_BLOCKS = {"postactivation": (CIFAR, IMAGENET)}
+OF_BLOCKS = {"postactivation": (CIFAR, IMAGENET), "preactivation": (CIFAR, PREACTIVATION)}
 VGG = {16: 138_357_544, 19: 143_667_240}
 
 
