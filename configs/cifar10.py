@@ -43,6 +43,7 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.family = "cifar"
     config.model.depth = depth
     config.model.shortcut = "none" if kind == "plain" else "pad"
+    config.model.block = "postactivation"
     config.model.widths = ()
     config.model.bottleneck_stride = "1x1"
     config.model.dtype = "float32"

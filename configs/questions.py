@@ -33,7 +33,7 @@ def get_config(question: str = "rates") -> ml_collections.ConfigDict:
     elif question == "widths":
         config.vary = {"model": {"widths": ((8, 16, 32), (16, 32, 64), (32, 64, 128))}}
     elif question == "blocks":
-        preactivation = {"model": {"block": "preactivation"}}
+        preactivation = {"model": {"shortcut": "pad", "block": "preactivation"}}
         config.kinds = {**KINDS, "pre-activation": preactivation}
         config.depths = (8, 20, 32, 44, 56)
         config.seeds = (0, 1, 2)

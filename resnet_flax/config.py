@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from resnet_flax.errors import UserError
+from resnet_flax.models.blocks import BLOCKS
 from resnet_flax.models.resnet import Norm, Shortcut
 from resnet_flax.runtime.parallel import Backend
 
@@ -47,6 +48,12 @@ def _data_set(name: str) -> str:
     return name
 
 
+def _block(name: str) -> str:
+    if name not in BLOCKS:
+        raise ValueError(f"expected a block in {tuple(BLOCKS)}, got {name!r}")
+    return name
+
+
 class ModelConfig(Section):
     """The network. A plain network and its residual twin differ only in `shortcut`."""
 
@@ -54,6 +61,8 @@ class ModelConfig(Section):
     depth: int
     shortcut: Shortcut
     """`none` (plain), `pad` (option A), `projection` (B), `projection_all` (C)."""
+    block: Annotated[str, AfterValidator(_block)] = "postactivation"
+    """A name in `BLOCKS` of resnet_flax/models/blocks.py. `postactivation`: the paper's block."""
     widths: tuple[PositiveInt, ...]
     """Channels of each stage. Empty: as in the paper."""
     bottleneck_stride: Literal["1x1", "3x3"]

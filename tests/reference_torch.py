@@ -156,8 +156,8 @@ def compute(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[
     return results
 
 
-def main(folder: Path) -> None:
-    for seed, (case, (make_net, branch_end, size)) in enumerate(CASES.items()):
+def write(folder: Path, cases: dict) -> None:
+    for seed, (case, (make_net, branch_end, size)) in enumerate(cases.items()):
         torch.manual_seed(seed)
         images, labels = torch.randn(4, 3, *size), torch.randint(CLASSES, (4,))
         random, net = make_net(), make_net()
@@ -170,4 +170,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), CASES)

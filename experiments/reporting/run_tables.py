@@ -62,8 +62,16 @@ def read_configs(sweep: SweepFolder) -> dict[str, dict[str, Any]]:
 
 
 def shortcuts(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Kind -> the `model.shortcut` of its runs."""
-    return {row.kind: str(configs[row.run].get("model.shortcut")) for row in runs.itertuples()}
+    """Kind -> the `model.shortcut` of its runs. "" if their block is not the paper's.
+
+    Published errors are of the paper's block. Older configs have no other.
+    """
+
+    def shortcut(config: dict[str, Any]) -> str:
+        is_papers = config.get("model.block", "postactivation") == "postactivation"
+        return str(config.get("model.shortcut")) if is_papers else ""
+
+    return {row.kind: shortcut(configs[row.run]) for row in runs.itertuples()}
 
 
 def percent(mean: float | None, deviation: float | None = None) -> str:

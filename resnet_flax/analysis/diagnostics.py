@@ -32,7 +32,8 @@ class Seen(NamedTuple):
     """Values inside one part of a network, by the names of its layers."""
 
     inputs: dict[str, jax.Array]  # The input of each weighted layer.
-    responses: dict[str, jax.Array]  # The output of each norm.
+    responses: dict[str, jax.Array]  # The output of each convolution, after the norm that reads it.
+    branches: list[jax.Array]  # F(x) of a block.
 
 
 def parts_of(model: nn.Module) -> list[nn.Module]:
@@ -103,20 +104,15 @@ def _of_batch(
         dy, statistics = backward(part, of_part, x, dy)
         found.append(statistics)
     layers: dict[str, dict[str, jax.Array]] = {}
-    for part, statistics in zip(parts, reversed(found), strict=True):
+    for before, part, statistics in zip((None, *parts[:-1]), parts, reversed(found), strict=True):
+        if isinstance(part, NORMS):
+            if not isinstance(before, nn.Conv):
+                continue  # It normalises a sum, which is the response of no single layer.
+            part = before
         for path, values in statistics.items():
             name = "/".join(filter(None, (part.name, path)))
-            layers.setdefault(_of_norm(name), {}).update(values)
+            layers.setdefault(name, {}).update(values)
     return loss, layers, len(batch.label)
-
-
-def _of_norm(name: str) -> str:
-    """The name of the convolution before a norm: block/bn1 -> block/conv1, bn -> conv.
-
-    Other names stay unchanged.
-    """
-    block, slash, last = name.rpartition("/")
-    return block + slash + last.replace("bn", "conv")
 
 
 @functools.cache
@@ -128,7 +124,7 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _forward(part: nn.Module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-    return _seen(part, variables, x, {})[0]
+    return _seen(part, variables, x)[0]
 
 
 @jax.jit
@@ -143,7 +139,7 @@ def _backward(
     part: nn.Module, variables: dict[str, Any], x: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
     """dL/dx of a part from dL/dy, and the statistics of its layers and norms."""
-    seen = _seen(part, variables, x, {})[1]
+    seen = _seen(part, variables, x)[1]
 
     def output(params: Any, x: jax.Array, probes: dict[str, jax.Array]) -> jax.Array:
         return _seen(part, {**variables, "params": params}, x, probes)[0]
@@ -155,25 +151,52 @@ def _backward(
     dparams, dx, through = jax.vjp(output, params, x, probes)[1](dy)
     statistics: dict[str, dict[str, jax.Array]] = {}
     for path, read in seen.inputs.items():
-        of_layer = dparams[path] if path else dparams
+        of_layer = dparams
+        for name in filter(None, path.split("/")):
+            of_layer = of_layer[name]
         of_kernel = _norm_and_rms("weight_gradient", of_layer["kernel"])
-        # The shortcut reads the input of the block, too.
-        of_input = _norm_and_rms("input_gradient", dx if read is x else through[path])
+        # Several layers may read the same values. The shortcut may read the input of the block.
+        readers = [through[other] for other, theirs in seen.inputs.items() if theirs is read]
+        of_input = _norm_and_rms("input_gradient", dx if read is x else sum(readers))
         statistics[path] = of_kernel | of_input
     for path, response in seen.responses.items():
-        statistics[path] = {"response_std": jnp.std(response.astype(jnp.float32))}
+        if path in seen.inputs or isinstance(part, NORMS):
+            std = jnp.std(response.astype(jnp.float32))
+            statistics.setdefault(path, {})["response_std"] = std
     if isinstance(part, blocks.Block):
-        by_f = _norm(through["conv1"])
-        by_h = _norm(dx - through["conv1"])
-        statistics["conv1"]["identity_share"] = by_h / (by_h + by_f)
+        if not seen.branches:
+            raise UserError(
+                f"Expected {type(part).__name__} to compute F of Eqn. (1) in its method residual,"
+                " got no call of it. Call it, so that F and h can be told apart."
+            )
+        first = next(iter(seen.inputs))
+        statistics[first]["identity_share"] = _identity_share(part, variables, x, dx, dy)
     return dx, statistics
 
 
+def _identity_share(
+    part: nn.Module, variables: dict[str, Any], x: jax.Array, dx: jax.Array, dy: jax.Array
+) -> jax.Array:
+    """|h| / (|h| + |F|), with the parts of dL/dx that pass through h and through F of a block."""
+    _, backward = jax.vjp(lambda x: _seen(part, variables, x, f_is_constant=True)[0], x)
+    (of_h,) = backward(dy)
+    by_h, by_f = _norm(of_h), _norm(dx - of_h)
+    return by_h / (by_h + by_f)
+
+
 def _seen(
-    part: nn.Module, variables: dict[str, Any], x: jax.Array, probes: dict[str, jax.Array]
+    part: nn.Module,
+    variables: dict[str, Any],
+    x: jax.Array,
+    probes: dict[str, jax.Array] | None = None,
+    f_is_constant: bool = False,
 ) -> tuple[jax.Array, Seen]:
-    """The output of a part and the values inside it. `probes` are added to its layers' inputs."""
-    seen = Seen({}, {})
+    """The output of a part and the values inside it.
+
+    - `probes`: added to the inputs of its layers.
+    - `f_is_constant`: whether no gradient passes through F of a block.
+    """
+    seen = Seen({}, {}, [])
 
     def look(
         call: Callable[..., Any],
@@ -181,6 +204,10 @@ def _seen(
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
+        if context.method_name == "residual":
+            f = call(*args, **kwargs)
+            seen.branches.append(f)
+            return jax.lax.stop_gradient(f) if f_is_constant else f
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         path = "/".join(context.module.path)
@@ -188,8 +215,11 @@ def _seen(
             seen.inputs[path] = args[0]
             args = (args[0] + probes[path], *args[1:]) if probes else args
         y = call(*args, **kwargs)
-        if isinstance(context.module, NORMS):
+        if isinstance(context.module, nn.Conv):
             seen.responses[path] = y
+        if isinstance(context.module, NORMS):
+            read = (layer for layer, output in seen.responses.items() if output is args[0])
+            seen.responses[next(read, path)] = y
         return y
 
     with nn.intercept_methods(look):

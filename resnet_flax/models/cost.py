@@ -11,6 +11,7 @@ from flax import linen as nn
 from resnet_flax.models import blocks, resnet, vgg
 from resnet_flax.runtime import bits
 
+# A module of another type goes by the name of its type.
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv: "convolution",
     nn.BatchNorm: "BN",
@@ -52,7 +53,8 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
         out = call(*args, **kwargs)
         params = module.variables.get("params", {})
         kernel = params.get("kernel")
-        held = sum(part.multiply_adds for part in parts[place + 1 :])
+        children = (p for p in parts[place + 1 :] if p.name.count("/") == len(module.path))
+        held = sum(part.multiply_adds for part in children)
         parts[place] = Part(
             "/".join(module.path),
             _kind(module, args[0]),
@@ -69,7 +71,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
 
 def _kind(module: nn.Module, x: jax.Array) -> str:
     if not isinstance(module, blocks.Block):
-        return KINDS[type(module)]
+        return KINDS.get(type(module), type(module).__name__)
     if module.shortcut == "none":
         return "plain block"
     if module.shortcut == "projection":

@@ -13,13 +13,7 @@ from flax import linen as nn
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
-from resnet_flax.models.blocks import (
-    BasicBlock,
-    Block,
-    BlockShortcut,
-    BottleneckBlock,
-    ModuleDef,
-)
+from resnet_flax.models.blocks import Block, BlockShortcut, Form, ModuleDef
 from resnet_flax.models.stacking import scan_blocks
 
 Family = Literal["cifar", "imagenet"]
@@ -28,13 +22,13 @@ Norm = Literal["batch", "none"]
 
 CIFAR_WIDTHS = (16, 32, 64)
 IMAGENET_WIDTHS = (64, 128, 256, 512)
-# Table 1: the kind of block, and the number of blocks in each stage.
-IMAGENET_NETS: dict[int, tuple[type[Block], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (BottleneckBlock, (3, 4, 6, 3)),
-    101: (BottleneckBlock, (3, 4, 23, 3)),
-    152: (BottleneckBlock, (3, 8, 36, 3)),
+# Table 1: the form of the blocks, and their number in each stage.
+IMAGENET_NETS: dict[int, tuple[Form, tuple[int, ...]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
 }
 
 
@@ -62,6 +56,9 @@ class GlobalAveragePool(nn.Module):
 
 class ResNet(nn.Module):
     """A stem, stages of blocks, global average pool, fully connected layer.
+
+    Norm and ReLU follow the stem's convolution. With blocks that are not `activated`, they follow
+    the last block instead.
 
     - `stem`: `"cifar"`, a 3x3 convolution; `"imagenet"`, 7x7 at stride 2 and a 3x3 max pool.
     - `block`, `blocks_per_stage`, `widths`: each stage after the first halves the maps in its
@@ -121,13 +118,15 @@ class ResNet(nn.Module):
         imagenet = self.stem == "imagenet"
         parts: list[Callable[[jax.Array], jax.Array]] = [
             conv(self.widths[0], 7 if imagenet else 3, 2 if imagenet else 1, name="conv"),
-            norm(name="bn"),
-            blocks.ReLU(name="relu"),
         ]
+        if self.block.activated:
+            parts += [norm(name="bn"), blocks.ReLU(name="relu")]
         if imagenet:
             parts.append(MaxPool(name="max_pool"))
         for stage in range(len(self.widths)):
             parts += self._stage(stage, conv, norm)
+        if not self.block.activated:
+            parts += [norm(name="bn_out"), blocks.ReLU(name="relu_out")]
         return [
             *parts,
             GlobalAveragePool(name="global_average_pool"),
@@ -158,7 +157,7 @@ class ResNet(nn.Module):
             features=self.widths[stage],
             conv=conv,
             norm=norm,
-            **self._block_fields(),
+            stride_at=self.bottleneck_stride,
         )
         parts: list[Callable[[jax.Array], jax.Array]] = [
             block(
@@ -185,23 +184,26 @@ class ResNet(nn.Module):
             return "pad"
         return self.shortcut
 
-    def _block_fields(self) -> dict[str, Any]:
-        return {"stride_at": self.bottleneck_stride} if self.block is BottleneckBlock else {}
-
 
 def build_resnet(
-    family: Family, depth: int, shortcut: Shortcut, widths: Sequence[int] = (), **fields: Any
+    family: Family,
+    depth: int,
+    shortcut: Shortcut,
+    widths: Sequence[int] = (),
+    block: str = "postactivation",
+    **fields: Any,
 ) -> ResNet:
     """The network of a family and depth.
 
     - `widths`: widths of the stages. Empty: those of the paper.
+    - `block`: a name in `blocks.BLOCKS`.
     - `fields`: other fields of `ResNet`.
 
-    Raises UserError for a depth, a shortcut or widths that the family does not have.
+    Raises UserError for a depth, a shortcut, widths or a block that the family does not have.
     """
     if shortcut not in get_args(Shortcut):
         raise UserError(f"Expected model.shortcut in {get_args(Shortcut)}, got {shortcut!r}.")
-    block, counts = _cifar_stages(depth) if family == "cifar" else _imagenet_stages(depth)
+    form, counts = _cifar_stages(depth) if family == "cifar" else _imagenet_stages(depth)
     widths = tuple(widths) or (CIFAR_WIDTHS if family == "cifar" else IMAGENET_WIDTHS)
     if len(widths) != len(counts) or min(widths) < 1:
         raise UserError(f"Expected {len(counts)} positive model.widths, got {widths}.")
@@ -210,13 +212,13 @@ def build_resnet(
             f'Expected model.widths that do not shrink with model.shortcut="pad", got {widths};'
             ' "projection" accepts any widths.'
         )
-    return ResNet(family, block, counts, widths, shortcut=shortcut, **fields)
+    return ResNet(family, blocks.find(block, form), counts, widths, shortcut=shortcut, **fields)
 
 
-def _cifar_stages(depth: int) -> tuple[type[Block], tuple[int, ...]]:
+def _cifar_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
     n, rest = divmod(depth - 2, 6)
     if rest == 0 and n > 0:
-        return BasicBlock, (n, n, n)
+        return "basic", (n, n, n)
     below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 1) + 2
     nearest = f"{below}" if below >= depth else f"{below} and {above}"
     raise UserError(
@@ -224,7 +226,7 @@ def _cifar_stages(depth: int) -> tuple[type[Block], tuple[int, ...]]:
     )
 
 
-def _imagenet_stages(depth: int) -> tuple[type[Block], tuple[int, ...]]:
+def _imagenet_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
     if depth not in IMAGENET_NETS:
         raise UserError(f"Expected an ImageNet depth in {tuple(IMAGENET_NETS)}, got {depth}.")
     return IMAGENET_NETS[depth]

@@ -103,9 +103,10 @@ def recognise(arrays: dict[str, np.ndarray]) -> tuple[ResNet, dict[str, str]]:
     came = [f"{what}: {some(arrays)}" for what, arrays in differences.items() if arrays]
     if came:
         raise UserError(
-            f"Expected the {len(expected)} arrays, by the names of {names}, of a ResNet with"
-            f" {model.blocks_per_stage} {model.block.__name__}s and widths {model.widths}, got"
-            f" other arrays; {'; '.join(came)}; give the state dict of one whole ResNet."
+            f"Expected the {len(expected)} arrays, by the names of {names}, of a post-activation"
+            f" ResNet with {model.blocks_per_stage} {model.block.__name__}s and widths"
+            f" {model.widths}, got other arrays; {'; '.join(came)}; give the state dict of one"
+            " whole ResNet."
         )
     return model, dict(zip(expected, ours, strict=True))
 

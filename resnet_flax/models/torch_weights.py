@@ -23,6 +23,8 @@ COUNTER = ".num_batches_tracked"  # PyTorch reads it only where BN has no moment
 def from_torch(state_dict: Mapping[str, Any], padding: Padding | None = None) -> dict[str, Any]:
     """The variables of our `ResNet`, as `model.apply` takes them, from a PyTorch state dict.
 
+    Both networks have the paper's block, `model.block="postactivation"`.
+
     `state_dict`: floats that `np.asarray` takes, such as tensors on the CPU. Their names are those
     of one library:
 
@@ -89,8 +91,8 @@ def to_torch(
 
     Pass each array through `torch.from_numpy`; a strict `load_state_dict` then accepts the result.
 
-    Raises UserError for other `names`, and for variables that are not those of one whole `ResNet`.
-    `padding` raises as in `from_torch`.
+    Raises UserError for other `names`, and for variables that are not those of one whole `ResNet`
+    with `model.block="postactivation"`. `padding` raises as in `from_torch`.
     """
     if names not in get_args(Names):
         raise UserError(f"Expected names in {get_args(Names)}, got {names!r}.")
@@ -100,6 +102,12 @@ def to_torch(
             f"Expected params and batch_stats in a dict, got {got}; a run has .variables."
         )
     flat = _floats(traverse_util.flatten_dict(stacking.unstack(dict(variables)), sep="."))
+    if nameless := [name for name in flat if name_of(name, names) == name]:
+        raise UserError(
+            f"Expected variables of a network with model.block='postactivation', as {names} has it,"
+            f" got arrays without a name there: {some(nameless)}; to share another network, copy"
+            " its run with export_run."
+        )
     theirs = {name_of(name, names): _transposed(array, TO_TORCH) for name, array in flat.items()}
     model, ours = recognise(theirs)
     inverse = [np.argsort(order) for order in _orders(model, padding)]

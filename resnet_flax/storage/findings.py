@@ -42,8 +42,8 @@ class Layer(Finding):
     """L2 norm of the gradient with respect to the layer's input, over a batch."""
     input_gradient_rms: float | None
     response_std: float | None = None
-    """Standard deviation of its output after BN, before addition and ReLU (Fig. 7). None for the
-    fully connected layer."""
+    """Standard deviation of its output, after BN if BN reads it, before addition and ReLU (Fig. 7).
+    None for the fully connected layer."""
     identity_share: float | None = None
     """For a block's first layer: the share of the gradient at the block's input that comes through
     h of Eqn. (1) and not through F: |h| / (|h| + |F|), in L2 norms. 0 in plain networks. None for

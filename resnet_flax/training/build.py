@@ -140,6 +140,11 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
                 'Expected model.shortcut="none" and model.widths=() for VGG, got'
                 f" model.shortcut={config.shortcut!r} and model.widths={config.widths}."
             )
+        if config.block != "postactivation":
+            raise UserError(
+                'Expected model.block="postactivation", the default, for VGG, which has no blocks,'
+                f" got model.block={config.block!r}; leave it out, or give another model.family."
+            )
         if config.scan == "on" or config.remat:
             raise UserError(
                 'Expected model.scan="auto" or "off" and model.remat=False for VGG, which has no'
@@ -151,6 +156,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         config.depth,
         config.shortcut,
         config.widths,
+        config.block,
         num_classes=num_classes,
         bottleneck_stride=config.bottleneck_stride,
         norm=config.norm,

@@ -15,6 +15,7 @@ from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
 from resnet_flax.models.vgg import build_vgg
 from resnet_flax.training import metrics
 from resnet_flax.training.steps import Batch
+from tests.models.test_blocks import GatedBlock
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.standard_normal((6, 8, 8, 1)).astype(np.float32)
@@ -78,9 +79,9 @@ def test_two_layers_with_a_relu_are_as_by_hand():
     assert a.input_gradient_norm == CLOSE(2 * q * 1)
 
 
-def block(shortcut):
+def block(shortcut, kind=BasicBlock):
     conv = functools.partial(blocks.conv, use_bias=False)
-    return BasicBlock(1, 1, shortcut, conv, blocks.Identity, name="block")
+    return kind(1, 1, shortcut, conv, blocks.Identity, name="block")
 
 
 def one_pixel(weight):
@@ -115,10 +116,20 @@ def test_the_identity_share_is_that_of_the_one_in_one_plus_f(shortcut, share):
 
 
 @pytest.mark.parametrize(
-    "shortcut, norm", [("pad", "batch"), ("projection", "batch"), ("none", "none")]
+    "shortcut, norm, kind",
+    [
+        ("pad", "batch", "postactivation"),
+        ("projection", "batch", "postactivation"),
+        ("none", "none", "postactivation"),
+        ("pad", "batch", "preactivation"),
+        ("projection", "batch", "preactivation"),
+        ("none", "none", "preactivation"),
+        ("pad", "batch", "gated"),  # With modules inside a block's modules.
+    ],
 )
-def test_a_whole_networks_gradients_are_those_of_autodiff(shortcut, norm):
-    net = build_resnet("cifar", 8, shortcut, (4, 4, 8), num_classes=3, norm=norm)
+def test_a_whole_networks_gradients_are_those_of_autodiff(shortcut, norm, kind, monkeypatch):
+    monkeypatch.setitem(blocks.BLOCKS, "gated", {"basic": GatedBlock})
+    net = build_resnet("cifar", 8, shortcut, (4, 4, 8), kind, num_classes=3, norm=norm)
     variables = random_variables(net)
 
     @jax.grad
@@ -155,6 +166,131 @@ def test_a_response_is_what_bn_gives_before_relu_and_addition():
     assert list(responses.values()) == pytest.approx([1] * len(responses), rel=2e-3)
 
 
+def whole_net(net, variables, where, change):
+    """Gradients of the loss by a zero added at places of the whole net, and outputs of its modules.
+
+    `where(module)`: whether a module is such a place. `change(call, args, zero)`: its output.
+    """
+    places = {}
+
+    def loss(zeros):
+        def look(call, args, kwargs, context):
+            path = "/".join(context.module.path)
+            if context.method_name != "__call__" or not where(context.module):
+                return call(*args, **kwargs)
+            places[path] = jax.eval_shape(lambda: args[0]) if args else None
+            return change(call, args, zeros.get(path, 0))
+
+        with nn.intercept_methods(look):
+            logits, seen = net.apply(
+                variables,
+                IMAGES,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+                capture_intermediates=True,
+            )
+        return metrics.cross_entropy(logits, jnp.asarray(LABELS)).mean(), seen["intermediates"]
+
+    jax.eval_shape(loss, {})
+    zeros = {path: jnp.zeros(place.shape, place.dtype) for path, place in places.items()}
+    return jax.jit(jax.grad(loss, has_aux=True))(zeros)
+
+
+def is_block(module):
+    return isinstance(module, blocks.Block)
+
+
+def at_the_input(call, args, zero):
+    return call(args[0] + zero, *args[1:])
+
+
+def preactivation_net(shortcut):
+    net = build_resnet("cifar", 14, shortcut, (4, 4, 8), "preactivation", num_classes=3)
+    variables = random_variables(net)
+    found = layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
+    return net, variables, {layer.name: layer for layer in found.layers}
+
+
+def test_the_share_of_an_identity_without_relu_is_the_gradient_behind_the_block():
+    net, variables, layers = preactivation_net("pad")
+    gradients, _ = whole_net(net, variables, is_block, at_the_input)
+    # y = x + F(x): through x the gradient passes unchanged, and F gives the rest.
+    for name, after in (("stage1_block1", "stage1_block2"), ("stage1_block2", "stage2_block1")):
+        by_h = np.linalg.norm(gradients[after])
+        by_f = np.linalg.norm(gradients[name] - gradients[after])
+        # 1e-4: BN divides by deviations of few values, and rounding grows through the layers.
+        assert layers[f"{name}/conv1"].identity_share == pytest.approx(
+            by_h / (by_h + by_f), rel=1e-4
+        )
+    # Zeros are added behind the channels and between the pixels: their gradient is dropped.
+    by_h = np.linalg.norm(gradients["stage3_block2"][..., :4])
+    whole = np.array(gradients["stage3_block1"])
+    whole[:, ::2, ::2] -= gradients["stage3_block2"][..., :4]
+    share = by_h / (by_h + np.linalg.norm(whole))
+    assert layers["stage3_block1/conv1"].identity_share == pytest.approx(share, rel=1e-4)
+
+
+def test_the_share_of_a_projection_that_reads_what_f_reads_is_its_own():
+    net, variables, layers = preactivation_net("projection")
+    gradients, seen = whole_net(net, variables, is_block, at_the_input)
+    params = variables["params"]["stage2_block1"]
+
+    def h(x):
+        deviation = jnp.sqrt(x.var((0, 1, 2), keepdims=True) + 1e-5)
+        scale, bias = (params["bn1"][name][None, None, None] for name in ("scale", "bias"))
+        u = nn.relu((x - x.mean((0, 1, 2), keepdims=True)) / deviation * scale + bias)
+        return u[:, ::2, ::2] @ params["shortcut_conv"]["kernel"][0, 0]
+
+    x = seen["stage1_block2"]["__call__"][0]
+    (of_h,) = jax.vjp(h, x)[1](gradients["stage2_block2"])
+    by_h, by_f = np.linalg.norm(of_h), np.linalg.norm(gradients["stage2_block1"] - of_h)
+    found = layers["stage2_block1/conv1"].identity_share
+    assert 0.01 < found < 0.99
+    assert found == pytest.approx(by_h / (by_h + by_f), rel=1e-4)
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "projection"])
+def test_input_gradients_are_by_all_that_reads_an_input(shortcut):
+    net, variables, layers = preactivation_net(shortcut)
+
+    def is_relu(module):
+        return isinstance(module, blocks.ReLU)
+
+    gradients, _ = whole_net(net, variables, is_relu, lambda call, args, zero: call(*args) + zero)
+    # A convolution of F reads a ReLU's output. A projection reads that of the first one, too.
+    checked = 0
+    for path, gradient in gradients.items():
+        layer = layers.get(path.replace("relu", "conv"))
+        if layer:
+            checked += 1
+            norm = pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+            assert layer.input_gradient_norm == norm, path
+    assert checked == 12
+    for name in ("stage2_block1", "stage3_block1"):
+        if shortcut == "projection":
+            conv1, projection = layers[f"{name}/conv1"], layers[f"{name}/shortcut_conv"]
+            assert conv1.input_gradient_norm == projection.input_gradient_norm
+
+
+def test_a_response_without_a_norm_of_its_own_is_what_the_convolution_gives():
+    net, variables, layers = preactivation_net("projection")
+    _, seen = whole_net(net, variables, lambda _: False, at_the_input)
+
+    def std(*path):
+        output = functools.reduce(lambda tree, name: tree[name], path, seen)["__call__"][0]
+        return pytest.approx(np.std(np.asarray(output)), rel=1e-4)
+
+    for name in ("stage1_block1", "stage2_block1", "stage3_block2"):
+        assert layers[f"{name}/conv1"].response_std == std(name, "bn2")
+        assert layers[f"{name}/conv2"].response_std == std(name, "conv2")
+    assert layers["stage2_block1/shortcut_conv"].response_std == std(
+        "stage2_block1", "shortcut_conv"
+    )
+    assert layers["conv"].response_std == std("conv")
+    assert layers["fc"].response_std is None
+    assert "bn_out" not in layers
+
+
 def test_numbers_are_means_over_batches():
     net = build_resnet("cifar", 8, "pad", (4, 4, 8), num_classes=3)
     variables = random_variables(net)
@@ -175,6 +311,23 @@ def test_gradients_whose_squares_float32_lacks_have_a_norm(scale):
     (layer,) = layer_statistics(parts, variables, [batch(x, labels)]).layers
     dlogits = (np.full((5, 3), 1 / 3) - np.eye(3)[labels]) / 5
     assert layer.weight_gradient_norm == CLOSE(np.linalg.norm(x.astype(float).T @ dlogits))
+
+
+class BlockWithHiddenF(BasicBlock):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.conv(self.features, 3, name="conv1")(x)
+
+
+def test_a_block_that_hides_f_is_refused_by_name():
+    params = {"block": {"conv1": one_pixel(1)}, "fc": {"kernel": np.float32([[1, -1]])}}
+    parts = [
+        block("pad", BlockWithHiddenF),
+        GlobalAveragePool(name="global_average_pool"),
+        nn.Dense(2, use_bias=False, name="fc"),
+    ]
+    with pytest.raises(UserError, match="Expected BlockWithHiddenF to compute F .* residual"):
+        layer_statistics(parts, {"params": params}, [batch(np.ones((1, 1, 1, 1), "f"), [0])])
 
 
 def test_what_is_not_finite_is_none():

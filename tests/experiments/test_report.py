@@ -119,6 +119,16 @@ def test_published_errors_are_beside_those_of_their_data_set_alone():
     assert published.PAPER.errors["pad"][56] == "6.97"
 
 
+@pytest.mark.parametrize(
+    "block, error", [({}, "6.97"), ({"model.block": "postactivation"}, "6.97"),
+                     ({"model.block": "preactivation"}, "–")]
+)  # fmt: skip
+def test_published_errors_are_of_the_papers_block_alone(block, error):
+    runs = pd.DataFrame({"run": ["a-56-s0"], "kind": ["a"]})
+    shortcuts = run_tables.shortcuts(runs, {"a-56-s0": {"model.shortcut": "pad", **block}})
+    assert published.PAPER.error(shortcuts["a"], 56) == error
+
+
 def test_published_errors_stand_in_the_row_of_their_depth(begun_sweep):
     path = begun_sweep / "sweep.json"
     assert "arxiv" not in rendered(begun_sweep)

@@ -7,8 +7,19 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from resnet_flax.models import blocks
-from resnet_flax.models.blocks import BasicBlock, BottleneckBlock, zero_pad_shortcut
+from configs import digits
+from resnet_flax.config import ModelConfig, RunConfig, parse
+from resnet_flax.errors import UserError
+from resnet_flax.models import blocks, cost
+from resnet_flax.models.blocks import (
+    BLOCKS,
+    CONTRACT,
+    BasicBlock,
+    Block,
+    BottleneckBlock,
+    zero_pad_shortcut,
+)
+from resnet_flax.training import build
 
 PARTS = {
     "conv": partial(blocks.conv, use_bias=False),
@@ -86,3 +97,83 @@ def test_a_strided_convolution_pads_one_pixel_on_all_sides():
     first = jnp.zeros((1, 8, 8, 1)).at[0, 1, 1, 0].set(1.0)
     out = conv.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, first)
     np.testing.assert_array_equal(out[0, :2, :2, 0], 1)
+
+
+class Gate(nn.Module):
+    """A kind of module that no other block has."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * nn.sigmoid(nn.Dense(x.shape[-1], name="scale")(x.mean((1, 2), keepdims=True)))
+
+
+class GatedBlock(BasicBlock):
+    """As Hu et al. (2018), arXiv 1709.01507: F with a gate for each channel."""
+
+    def residual(self, x: jax.Array) -> jax.Array:
+        return Gate(name="gate")(super().residual(x))
+
+
+def model_config(**fields) -> ModelConfig:
+    config = digits.get_config("resnet8").to_dict()
+    config["model"] |= fields
+    return parse(config, RunConfig).model
+
+
+def test_a_class_and_its_name_are_all_that_a_new_block_needs(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    model = build.build_model(model_config(block="gated", widths=(4, 4, 8)), num_classes=3)
+    parts = {part.name: part for part in cost.layer_table(model, (8, 8, 1))}
+    plain = build.build_model(model_config(widths=(4, 4, 8)), num_classes=3)
+    gates = 2 * (4 * 4 + 4) + 8 * 8 + 8
+    assert parts["stage3_block1/gate"].kind == "Gate"
+    assert parts["stage3_block1/gate/scale"].multiply_adds == 8 * 8
+    parameters, multiply_adds = cost.totals(cost.layer_table(plain, (8, 8, 1)))
+    counted = cost.totals(list(parts.values()))
+    assert counted == (parameters + gates, multiply_adds + 2 * 4 * 4 + 8 * 8)
+
+
+def test_an_unknown_block_is_one_line_that_lists_the_known_ones(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    with pytest.raises(UserError, match="config.model.block: .*, 'gated'.*, got 'foo'") as error:
+        model_config(block="foo")
+    assert "\n" not in str(error.value)
+
+
+def test_a_depth_whose_form_a_block_lacks_is_refused_in_words(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    config = model_config(block="gated", family="imagenet", depth=50)
+    with pytest.raises(UserError, match="a depth with bottleneck blocks, got 'gated'") as error:
+        build.build_model(config, num_classes=3)
+    assert all(name in str(error.value) for name in BLOCKS if "bottleneck" in BLOCKS[name])
+
+
+@pytest.mark.parametrize("missing", CONTRACT)
+def test_a_block_without_a_part_of_its_contract_is_refused_by_name(missing, monkeypatch):
+    whole = {
+        "expansion": 1,
+        "activated": True,
+        "residual": lambda self, x: x,
+        "__call__": lambda self, x: x,
+    }
+    members = {name: whole[name] for name in whole if name != missing}
+    monkeypatch.setitem(BLOCKS, "lame", {"basic": type("LameBlock", (Block,), members)})
+    message = f"block 'lame' to define .*, got LameBlock without {missing};"
+    with pytest.raises(UserError, match=message) as error:
+        build.build_model(model_config(block="lame"), num_classes=3)
+    assert "\n" not in str(error.value)
+
+
+def test_vgg_has_no_blocks_to_choose(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    config = model_config(family="vgg", depth=16, shortcut="none", block="gated")
+    with pytest.raises(UserError, match="for VGG, which has no blocks, got model.block='gated'"):
+        build.build_model(config, num_classes=3)
+
+
+def test_an_older_config_has_the_papers_block():
+    config = digits.get_config("resnet8").to_dict()
+    del config["model"]["block"]
+    older, newer = (parse(c, RunConfig).model for c in (config, digits.get_config().to_dict()))
+    assert older.block == newer.block == "postactivation"
+    assert build.build_model(older, num_classes=3).block is BasicBlock

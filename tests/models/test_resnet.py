@@ -5,6 +5,7 @@ import pytest
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import resnet, vgg
+from resnet_flax.models.blocks import BLOCKS
 from resnet_flax.models.resnet import build_resnet
 
 CIFAR_SHORTCUTS = ("none", "pad")
@@ -26,6 +27,21 @@ IMAGENET = {
     101: {"none": 41_772_584, "projection": 44_549_160, "projection_all": 76_981_288},
     152: {"none": 57_416_232, "projection": 60_192_808, "projection_all": 107_335_720},
 }
+# Pre-activation: a BN before each convolution of F and one before the pool is as many scales and
+# biases as one after each. Projections have no BN, 2w less for w channels. B: 18, 34:
+# 2*(128+256+512) = 1,792; 50 and deeper: 2*(256+512+1024+2048) = 7,680; 50 and 101 are then the
+# published counts of BiT R50x1 and R101x1. C, all blocks: 18: 2*2*(64+128+256+512) = 3,840;
+# 34: 2*(3*64+4*128+6*256+3*512) = 7,552; 50: 2*(3*256+4*512+6*1024+3*2048) = 30,208;
+# 101: 23*1024 for 6*1024: 65,024; 152: 8*512 and 36*1024: 95,744.
+PREACTIVATION = {
+    18: {"none": 11_515_688, "projection": 11_687_720, "projection_all": 12_039_976},
+    34: {"none": 21_623_848, "projection": 21_795_880, "projection_all": 22_709_288},
+    50: {"none": 22_780_456, "projection": 25_549_352, "projection_all": 40_098_344},
+    101: {"none": 41_772_584, "projection": 44_541_480, "projection_all": 76_916_264},
+    152: {"none": 57_416_232, "projection": 60_185_128, "projection_all": 107_239_976},
+}
+# By model.block: the counts on CIFAR, and on ImageNet by shortcut.
+OF_BLOCKS = {"postactivation": (CIFAR, IMAGENET), "preactivation": (CIFAR, PREACTIVATION)}
 VGG = {16: 138_357_544, 19: 143_667_240}
 
 
@@ -39,11 +55,12 @@ def count(model, image_shape):
     return sum(leaf.size for leaf in jax.tree.leaves(parameters(model, image_shape)))
 
 
+@pytest.mark.parametrize("block", OF_BLOCKS)
 @pytest.mark.parametrize("shortcut", CIFAR_SHORTCUTS)
 @pytest.mark.parametrize("depth", CIFAR)
-def test_a_cifar_net_has_the_papers_parameters(depth, shortcut):
-    model = build_resnet("cifar", depth, shortcut, num_classes=10)
-    assert count(model, (32, 32, 3)) == CIFAR[depth]
+def test_a_cifar_net_has_the_papers_parameters(depth, shortcut, block):
+    model = build_resnet("cifar", depth, shortcut, block=block, num_classes=10)
+    assert count(model, (32, 32, 3)) == OF_BLOCKS[block][0][depth]
 
 
 @pytest.mark.parametrize("depth", [20, 56])
@@ -55,11 +72,12 @@ def test_without_bn_each_convolution_has_a_bias_in_place_of_scale_and_bias(depth
     assert "batch_stats" not in variables
 
 
+@pytest.mark.parametrize("block", OF_BLOCKS)
 @pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
 @pytest.mark.parametrize("depth", IMAGENET)
-def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut):
-    model = build_resnet("imagenet", depth, shortcut, num_classes=1000)
-    expected = IMAGENET[depth]["none" if shortcut == "pad" else shortcut]
+def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut, block):
+    model = build_resnet("imagenet", depth, shortcut, block=block, num_classes=1000)
+    expected = OF_BLOCKS[block][1][depth]["none" if shortcut == "pad" else shortcut]
     assert count(model, (224, 224, 3)) == expected
 
 
@@ -69,7 +87,9 @@ def test_vgg_has_the_papers_parameters(depth):
 
 
 def test_no_registered_net_is_missing_from_the_tables():
-    assert IMAGENET.keys() == resnet.IMAGENET_NETS.keys()
+    assert OF_BLOCKS.keys() == BLOCKS.keys()
+    for _, imagenet in OF_BLOCKS.values():
+        assert imagenet.keys() == resnet.IMAGENET_NETS.keys()
     assert VGG.keys() == vgg.VGG_NETS.keys()
 
 
