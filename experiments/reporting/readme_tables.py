@@ -73,6 +73,23 @@ def training_errors() -> Rows:
     ]
 
 
+def by_depth(sweep: str, measure: str = "train_error") -> Rows:
+    """An error by depth: a row for each kind and combination of varied values."""
+    folder = SweepFolder(RESULTS / sweep)
+    table = sweep_tables.summarize(sweep_tables.read_runs(folder))
+    rows = []
+    for _, of_group in table.groupby("group", sort=False):
+        cells = of_group.set_index("depth")
+        row = {name: of_group[name].iloc[0] for name in ("kind", *folder.varying.in_grid)}
+        for depth in sorted(table["depth"].unique()):
+            there = cells.loc[depth] if depth in cells.index else {}
+            error = run_tables.percent(there.get(measure), there.get(f"{measure}_std"))
+            row[f"{depth} layers"] = error
+        counts = sorted(set(of_group["n"]))
+        rows.append(row | {"n": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"})
+    return rows
+
+
 def elsewhere(measure: str) -> Rows:
     """An error on digits on two processors and in bfloat16. Differences are in standard errors."""
     epyc, xeon, low = (summary(name) for name in ("digits", "digits_xeon", "digits_bfloat16"))

@@ -41,24 +41,58 @@ def run(*args, **kwargs):
     return subprocess.run(argv, env=environment, capture_output=True, text=True)
 
 
+def defined(monkeypatch, *argv):
+    """The flags of `train`, of its own. `argv`: what will be parsed."""
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
+    flags.DEFINE_string("workdir", "/new run", "", flag_values=values)
+    return values
+
+
+def parsed(monkeypatch, *argv):
+    """As `cli.run` has the flags of a command, before it looks at them."""
+    values = defined(monkeypatch, *argv)
+    values(["", *argv])
+    return values
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.
 @pytest.mark.parametrize(
-    "flags, message",
+    "given, message",
     [
-        (["--config=configs/digits.py:plain21"], "Expected a depth of .*got 21"),
         (["--config=configs/digits.py:alexnet"], "Expected plainN or resnetN"),
-        (["--config=configs/digits.py", "--config.model.shortcut=foo"], "config.model.shortcut"),
         (["--config=configs/digits.py", "--config.optim.lr=fast"], "could not convert string"),
         (["--config=configs/digits.py", "--config.optim.rl=1"], "accepted: boundaries, .*lr"),
         (["--config=configs/digits.py", "--config.optm.lr=1"], "accepted: .*optim"),
         (["--config=configs/none.py"], "configs/none.py"),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
-        ([], "Expected --config=FILE.* Example: .*experiments.train --config=configs/digits.py:"),
+        ([], "Expected --config=FILE"),
         (["--config", "configs/digits.py", "--config.optim.rl=1"], "accepted: boundaries, .*lr"),
         (["--config=README.md"], "README.md|syntax"),
         (["--config=configs/digits.py", "--workdir="], "got an empty name"),
         (["--config=configs/digits.py", "more"], "Unexpected arguments: more"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_one_line_and_status_2(monkeypatch, capsys, given, message):
+    argv = ["train.py", "--workdir=run", *given]
+    defined(monkeypatch, *argv[1:])
+    with pytest.raises(SystemExit) as end:
+        cli._parse_flags(argv, "run")
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert re.search(message, line), line
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=configs/digits.py:plain21"], "Expected a depth of .*got 21"),
+        (["--config=configs/digits.py", "--config.model.shortcut=foo"], "config.model.shortcut"),
+        ([], "Expected --config=FILE.* Example: .*experiments.train --config=configs/digits.py:"),
         (["--config=configs/imagenet.py"], "'imagenet2012' is not prepared"),
-        (["--config=configs/digits.py", "--config.data.color=True"], "three colours"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2_and_nothing_is_written(tmp_path, flags, message):
@@ -217,16 +251,6 @@ def test_several_values_for_a_field_of_the_runs_are_told_of_vary(tmp_path):
     done = run("sweep", config, "--config.run.optim.lr=(0.1,0.01)", f"--workdir={tmp_path}/s")
     assert done.returncode == 2
     assert done.stderr.endswith("To vary it: --vary=optim.lr=0.1,0.01\n")
-
-
-def parsed(monkeypatch, *argv):
-    """As `cli.run` has the flags of a command, before it looks at them."""
-    values = flags.FlagValues()
-    monkeypatch.setattr(flags, "FLAGS", values)
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
-    flags.DEFINE_string("workdir", "/new run", "", flag_values=values)
-    values(["", *argv])
-    return values
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.

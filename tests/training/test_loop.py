@@ -504,6 +504,7 @@ def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
         ("model", "depth", 21, "the nearest: 20 and 26"),
         ("model", "family", "vgg", "Expected model.shortcut"),
         ("data", "name", "cifar100", "not prepared"),
+        ("data", "color", True, "images without three colours"),
         ("data", "batch_size", 18, "divisible by the number of devices, 4, got 18"),
         ("data", "batch_size", 96, "at most 92, the images of data.train_split=.*, got 96"),
         ("optim", "lr", "fast", "config.optim.lr"),
