@@ -15,7 +15,8 @@ import jinja2
 from resnet_flax.errors import UserError
 
 # A job's name and its suffix form a host's name, which has at most 63 characters.
-JOB_NAME = r"[a-z][a-z0-9-]{0,44}"
+JOB_NAME = r"[a-z][a-z0-9-]*"
+LONGEST = 45
 COORDINATOR_PORT = 8476
 # Control characters, halves of surrogate pairs, and other characters that end a line in YAML.
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -156,12 +157,13 @@ def _peers(first: str, nodes: int, rank: str) -> list[str]:
 def _job_name(name: str) -> str:
     """Makes a unique name that a host can have. Raises UserError if that is not possible."""
     job_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if job_name != name:  # Another name may give the same one.
-        job_name += f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    if job_name != name or len(name) > LONGEST:  # Another name may give the same one.
+        suffix = f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        job_name = job_name[: LONGEST - len(suffix)].rstrip("-") + suffix
     if not re.fullmatch(JOB_NAME, job_name):
         raise UserError(
-            "Expected a job's name that begins with a letter and has at most 45 characters, got"
-            f" {job_name}; choose another last part of --workdir."
+            f"Expected a job's name that begins with a letter, got {job_name}; choose another last"
+            " part of --workdir."
         )
     return job_name
 

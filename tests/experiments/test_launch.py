@@ -23,10 +23,15 @@ GIVEN = [
     "--noconfig.run.data.flip",
     "--config.run.optim.lr=5e-2",
     """--config.run.data.data_dir=it's "here" $(HOME) `id` $$ \\ *""",
+    "--vary=model.widths=(4,8,8),(8,8,8)",
 ]  # fmt: skip
 WORKDIR = """my %j sweep's $(id) "#;& {{ 1 }}"""
 RUNS = [
-    f"{kind}-{depth}-s{s}" for s in (0, 1) for depth in (8, 20) for kind in ("plain", "residual")
+    f"{kind}-{depth}-widths{widths}-s{seed}"
+    for seed in (0, 1)
+    for depth in (8, 20)
+    for widths in ("4_8_8", "8_8_8")
+    for kind in ("plain", "residual")
 ]
 TARGETS = {
     "slurm": ["--option=--partition=main"],
@@ -143,7 +148,7 @@ def test_slurm_is_told_where_logs_go_by_names_that_it_does_not_expand(files, tmp
     (output,) = re.findall("^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)
     assert shlex.split(output) == [f"{folder}/slurm-%a.log"]
     _, (srun,) = run_with(script, tmp_path, SLURM_ARRAY_TASK_ID="0")
-    assert f"--output={folder}/plain-8-s0.log" in srun
+    assert f"--output={folder}/{RUNS[0]}.log" in srun
 
 
 @pytest.mark.parametrize(
@@ -228,14 +233,22 @@ def sweep_in(workdir):
         ("/sweep", "nvidia-h100-80gb", "2x4", "Expected --topology, .* got 2x4 with nvidia"),
         ("/sweep", "tpu-v6e-slice", None, "Expected --topology, .* got None with tpu-v6e-slice"),
         ("/sweep", "tpu-v6e-slice", "4x4", "Expected --devices_per_run=16 for --topology=4x4"),
-        ("/2026", "tpu-v6e-slice", "2x4", "begins with a letter.* got 2026-plain-8-s0;"),
-        (f"/{'w' * 40}", "tpu-v6e-slice", "2x4", "at most 45 characters, got w"),
+        ("/2026", "tpu-v6e-slice", "2x4", "begins with a letter.* got 2026-plain-8-w"),
     ],
 )
 def test_a_jobset_that_no_cluster_would_take_is_refused(workdir, accelerator, topology, message):
     resources = jobs.Resources(accelerator, devices=8, nodes=2, spot=False)
     with pytest.raises(UserError, match=message):
         jobs.gke(sweep_in(workdir), resources, image="i", topology=topology, queue=None)
+
+
+def test_names_of_jobs_are_short_enough_for_a_host_and_all_differ():
+    resources = jobs.Resources("nvidia-h100-80gb", devices=8, nodes=2, spot=False)
+    for workdir in ("/sweep", f"/{'w' * 60}"):
+        files = jobs.gke(sweep_in(workdir), resources, image="i", topology=None, queue=None)
+        names = [yaml.safe_load(text)["metadata"]["name"] for text in files.values()]
+        assert len(set(names)) == len(RUNS)
+        assert all(re.fullmatch(r"[a-z][a-z0-9-]{0,43}[a-z0-9]", name) for name in names)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\udcff"])
@@ -298,7 +311,7 @@ def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_
     assert done.returncode == 1
     note, line = done.stderr.splitlines()
     assert note.startswith(f"{tmp_path / 'sweep'} ends with the machines")
-    file = tmp_path / "sweep" / "launch" / "gke" / "plain-8-s0.yaml"
+    file = tmp_path / "sweep" / "launch" / "gke" / f"{RUNS[0]}.yaml"
     assert line.startswith("launch: kubectl is not installed here")
     assert f"{file}" in line and file.exists()
 
