@@ -74,12 +74,15 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
-.venv/bin/python $(PREPARE)/bin/python $(TORCH)/bin/python $(TENSORBOARD)/bin/python $(SCHEDULERS)/bin/python:
+# One that was cut off half-made has no pip yet, and is made again.
+.venv/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv $(@D)/..
+	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
+	touch $@
 
-.venv/installed: requirements.txt requirements.lock | .venv/bin/python
+.venv/installed: requirements.txt requirements.lock | .venv/made
+	@echo "Installing the libraries into .venv: 1.5 GB. That takes minutes."
 	$(BIN)/python -m pip install --quiet --editable . -c requirements.lock
 	touch $@
 
@@ -89,7 +92,7 @@ lock: .venv/installed-dev
 
 # Each target installs a dependency group of pyproject.toml. Python's own pip may be too old for that.
 $(PREPARE)/installed $(TORCH)/installed $(TENSORBOARD)/installed $(SCHEDULERS)/installed: \
-  .venv-%/installed: pyproject.toml | .venv-%/bin/python
+  .venv-%/installed: pyproject.toml | .venv-%/made
 	$(@D)/bin/python -m pip install --quiet "pip>=25.1"
 	$(@D)/bin/python -m pip install --quiet --group $*
 	touch $@

@@ -136,6 +136,11 @@ def plans_and_records() -> Rows:
 TABLES: dict[str, Callable[[], Rows | str]] = {
     "training_errors": readme_tables.training_errors,
     "sweeps": readme_tables.sweeps,
+    "trained_networks": readme_tables.trained_networks,
+    "rates": functools.partial(readme_tables.by_depth, "rates"),
+    "widths": functools.partial(readme_tables.by_depth, "widths"),
+    "blocks": functools.partial(readme_tables.by_depth, "blocks"),
+    "options": functools.partial(readme_tables.by_depth, "options"),
     "digits": functools.partial(_sweeps_own, "digits"),
     "training_elsewhere": functools.partial(readme_tables.elsewhere, "train_error"),
     "test_elsewhere": functools.partial(readme_tables.elsewhere, "test_error"),

@@ -11,6 +11,7 @@ import pandas as pd
 from experiments.reporting import diagnostic_tables, published, run_tables
 from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial
+from resnet_flax.storage.records import series_of
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 
@@ -87,6 +88,30 @@ def by_depth(sweep: str, measure: str = "train_error") -> Rows:
             row[f"{depth} layers"] = error
         counts = sorted(set(of_group["n"]))
         rows.append(row | {"n": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"})
+    return rows
+
+
+def trained_networks() -> Rows:
+    """One row for each finished run whose checkpoint comes with the repository."""
+    rows = []
+    for checkpoint in sorted(RESULTS.glob("*/*/checkpoints/*")):
+        folder = RunFolder(checkpoint.parent.parent)
+        status, data = folder.status(), folder.config()["data"]["name"]
+        if status is None or status.state != "finished":
+            continue
+        last = {series_of(record): record["error"] for record in folder.metrics()}
+        size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+        rows.append(
+            {
+                "network": folder.name,
+                "data": data,
+                "steps": f"{status.step:,}",
+                "training error": run_tables.percent(last["train"]),
+                "test error": run_tables.percent(last["test"]),
+                "MB": f"{size / 1e6:.1f}",
+                "to load it": f'`load_run("{folder.path}")`',
+            }
+        )
     return rows
 
 

@@ -133,7 +133,7 @@ def skypilot(sweep: Sweep, resources: Resources) -> Files:
     """One managed job for each run."""
     first = '"$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"'
     peers = _peers(first, resources.nodes, '"$SKYPILOT_NODE_RANK"')
-    extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda12"
+    extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda"
     files = {}
     for run in sweep.runs:
         command = shlex.join(sweep.command(".venv/bin/python", f"--only={run}"))
