@@ -82,7 +82,7 @@ def write(workdir: AnyPath) -> None:
         for line in _claims(summary):
             console.print(line, markup=False)
     for chart in charts.drawable(shown):
-        written += figures.save(chart, workdir)
+        written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))
     for path in written:
         console.print(str(path), markup=False)
@@ -128,6 +128,18 @@ class LivePage:
         except Exception as error:
             self._say(f"Cannot write report.html; the sweep continues: {errors.summary(error)}")
         self._due = time.monotonic() + REST_SECONDS
+
+
+def _note(tables: run_tables.Tables, chart: charts.Chart) -> str:
+    """What was measured, for the figure: data, seeds, and what its bars and bands are."""
+    data = sorted({str(config.get("data.name")) for config in tables.configs.values()})
+    seeds = sorted(tables.runs["seed"].unique())
+    named = ", ".join(map(str, seeds)) if len(seeds) < 6 else f"{seeds[0]} to {seeds[-1]}"
+    series = [one for panel in chart.panels for one in panel.series]
+    parts = [", ".join(data), f"seed{'s' * (len(seeds) > 1)} {named}"]
+    parts += ["bars: sample deviation"] if any(len(one.deviations) for one in series) else []
+    parts += ["bands: sample deviation"] if any(len(one.band) for one in series) else []
+    return "; ".join(parts)
 
 
 def _claims(summary: pd.DataFrame) -> Iterator[str]:

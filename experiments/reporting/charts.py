@@ -46,6 +46,8 @@ class Series:
     """Opacity."""
     deviations: Sequence[float] = ()
     """Half the length of each point's error bar."""
+    band: Sequence[float] = ()
+    """Half the height of a band around the line, at each point."""
     names: Sequence[str] = ()
     """The name of each point, shown when the mouse is over it."""
     run: str = ""
@@ -171,12 +173,6 @@ def depth_colors(depths: Iterable[int]) -> dict[int, str]:
     return dict(zip(ordered, _shades(len(ordered)), strict=True))
 
 
-def strengths(depths: Iterable[int]) -> dict[int, float]:
-    """Depth -> opacity. Deeper networks are stronger; the deepest is opaque."""
-    ordered = sorted(set(depths))
-    return dict(zip(ordered, np.linspace(1, 0.4, len(ordered))[::-1].tolist(), strict=True))
-
-
 def degradation(
     runs: pd.DataFrame, summary: pd.DataFrame, styles: Styles, varied: Sequence[str] = ()
 ) -> Chart:
@@ -242,7 +238,7 @@ def error_map(summary: pd.DataFrame, varied: Sequence[str]) -> Chart:
 
 def curves(records: pd.DataFrame) -> Chart:
     """Error against steps as in Fig. 6, means over seeds: a panel for each group."""
-    return _curves(_means(records), "means over seeds", y=_BOTH)
+    return _curves(_means(records), "means over seeds; bands: sample deviation")
 
 
 def curves_by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
@@ -264,29 +260,34 @@ def curves_by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
         name="curves_by_depth",
         title="Training and test error against steps, by depth",
         caption="Dashed: running training error, in train mode. Solid: test error. Lines: means"
-        " over seeds.",
+        " over seeds; bands: sample deviation.",
         x="step",
-        y=_BOTH,
-        panels=tuple(Panel(title, tuple(series)) for title, series in panels.items()),
+        y="error",
+        panels=tuple(Panel(title, (*series, *_KEY)) for title, series in panels.items()),
         percent=True,
     )
 
 
 def run_curves(records: pd.DataFrame) -> Chart:
     """Error against steps as in Fig. 6, with a line for each run."""
-    return _curves(records, "one for each run", y="error")
+    return _curves(records, "one for each run")
 
 
-_BOTH = "error (training dashed, test solid)"
+_KEY = (
+    Series("training, running", (), (), Style("#777777", "", "--"), rank=10_000),
+    Series("test", (), (), Style("#777777", "", "-"), rank=10_001),
+)
+"""They explain the lines in the legend."""
 
 
 def _means(records: pd.DataFrame) -> pd.DataFrame:
     keys = ["group", "depth", "measure", "step"]
-    means = records.groupby(keys, as_index=False, sort=False)["error"].mean()
-    return means.sort_values("step", kind="stable").assign(run="")
+    errors = records.groupby(keys, as_index=False, sort=False)["error"]
+    means = errors.mean().assign(band=errors.std()["error"].fillna(0), run="")
+    return means.sort_values("step", kind="stable")
 
 
-def _curves(records: pd.DataFrame, what: str, *, y: str) -> Chart:
+def _curves(records: pd.DataFrame, what: str) -> Chart:
     colors = depth_colors(records["depth"])
     panels = []
     for group in records["group"].unique():
@@ -296,13 +297,13 @@ def _curves(records: pd.DataFrame, what: str, *, y: str) -> Chart:
             for (depth, run), rows in lines
             for one in _pair(rows, f"depth {depth}", colors[depth], rank=depth, run=str(run))
         )
-        panels.append(Panel(str(group), series))
+        panels.append(Panel(str(group), (*series, *_KEY)))
     return Chart(
         name="curves",
         title="Training and test error against steps",
         caption=f"Dashed: running training error, in train mode. Solid: test error. Lines: {what}.",
         x="step",
-        y=y,
+        y="error",
         panels=tuple(panels),
         percent=True,
     )
@@ -315,9 +316,9 @@ def _pair(
     for measure, line in (("test_error", "-"), ("running_error", "--")):
         points = rows[rows["measure"] == measure]
         if not points.empty:
-            y = numbers(points["error"])
-            style = Style(color, "", line)
-            yield Series(label, points["step"].tolist(), y, style, run=run, rank=rank)
+            x, y, style = points["step"].tolist(), numbers(points["error"]), Style(color, "", line)
+            band = points["band"].tolist() if points.get("band", pd.Series()).any() else ()
+            yield Series(label, x, y, style, band=band, run=run, rank=rank)
 
 
 def costs(runs: pd.DataFrame, styles: Styles) -> Chart:

@@ -13,15 +13,15 @@ from experiments.reporting.charts import (
     Series,
     Style,
     Styles,
+    depth_colors,
     drawable,
     numbers,
-    strengths,
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
+from resnet_flax.storage.findings import Plane
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 _SEEDS = "Medians over the measured runs."
-_SHADES = "Deeper networks have stronger colours."
 
 
 def read(sweep: SweepFolder, styles: Styles) -> list[Chart]:
@@ -44,11 +44,10 @@ def read(sweep: SweepFolder, styles: Styles) -> list[Chart]:
 def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
     panels = []
     for depth, of_depth in layers.groupby("depth"):
-        strength = {BEFORE: 0.5, AFTER: 1.0}
         series = [
-            _by_layer(rows, f"{kind}, {moment}", style, strength[moment])
+            _by_layer(rows, f"{kind}, {moment}", style._replace(line=line))
             for kind, style in styles.items()
-            for moment in (BEFORE, AFTER)
+            for moment, line in ((BEFORE, ":"), (AFTER, "-"))
             for rows in _where(of_depth, kind=kind, moment=moment)
         ]
         panels.append(Panel(f"depth {depth}", tuple(series)))
@@ -71,14 +70,17 @@ def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
         name="identity_share",
         title="Share of the gradient that comes through the shortcut",
         caption="The share of the gradient at a block's input that came through the shortcut:"
-        " |h| / (|h| + |F|), in L2 norms. Plain networks have no shortcut, so it is 0."
-        f" {_SHADES} {_SEEDS}",
+        f" |h| / (|h| + |F|), in L2 norms. Plain networks have no shortcut, so it is 0. {_SEEDS}",
         x="block",
         y="identity share",
         panels=tuple(
-            Panel(moment, _by_depth(rows, layers["depth"], styles, "identity_share"))
+            Panel(
+                moment if blocks["kind"].nunique() == 1 else f"{kind}, {moment}",
+                _by_depth(rows, layers["depth"], "identity_share"),
+            )
+            for kind in styles
             for moment in (BEFORE, AFTER)
-            for rows in _where(blocks, moment=moment)
+            for rows in _where(blocks, kind=kind, moment=moment)
         ),
         percent=True,
     )
@@ -102,17 +104,18 @@ def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     ranked = trained.assign(response_std=trained["response_std"].astype(float))
     ranked = ranked.sort_values("response_std", ascending=False)
     ranked = ranked.assign(layer=ranked.groupby("run").cumcount() + 1, name="")
+    deepest = ranked[ranked["depth"] == ranked["depth"].max()]
     panels = [
-        Panel(title, _by_depth(rows, layers["depth"], styles, "response_std"))
-        for title, rows in (("in order of layers", trained), ("from large to small", ranked))
-        if not rows.empty
+        Panel(f"depth {depth}, {order}", _by_kind(rows, styles, "response_std"))
+        for table, order in ((trained, "in order"), (deepest, "from large to small"))
+        for depth, rows in table.groupby("depth")
     ]
     return Chart(
         name="responses",
         title="Layer responses",
         caption="Standard deviation of each convolution's output after batch normalisation and"
         " before ReLU and addition, after training. A layer with a small response changes its"
-        f" input little. {_SHADES} {_SEEDS}",
+        f" input little. {_SEEDS}",
         x="layer",
         y="standard deviation",
         panels=tuple(panels),
@@ -127,12 +130,12 @@ def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
         caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
         " initial values. Without batch normalisation, a flat and very low curve means that both"
         " vanished: the signal on its way forward, and the gradient on its way back."
-        f" {_SHADES} {_seeds(initial)}",
+        f" {_seeds(initial)}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(
-            Panel(_norm(norm), _by_depth(rows, initial["depth"], styles, "weight_gradient_norm"))
-            for norm, rows in initial.groupby("norm")
+            Panel(f"{_norm(norm)}, depth {depth}", _by_kind(rows, styles, "weight_gradient_norm"))
+            for (norm, depth), rows in initial.groupby(["norm", "depth"])
         ),
         log=True,
     )
@@ -164,21 +167,20 @@ def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
 
 
 def line(points: pd.DataFrame, styles: Styles) -> Chart:
-    shades = strengths(points["depth"])
-    series = []
+    colors = depth_colors(points["depth"])
+    panels: dict[str, list[Series]] = {kind: [] for kind in styles}
     for (kind, depth), rows in points.groupby(["kind", "depth"]):
         losses = rows.assign(loss=rows["loss"].astype(float)).groupby("position")["loss"].median()
-        label = f"{kind} {depth}"
-        x = losses.index.tolist()
-        series.append(Series(label, x, numbers(losses, positive=True), styles[kind], shades[depth]))
+        x, y = losses.index.tolist(), numbers(losses, positive=True)
+        panels[kind].append(Series(f"depth {depth}", x, y, Style(colors[depth], ""), rank=depth))
     return Chart(
         name="line",
         title="Loss between initial and last weights",
         caption="Training loss on the straight line from the initial weights (0) to the trained"
-        f" weights (1). {_SHADES} {_SEEDS}",
+        f" weights (1). {_SEEDS}",
         x="position",
         y="training loss",
-        panels=(Panel("", tuple(series)),),
+        panels=tuple(Panel(kind, tuple(series)) for kind, series in panels.items()),
         log=True,
     )
 
@@ -191,16 +193,25 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
             for row in found.losses
         ]
         field = Field("log₁₀ training loss", found.positions, values)
-        panels.append(Panel(f"{kind} {planes.depth}", field=field))
+        panels.append(Panel(f"{kind} {planes.depth}{_flatness(found)}", field=field))
     return Chart(
         name="plane",
         title="Loss around the last weights",
         caption="Training loss along two filter-normalised random directions (Li et al. 2018). All"
-        " panels share one logarithmic scale. The trained network is at (0, 0).",
+        " panels share one logarithmic scale. The trained network is at (0, 0). Where a plane is"
+        " flat, no step in it changes the loss: the network has stayed near the loss of guessing.",
         x="first direction",
         y="second direction",
         panels=tuple(panels),
     )
+
+
+def _flatness(found: Plane) -> str:
+    """The range of the losses, if they differ so little that one colour shows them all."""
+    known = [loss for row in found.losses for loss in row if loss is not None]
+    if not known or max(known) > 1.25 * min(known):
+        return ""
+    return f": flat, loss {min(known):.2f} to {max(known):.2f}"
 
 
 def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
@@ -211,14 +222,21 @@ def _where(rows: pd.DataFrame, **values: str) -> Iterator[pd.DataFrame]:
         yield rows
 
 
-def _by_depth(
-    rows: pd.DataFrame, depths: Iterable[int], styles: Styles, measure: str
-) -> tuple[Series, ...]:
-    """A series for each kind and depth of `rows`. `depths`: all depths that share the shades."""
-    shades = strengths(depths)
+def _by_depth(rows: pd.DataFrame, depths: Iterable[int], measure: str) -> tuple[Series, ...]:
+    """A series for each depth of `rows`. `depths`: all depths that share the colours."""
+    colors = depth_colors(depths)
     return tuple(
-        _by_layer(of, f"{kind} {depth}", styles[kind], shades[depth], measure)
-        for (kind, depth), of in rows.groupby(["kind", "depth"])
+        _by_layer(of, f"depth {depth}", Style(colors[depth], "o"), measure, rank=depth)
+        for depth, of in rows.groupby("depth")
+    )
+
+
+def _by_kind(rows: pd.DataFrame, styles: Styles, measure: str) -> tuple[Series, ...]:
+    """A series for each kind of `rows`."""
+    return tuple(
+        _by_layer(of, kind, style, measure)
+        for kind, style in styles.items()
+        for of in _where(rows, kind=kind)
     )
 
 
@@ -226,13 +244,13 @@ def _by_layer(
     rows: pd.DataFrame,
     label: str,
     style: Style,
-    strength: float,
     measure: str = "weight_gradient_norm",
+    rank: int = 0,
 ) -> Series:
     medians = rows.assign(value=rows[measure].astype(float)).groupby("layer")["value"].median()
     names = rows.groupby("layer")["name"].first().tolist()
     y = numbers(medians, positive=measure != "identity_share")
-    return Series(label, medians.index.tolist(), y, style, strength, names=names)
+    return Series(label, medians.index.tolist(), y, style, names=names, rank=rank)
 
 
 def _seeds(initial: pd.DataFrame) -> str:

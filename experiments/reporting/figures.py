@@ -17,11 +17,16 @@ PANEL = (4.6, 3.6)  # Inches.
 LETTERS = 10  # In an inch of a legend.
 
 
-def save(chart: Chart, folder: AnyPath) -> list[AnyPath]:
-    """Writes `chart.name`.png (200 dpi) and .svg into a folder. Returns their paths."""
+def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
+    """Writes `chart.name`.png (200 dpi) and .svg into a folder. Returns their paths.
+
+    `note`: a line above the figure that says what was measured.
+    """
     paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
     with style():
-        _save(draw(chart), paths)
+        figure = draw(chart)
+        figure.suptitle(_plain(note), x=0.99, ha="right", fontsize=8, color="#666666")
+        _save(figure, paths)
     return paths
 
 
@@ -84,6 +89,9 @@ def _draw(axes: Axes, series: Series) -> None:
         axes.errorbar(series.x, y, yerr=series.deviations, capsize=4, elinewidth=1.2, **look)
     else:
         axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
+    if len(series.band):
+        low, high = np.maximum(y - series.band, np.minimum(y, 0)), y + series.band
+        axes.fill_between(series.x, low, high, color=series.style.color, alpha=0.2, linewidth=0)
 
 
 def _look(series: Series) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def _traces(chart: Chart, panel: Panel) -> list[Any]:
         return [_contour(panel.field, *chart.extent()), _middle()]
     if panel.field:
         return [_heatmap(panel.field, *chart.extent())]
-    return [_line(series, chart) for series in panel.series]
+    bands = [_band(series) for series in panel.series if len(series.band)]
+    return bands + [_line(series, chart) for series in panel.series]
 
 
 def _line(series: Series, chart: Chart) -> go.Scatter:
@@ -63,6 +64,29 @@ def _line(series: Series, chart: Chart) -> go.Scatter:
     if len(series.deviations):
         trace.error_y = {"array": list(series.deviations), "thickness": 1.5}
     return trace
+
+
+def _band(series: Series) -> go.Scatter:
+    """The band around a line: its upper edge, then back along the lower one."""
+    points = [
+        (x, y, half)
+        for x, y, half in zip(series.x, series.y, series.band, strict=True)
+        if y is not None
+    ]
+    edges = [(x, y + half) for x, y, half in points] + [
+        (x, y - half) for x, y, half in points[::-1]
+    ]
+    return go.Scatter(
+        x=[x for x, _ in edges],
+        y=[float(f"{y:.5g}") for _, y in edges],
+        fill="toself",
+        fillcolor=series.style.color,
+        opacity=0.2,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        meta={"run": series.run},
+    )
 
 
 def _contour(field: Field, low: float, high: float) -> go.Contour:

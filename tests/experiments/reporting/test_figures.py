@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection
 
 from experiments import report
 from experiments.reporting import charts, figures
@@ -18,7 +19,10 @@ def points(drawn):
         for line in axes.lines:
             yield from ((axes, x, y) for x, y in line.get_xydata())
         for collection in axes.collections:
-            places = np.ma.filled(collection.get_offsets(), np.nan)
+            if isinstance(collection, FillBetweenPolyCollection):  # A band.
+                places = np.concatenate([path.vertices for path in collection.get_paths()])
+            else:
+                places = np.ma.filled(collection.get_offsets(), np.nan)
             yield from ((axes, x, y) for x, y in places)
 
 
