@@ -1,6 +1,6 @@
 """The building block of Eqn. (1), y = relu(F(x) + h(x)), and its plain twin, y = relu(F(x)).
 
-`BLOCKS`, the last lines of this file, has every block that a config can name.
+`BLOCKS`, near the end of this file, has every block that a config can name.
 
 B, H, W, C: batch, height, width, channels. Every part is a module. So each part has a name in the
 layer table, in checkpoints and in interceptors.
@@ -74,7 +74,7 @@ class Block(nn.Module):
     - `stride_at`: the convolution of a bottleneck that has the stride, `"1x1"` (the first, as in
       the paper) or `"3x3"` (later practice, "v1.5").
 
-    A subclass defines `CONTRACT` and `__call__`. Parameters, multiply-adds, gradients and responses
+    A subclass defines what `CONTRACT` lists. Parameters, multiply-adds, gradients and responses
     are read from what it computes. So it declares nothing else.
     """
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
         return f + self.project(x if u is None else u, f.shape[-1])
 
 
-CONTRACT = ("expansion", "activated", "residual")
+CONTRACT = ("expansion", "activated", "residual", "__call__")
 
 
 class PostactivationBlock(Block):
@@ -221,9 +221,8 @@ def find(name: str, form: Form) -> type[Block]:
             f"Expected model.block in {having} for a depth with {form} blocks, got {name!r}."
         )
     block = BLOCKS[name][form]
-    missing = [
-        part for part in CONTRACT if getattr(block, part, None) is getattr(Block, part, None)
-    ]
+    own = block.__mro__[: block.__mro__.index(Block)]
+    missing = [part for part in CONTRACT if not any(part in vars(owner) for owner in own)]
     if missing:
         raise UserError(
             f"Expected block {name!r} to define {', '.join(CONTRACT)}, got {block.__name__} without"
