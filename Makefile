@@ -74,7 +74,7 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
-# One that was cut off half-made has no pip yet, and is made again.
+# An environment whose creation was cut off has no pip. It is made again.
 .venv/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }

@@ -1,7 +1,7 @@
 """Questions about depth, each a sweep: `--config=configs/questions.py:rates`.
 
 - `rates`: does another learning rate rescue plain networks? Rate x depth on digits.
-- `widths`: do wider plain networks degrade less? Width x depth on digits.
+- `widths`: do wider plain networks degrade less? Width x depth on digits, beside residual ones.
 - `blocks`: post-activation, pre-activation (He et al. 2016) or no shortcut? On digits.
 - `options`: identity or convolution in the shortcut? Options A, B and C (Sec. 4.1) on digits.
 - `options_cifar10`: the same on CIFAR-10, with half the widths and a 32nd of the steps.

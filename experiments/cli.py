@@ -4,6 +4,7 @@ import ast
 import contextlib
 import functools
 import itertools
+import json
 import os
 import re
 import shlex
@@ -151,8 +152,15 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
 def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
     """The fields of the sweep's config: those of --config, and --vary."""
     config: dict[str, Any] = args.config.to_dict()
-    given = dict(map(_varied, args.vary))
-    return {**config, "vary": {**flat(config.get("vary", {})), **given}} if given else config
+    given: dict[str, Any] = {}
+    for field, values in map(_varied, args.vary):
+        if field in given:
+            raise UserError(
+                f"Expected one --vary for each field, got two for {field}. Give"
+                f" --vary={field}=VALUE,VALUE."
+            )
+        given[field] = values
+    return {**config, "vary": {**flat(dict(config.get("vary", {}))), **given}} if given else config
 
 
 def _varied(given: str) -> tuple[str, tuple[Any, ...]]:
@@ -161,8 +169,10 @@ def _varied(given: str) -> tuple[str, tuple[Any, ...]]:
     if not (field and equals and values):
         raise UserError(f"Expected --vary=FIELD=VALUE,VALUE,..., got --vary={given}.")
     try:
-        return field, ast.literal_eval(f"({values},)")
-    except (SyntaxError, ValueError):  # Text without quotes.
+        found = ast.literal_eval(f"({values},)")
+        json.dumps(found)  # A set, for instance, is no value of a field.
+        return field, found
+    except (SyntaxError, TypeError, ValueError):  # Text without quotes.
         return field, tuple(value.strip() for value in values.split(","))
 
 

@@ -215,6 +215,8 @@ def _check_flags(args: flags.FlagValues) -> None:
     useless = [f"--{name}" for name in OF_RUNS if args.config and args[name].present]
     if useless:
         raise UserError(f"Expected --config without {', '.join(useless)}: they are only for runs.")
+    if args.vary and not args.config:
+        raise UserError("Expected --vary with a sweep's --config, got it without --config.")
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
     if args.resolution and not args.landscape:

@@ -11,7 +11,7 @@ plan leaves out evaluations, checkpoints, preemptions and slow input.
 
 import heapq
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -250,13 +250,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
+def _each(values: set[Any]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
 def main(args: flags.FlagValues) -> None:
     runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     if not args.machine:
         raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
     machine = parse(args.machine.to_dict(), MachineConfig, "machine")
     found = options(runs, machine)
-    table = Table(title=f"{len(runs)} runs of {runs[0].config.data.name} on {machine.name}")
+    data = _each({run.config.data.name for run in runs})
+    table = Table(title=f"{len(runs)} runs of {data} on {machine.name}")
     table.add_column("chips a run")
     for column in ("runs at once", "images a chip", "wall time", "utilisation", "chip-hours"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -264,7 +269,7 @@ def main(args: flags.FlagValues) -> None:
         table.add_row(
             f"{option.chips_a_run}{' (best)' if option == best(found) else ''}",
             f"{min(option.runs_at_once, len(runs))}",
-            f"{runs[0].config.data.batch_size // option.chips_a_run}",
+            _each({run.config.data.batch_size // option.chips_a_run for run in runs}),
             duration(option.wall),
             f"{option.utilisation:.0%}",
             f"{option.chip_hours:,.1f}",

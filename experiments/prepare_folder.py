@@ -1,4 +1,4 @@
-"""Makes a data set of your own images: of a folder that holds a folder for each class.
+"""Makes a data set of your own images, from a folder that holds a folder for each class.
 
 .venv/bin/python -m experiments.prepare_folder --folder=photos --name=mine
 

@@ -73,7 +73,7 @@ def write(workdir: AnyPath) -> None:
         filesystem.write_text(written[1], in_markdown(tables))
         shown = [
             charts.degradation(runs, summary, styles, varied),
-            charts.error_map(summary, varied),
+            charts.error_map(runs, summary, varied),
             charts.curves(records),
             charts.curves_by_depth(records, groups),
             *shown,
@@ -97,7 +97,7 @@ def in_markdown(tables: run_tables.Tables) -> str:
     rows = []
     for row in tables.summary.to_dict("records"):
         kind, depth = row["kind"], row["depth"]
-        cells = {"kind": kind, **{field: row[field] for field in varied}, "depth": depth}
+        cells = {"kind": kind, **{field: str(row[field]) for field in varied}, "depth": depth}
         cells["parameters"] = f"{row['parameters']:,.0f}"
         for name, heading in _HEADINGS.items():
             cells[f"{heading} error"] = run_tables.percent(row[name], row[f"{name}_std"])
@@ -133,7 +133,7 @@ class LivePage:
 def _note(tables: run_tables.Tables, chart: charts.Chart) -> str:
     """What was measured, for the figure: data, seeds, and what its bars and bands are."""
     data = sorted({str(config.get("data.name")) for config in tables.configs.values()})
-    seeds = sorted(tables.runs["seed"].unique())
+    seeds = chart.seeds
     named = ", ".join(map(str, seeds)) if len(seeds) < 6 else f"{seeds[0]} to {seeds[-1]}"
     series = [one for panel in chart.panels for one in panel.series]
     parts = [", ".join(data), f"seed{'s' * (len(seeds) > 1)} {named}"]

@@ -88,17 +88,17 @@ def main(args: flags.FlagValues) -> int:
     workdir = cli.sweep_folder(args)
     if args.dry_run:
         runs = _runs(args)
-        devices.begin(runs[0].config)
+        devices.begin(*(run.config for run in runs))
         check_grid(runs, workdir, args.only)
         console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 120))
-        dry_run.show(runs, workdir, console)
+        dry_run.show([r for r in runs if not args.only or r.name in args.only], workdir, console)
         return 0
     if args.engine == "local":
         _refuse(args, OF_RAY, "--engine=ray")
         with devices.together(args):
             with hosts.alike():
                 runs = _runs(args)
-            devices.begin(runs[0].config)
+            devices.begin(*(run.config for run in runs))
             return sweep(runs, workdir, only=args.only)
     runs = _runs(args)
     _refuse(args, cli.PEERS, "--engine=local")

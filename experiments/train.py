@@ -28,10 +28,11 @@ def main(args: flags.FlagValues) -> int:
 
 def _ending(folder: RunFolder) -> str:
     """What the run found, where it is, and the command to look inside."""
-    last = {series_of(record): record for record in folder.metrics()}
-    errors = (f"{split} error {last[split]['error']:.2%}" for split in ("train", "test"))
+    last = {series_of(record): record.get("error") for record in folder.metrics()}
+    errors = [(split, last.get(split)) for split in ("train", "test")]
+    parts = [f"{split} error {error:.2%}" for split, error in errors if error is not None]
     look = cli.command("diagnose", [f"--workdir={folder.path}"])
-    return f"{folder.name}: {', '.join(errors)}, in {folder.path}\nTo look inside: {look}"
+    return f"{folder.name}: {', '.join([*parts, f'in {folder.path}'])}\nTo look inside: {look}"
 
 
 if __name__ == "__main__":

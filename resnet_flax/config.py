@@ -76,7 +76,7 @@ class ModelConfig(Section):
     """Images that BN statistics cover. `device`: one device's share, and running statistics are
     averaged over devices. `global`: the whole batch."""
     norm: Norm = "batch"
-    """`batch`: BN after every convolution. `none`: no BN, and a bias in every convolution."""
+    """`batch`: BN where the block has it. `none`: no BN, and a bias in every convolution."""
     scan: Literal["auto", "on", "off"] = "off"
     """Whether the equal blocks of a stage are compiled once and run in a loop. Results are equal up
     to rounding. `auto`: on in networks of more than 110 layers."""

@@ -207,7 +207,8 @@ class Sweep(SweepFolder):
 
     def summary(self) -> pd.DataFrame:
         """The table of the report: means over seeds, see `sweep_tables.summarize`."""
-        return sweep_tables.summarize(sweep_tables.read_runs(self)).drop(columns="group")
+        runs = sweep_tables.read_runs(self)
+        return sweep_tables.summarize(runs, self.varying.in_grid).drop(columns="group")
 
 
 def load_sweep(folder: str | os.PathLike[str]) -> Sweep:

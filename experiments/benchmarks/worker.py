@@ -19,7 +19,7 @@ import numpy as np
 
 from resnet_flax.models import stacking
 from resnet_flax.models.cpu_convolution import conv_general_dilated
-from resnet_flax.models.resnet import Family, Shortcut, build_resnet
+from resnet_flax.models.resnet import Family, Norm, Shortcut, build_resnet
 from resnet_flax.runtime import cpu
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training import optim, steps
@@ -33,6 +33,9 @@ class Case(NamedTuple):
     family: Family = "cifar"
     depth: int = 20
     shortcut: Shortcut = "pad"
+    block: str = "postactivation"
+    widths: tuple[int, ...] = ()
+    norm: Norm = "batch"
     size: int = 32  # Pixels a side.
     channels: int = 3
     batch_size: int = 128
@@ -69,6 +72,9 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         case.family,
         case.depth,
         case.shortcut,
+        tuple(case.widths),
+        case.block,
+        norm=case.norm,
         num_classes=1000 if case.family == "imagenet" else 10,
         dtype=jnp.dtype(case.dtype),
         scan=case.scan,

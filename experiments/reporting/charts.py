@@ -21,14 +21,16 @@ class Style(NamedTuple):
 
 
 Styles = Mapping[str, Style]
-"""Group -> style, for all groups of a sweep: a group looks the same in every chart."""
+"""Group -> style, for all groups of a sweep: a group looks the same in every chart.
+
+Charts that have a panel for each combination of varied values use the style of the kind.
+"""
 
 # Okabe and Ito's colours, safe for the colour-blind.
-KIND_STYLES = (
-    Style("#D55E00", "o", "--"),
-    Style("#0072B2", "s", "-"),
-    Style("#009E73", "^", "-."),
-    Style("#CC79A7", "D", ":"),
+LOOKS = (("o", "--"), ("s", "-"), ("^", "-."), ("D", ":"))
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+KIND_STYLES = tuple(
+    Style(color, *look) for color, look in zip(COLORS, itertools.cycle(LOOKS), strict=False)
 )
 KNOWN = {"plain": 0, "residual": 1}
 """Kind -> the index of its style. The others have the next ones."""
@@ -101,6 +103,8 @@ class Chart:
     y: str
     panels: tuple[Panel, ...]
     log: bool = False
+    seeds: tuple[int, ...] = ()
+    """The seeds of the networks that it shows."""
     percent: bool = False
     """Whether y is a fraction that is shown in per cent."""
     ticks: tuple[int, ...] = ()
@@ -122,6 +126,11 @@ class Chart:
         return low, max(max(values, default=1.0), low + 1e-3)
 
 
+def seeds_of(rows: pd.DataFrame) -> tuple[int, ...]:
+    """The seeds of a table's rows, ascending."""
+    return tuple(sorted(int(seed) for seed in rows["seed"].dropna().unique()))
+
+
 def drawable(charts: Iterable[Chart]) -> list[Chart]:
     """Removes empty panels, and charts in which all panels are empty."""
     full = [
@@ -134,8 +143,9 @@ def drawable(charts: Iterable[Chart]) -> list[Chart]:
 def group_styles(groups: Mapping[str, str]) -> Styles:
     """Group -> style. `groups`: group -> kind, in the order of the grid.
 
-    Kinds have different colours; `plain` and `residual` have the same ones in every figure. Groups
-    of a single kind go from dark to light. Of several kinds, they differ in marker and line.
+    Up to six kinds have different colours; `plain` and `residual` have the same ones in every
+    figure. Groups of a single kind go from dark to light. Of several kinds, up to four groups of a
+    kind differ in marker and line.
     """
     kinds = list(dict.fromkeys(groups.values()))
     if len(kinds) == 1 and len(groups) > 1:
@@ -145,21 +155,22 @@ def group_styles(groups: Mapping[str, str]) -> Styles:
             group: look._replace(color=shade, line="-")
             for group, shade, look in zip(groups, shades, looks, strict=False)
         }
-    own = [kind for kind in kinds if kind not in KNOWN]
-    places = KNOWN | {kind: len(KNOWN) + i for i, kind in enumerate(own)}
+    taken = {KNOWN[kind] for kind in kinds if kind in KNOWN}
+    free = (i for i in itertools.count() if i not in taken)
+    places = {kind: KNOWN[kind] if kind in KNOWN else next(free) for kind in kinds}
     seen = Counter[str]()
     styles = {}
     for group, kind in groups.items():
-        color, look = _style(places[kind]), _style(places[kind] + seen[kind])
-        styles[group] = look._replace(color=color.color)
+        own = _style(places[kind])
+        marker, line = LOOKS[(LOOKS.index(own[1:]) + seen[kind]) % len(LOOKS)]
+        styles[group] = Style(own.color, marker, line)
         seen[kind] += 1
     return styles
 
 
 def _style(i: int) -> Style:
     # A colour that is used again gets another marker and line.
-    size = len(KIND_STYLES)
-    return KIND_STYLES[(i + i // size) % size]._replace(color=KIND_STYLES[i % size].color)
+    return Style(COLORS[i % len(COLORS)], *LOOKS[(i + i // len(COLORS)) % len(LOOKS)])
 
 
 def _shades(count: int) -> list[str]:
@@ -210,10 +221,11 @@ def degradation(
         panels=tuple(Panel(title, tuple(series)) for title, series in panels.items()),
         percent=True,
         ticks=tuple(sorted(int(depth) for depth in summary["depth"].unique())),
+        seeds=seeds_of(runs[runs["state"] == "finished"]),
     )
 
 
-def error_map(summary: pd.DataFrame, varied: Sequence[str]) -> Chart:
+def error_map(runs: pd.DataFrame, summary: pd.DataFrame, varied: Sequence[str]) -> Chart:
     """Training error by depth and one varied field. Empty if the grid does not vary both."""
     panels = []
     if len(varied) == 1 and summary[varied[0]].nunique() > 1 and summary["depth"].nunique() > 1:
@@ -233,12 +245,14 @@ def error_map(summary: pd.DataFrame, varied: Sequence[str]) -> Chart:
         y=", ".join(varied),
         panels=tuple(panels),
         percent=True,
+        seeds=seeds_of(runs[runs["state"] == "finished"]),
     )
 
 
 def curves(records: pd.DataFrame) -> Chart:
     """Error against steps as in Fig. 6, means over seeds: a panel for each group."""
-    return _curves(_means(records), "means over seeds; bands: sample deviation")
+    chart = _curves(_means(records), "means over seeds; bands: sample deviation")
+    return replace(chart, seeds=seeds_of(records))
 
 
 def curves_by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
@@ -265,6 +279,7 @@ def curves_by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
         y="error",
         panels=tuple(Panel(title, (*series, *_KEY)) for title, series in panels.items()),
         percent=True,
+        seeds=seeds_of(records),
     )
 
 
@@ -317,7 +332,7 @@ def _pair(
         points = rows[rows["measure"] == measure]
         if not points.empty:
             x, y, style = points["step"].tolist(), numbers(points["error"]), Style(color, "", line)
-            band = points["band"].tolist() if points.get("band", pd.Series()).any() else ()
+            band = points["band"].tolist() if "band" in points and points["band"].any() else ()
             yield Series(label, x, y, style, band=band, run=run, rank=rank)
 
 

@@ -16,6 +16,7 @@ from experiments.reporting.charts import (
     depth_colors,
     drawable,
     numbers,
+    seeds_of,
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
 from resnet_flax.storage.findings import Plane
@@ -53,6 +54,7 @@ def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
         panels.append(Panel(f"depth {depth}", tuple(series)))
     return Chart(
         name="gradients",
+        seeds=seeds_of(layers),
         title="Gradient flow",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, from the"
         " first layer to the last. Gradients that vanish on their way back fall to the left by"
@@ -68,6 +70,7 @@ def identity_share(layers: pd.DataFrame, styles: Styles) -> Chart:
     blocks = _blocks(layers)
     return Chart(
         name="identity_share",
+        seeds=seeds_of(blocks),
         title="Share of the gradient that comes through the shortcut",
         caption="The share of the gradient at a block's input that came through the shortcut:"
         f" |h| / (|h| + |F|), in L2 norms. Plain networks have no shortcut, so it is 0. {_SEEDS}",
@@ -112,10 +115,11 @@ def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
     ]
     return Chart(
         name="responses",
+        seeds=seeds_of(trained),
         title="Layer responses",
-        caption="Standard deviation of each convolution's output after batch normalisation and"
-        " before ReLU and addition, after training. A layer with a small response changes its"
-        f" input little. {_SEEDS}",
+        caption="Standard deviation of each convolution's output, after batch normalisation if it"
+        " follows directly, and before ReLU and addition, after training. A layer with a small"
+        f" response changes its input little. {_SEEDS}",
         x="layer",
         y="standard deviation",
         panels=tuple(panels),
@@ -126,6 +130,7 @@ def responses(layers: pd.DataFrame, styles: Styles) -> Chart:
 def initialisation(initial: pd.DataFrame, styles: Styles) -> Chart:
     return Chart(
         name="initialisation",
+        seeds=seeds_of(initial),
         title="Gradients before training, with and without batch normalisation",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, at the"
         " initial values. Without batch normalisation, a flat and very low curve means that both"
@@ -154,6 +159,7 @@ def gradient_ratio(initial: pd.DataFrame, styles: Styles) -> Chart:
         series.append(Series(f"{kind}, {_norm(norm)}", depths, numbers(of, positive=True), style))
     return Chart(
         name="gradient_ratio",
+        seeds=seeds_of(initial),
         title="Gradient at the first layer over that at the last",
         caption="L2 norm of the loss's gradient with respect to the first layer's input, over that"
         " for the last layer, before training. Far below 1, gradients vanish on their way back."
@@ -175,6 +181,7 @@ def line(points: pd.DataFrame, styles: Styles) -> Chart:
         panels[kind].append(Series(f"depth {depth}", x, y, Style(colors[depth], ""), rank=depth))
     return Chart(
         name="line",
+        seeds=seeds_of(points),
         title="Loss between initial and last weights",
         caption="Training loss on the straight line from the initial weights (0) to the trained"
         f" weights (1). {_SEEDS}",
@@ -196,6 +203,7 @@ def plane(planes: diagnostic_tables.Planes) -> Chart:
         panels.append(Panel(f"{kind} {planes.depth}{_flatness(found)}", field=field))
     return Chart(
         name="plane",
+        seeds=tuple(sorted({found.seed for found in planes.planes.values()})),
         title="Loss around the last weights",
         caption="Training loss along two filter-normalised random directions (Li et al. 2018). All"
         " panels share one logarithmic scale. The trained network is at (0, 0). Where a plane is"

@@ -15,7 +15,7 @@ from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
 MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
-_RUN = ["run", "kind", "depth"]
+_RUN = ["run", "kind", "depth", "seed"]
 
 
 class Planes(NamedTuple):
@@ -28,7 +28,7 @@ class Planes(NamedTuple):
 def read_layers(sweep: SweepFolder) -> pd.DataFrame:
     """One row for each layer of a run, at step 0 and after the last step of its config.
 
-    Columns: run, kind, depth, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
+    Columns: run, kind, depth, seed, moment (`BEFORE` or `AFTER`), layer (from 1), name, `MEASURES`.
     """
     rows = []
     for folder, point in _runs(sweep):
@@ -58,7 +58,7 @@ def read_initial(sweep: SweepFolder) -> pd.DataFrame:
 def read_lines(sweep: SweepFolder) -> pd.DataFrame:
     """One row for each point between initial and last weights.
 
-    Columns: run, kind, depth, position, loss.
+    Columns: run, kind, depth, seed, position, loss.
     """
     rows = []
     for folder, point in _runs(sweep):
@@ -85,7 +85,7 @@ def _runs(sweep: SweepFolder) -> Iterator[tuple[AnyPath, GridPoint]]:
 
 
 def _of_run(point: GridPoint) -> dict[str, Any]:
-    return {"run": point.name, "kind": point.group, "depth": point.depth}
+    return {"run": point.name, "kind": point.group, "depth": point.depth, "seed": point.seed}
 
 
 def _layer_rows(layers: Layers) -> Iterable[dict[str, Any]]:

@@ -43,7 +43,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
     headline, curves = [], []
     if not summary.empty:
         headline = [charts.degradation(runs, summary, styles, fields)]
-        headline.append(charts.error_map(summary, fields))
+        headline.append(charts.error_map(runs, summary, fields))
     if not measured.empty:
         curves = [charts.run_curves(measured), charts.curves_by_depth(measured, groups)]
     sizes = {name: point.batch_size for name, point in sweep.points.items()}

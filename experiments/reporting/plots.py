@@ -143,8 +143,16 @@ def _layout(chart: Chart) -> dict[str, Any]:
 
 def _range(chart: Chart) -> list[float]:
     """The range of y for all panels of a chart, so that they can be compared."""
-    panels = [series.y for panel in chart.panels for series in panel.series]
-    values = [value for values in panels for value in values if value is not None] or [1.0]
+    series = [one for panel in chart.panels for one in panel.series]
+    values = [
+        value + sign * extra
+        for one in series
+        for value, extra in zip(
+            one.y, one.band or one.deviations or [0.0] * len(one.y), strict=True
+        )
+        for sign in (-1, 1)
+        if value is not None
+    ] or [1.0]
     if chart.log:
         return [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
     return [min(0.0, *values), 1.05 * max(values)]

@@ -70,6 +70,8 @@ def comparable(configs: Iterable[dict[str, Any]], varying: Varying) -> tuple[Sou
     """
     same = [
         (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
+        and config.get("model.widths", []) in ([], [16, 32, 64])
+        and config.get("model.norm", "batch") == "batch"
         for config in configs
     ]
     alike = not varying.in_grid and set(varying.by_kind) <= {"model.shortcut"}

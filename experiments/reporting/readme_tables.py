@@ -42,7 +42,7 @@ def sweeps() -> Rows:
     for file in sorted(RESULTS.glob("*/sweep.json")):
         folder, name = SweepFolder(file.parent), file.parent.name
         first = folder.config(next(iter(folder)))
-        states = sweep_tables.read_runs(SweepFolder(file.parent))["state"]
+        states = sweep_tables.read_runs(folder)["state"]
         rows.append(
             {
                 "folder": f"[{name}]({name})",
@@ -77,11 +77,11 @@ def training_errors() -> Rows:
 def by_depth(sweep: str, measure: str = "train_error") -> Rows:
     """An error by depth: a row for each kind and combination of varied values."""
     folder = SweepFolder(RESULTS / sweep)
-    table = sweep_tables.summarize(sweep_tables.read_runs(folder))
+    table = sweep_tables.summarize(sweep_tables.read_runs(folder), folder.varying.in_grid)
     rows = []
     for _, of_group in table.groupby("group", sort=False):
         cells = of_group.set_index("depth")
-        row = {name: of_group[name].iloc[0] for name in ("kind", *folder.varying.in_grid)}
+        row = {name: str(of_group[name].iloc[0]) for name in ("kind", *folder.varying.in_grid)}
         for depth in sorted(table["depth"].unique()):
             there = cells.loc[depth] if depth in cells.index else {}
             error = run_tables.percent(there.get(measure), there.get(f"{measure}_std"))

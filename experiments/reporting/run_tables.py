@@ -28,7 +28,9 @@ def read(sweep: SweepFolder) -> Tables:
     """Reads all tables. Raises UserError if a file in the folder is damaged."""
     runs, records = read_runs(sweep), read_records(sweep)
     groups = read_groups(sweep)
-    return Tables(sweep, runs, summarize(runs), records, groups, read_configs(sweep))
+    return Tables(
+        sweep, runs, summarize(runs, sweep.varying.in_grid), records, groups, read_configs(sweep)
+    )
 
 
 def read_groups(sweep: SweepFolder) -> dict[str, str]:

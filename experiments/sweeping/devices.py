@@ -1,6 +1,7 @@
 """The processes and the devices that train a run together."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 from absl import flags
@@ -17,7 +18,10 @@ def together(args: flags.FlagValues) -> Iterator[None]:
         yield
 
 
-def begin(config: RunConfig) -> None:
-    """Opens the devices. Without an accelerator, makes them of this machine's cores first."""
-    cpu.use_cores(config.data.batch_size // hosts.count())
+def begin(*configs: RunConfig) -> None:
+    """Opens the devices. Without an accelerator, makes them of this machine's cores first.
+
+    All runs use the same ones: as many as suit the batches of all configs.
+    """
+    cpu.use_cores(math.gcd(*(config.data.batch_size for config in configs)) // hosts.count())
     hosts.open_devices()

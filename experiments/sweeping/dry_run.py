@@ -11,8 +11,9 @@ from rich.text import Text
 from experiments.benchmarks.turns import Worker, ours
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.live_table import duration
-from experiments.sweeping.monitor import SweepMonitor
+from experiments.sweeping.monitor import RunMonitor, SweepMonitor
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.records import DONE
 from resnet_flax.training import build
 
 TIMED = 5
@@ -22,38 +23,55 @@ def show(runs: Sequence[GridRun], workdir: AnyPath, console: Console) -> None:
     """Prints a line for each run, and the time of those that have not ended."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
+    work = [_work_left(run) for run in monitor.runs]
     speed, source = _speed(runs, monitor)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("run", "kind", *runs[0].varying.in_grid):
         table.add_column(heading, no_wrap=True)
     for heading in ("depth", "multiply-adds", "steps left", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for run, seen in zip(runs, monitor.runs, strict=True):
+    for run, left in zip(runs, work, strict=True):
         point = run.point
-        left = seen.work_left // (point.multiply_adds * point.batch_size)
         values = point.name, point.kind, *point.varied.values(), point.depth
-        cost, seconds = f"{point.multiply_adds:,}", duration(seen.work_left / speed)
+        steps = left // (point.multiply_adds * point.batch_size)
+        cost, seconds = f"{point.multiply_adds:,}", duration(left / speed if speed else None)
         # As Text: names must not be read as markup.
-        table.add_row(*(Text(str(value)) for value in (*values, cost, left, seconds)))
+        table.add_row(*(Text(str(value)) for value in (*values, cost, steps, seconds)))
     console.print(table)
-    total = duration(monitor.work_left / speed)
-    console.print(f"{len(runs)} runs, one after another: about {total}.", source, markup=False)
-    console.print("Evaluation, compilation and checkpoints come on top. Nothing was written.")
+    total = f"about {duration(sum(work) / speed)}" if speed else "time not known"
+    console.print(f"{len(runs)} runs, one after another: {total}.", source, markup=False)
+    console.print("Evaluation, compilation and checkpoints take extra time. Nothing was written.")
 
 
-def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float, str]:
-    """Multiply-adds of forward passes a second in training, and where the number comes from."""
+def _work_left(run: RunMonitor) -> int:
+    """The work that the sweep will do. A failed run is trained again."""
+    steps = 0 if run.state in DONE else max(0, run.point.steps - run.step)
+    return run.point._replace(steps=steps).work
+
+
+def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None, str]:
+    """Multiply-adds of forward passes a second in training, and where the number comes from.
+
+    None if it cannot be measured.
+    """
     rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in monitor.runs]
     if any(rates):
-        return statistics.median(filter(None, rates)), "From the rates that this folder records."
+        return statistics.median(
+            filter(None, rates)
+        ), "The speed is the one that this folder records."
     run = min(runs, key=lambda run: run.point.multiply_adds)
     model, data = run.config.model, run.config.data
     (size, _, channels), _ = build.trained_images(data)
+    if model.family == "vgg":
+        return None, "Only plain and residual networks are timed."
     worker = Worker(
         *ours(
-            family="imagenet" if model.family == "imagenet" else "cifar",
+            family=model.family,
             depth=model.depth,
             shortcut=model.shortcut,
+            block=model.block,
+            widths=model.widths,
+            norm=model.norm,
             size=size,
             channels=channels,
             batch_size=data.batch_size,
@@ -68,6 +86,6 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float, str]:
         worker.close()
     return (
         run.point.multiply_adds * data.batch_size / step,
-        f"A step of {run.name} took {step * 1000:.1f} ms here now; other networks by their"
-        " multiply-adds.",
+        f"A step of {run.name} took {step * 1000:.1f} ms here now. Times of other networks follow"
+        " from their multiply-adds.",
     )

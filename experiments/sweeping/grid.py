@@ -185,7 +185,7 @@ def _config(
 
 
 def _with(config: dict[str, Any], overrides: dict[str, Any], flag: str) -> dict[str, Any]:
-    """The config with overrides. Raises UserError for a field that may not be set, or is none."""
+    """The config with overrides. Raises UserError for a field that is unknown or not to be set."""
     for field in overrides:
         if field in _INSTEAD:
             raise UserError(f"{flag} sets {field}. Give --{_INSTEAD[field]} instead.")
@@ -218,14 +218,14 @@ def _part_of_name(field: str, value: Any) -> str:
     """`optim.lr`, 0.1 -> `lr0.1`."""
     values = value if isinstance(value, list) else [value]
     texts = (f"{each:g}" if isinstance(each, float) else _slug(str(each)) for each in values)
-    return field.rpartition(".")[2] + "_".join(texts)
+    return field.rpartition(".")[2] + "_".join(texts).replace("+", "")
 
 
 def _check_names(runs: Sequence[GridRun]) -> None:
     """Raises UserError if two runs would have one name, or a name is too long."""
     for name, count in Counter(run.name for run in runs).items():
         if count > 1:
-            first, second = (run.point.group for run in runs if run.name == name)
+            first, second, *_ = (run.point.group for run in runs if run.name == name)
             raise UserError(
                 f"Two runs would have the name {name}: {first!r} and {second!r}. Rename a kind, or"
                 " vary fewer values."

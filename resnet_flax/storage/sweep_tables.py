@@ -1,6 +1,7 @@
 """Tables of a sweep: its runs, and the means over their seeds. Errors are fractions. No JAX."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -51,8 +52,10 @@ def _final_errors(folder: RunFolder) -> dict[str, float | None]:
     return {f"{series_of(record)}_error": record.get("error") for record in folder.metrics()}
 
 
-def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame, varied: Sequence[str] = ()) -> pd.DataFrame:
     """Means over the seeds of finished runs, one row for each group and depth.
+
+    `varied`: the fields that vary in the grid.
 
     Kinds and varied values are in the order of the grid. Columns: kind, one for each varied field,
     depth, parameters, n, for each of `ERRORS` the mean and `_std` (sample deviation, ddof 1; absent
@@ -62,8 +65,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     for name in ERRORS:
         columns |= {name: (name, "mean"), f"{name}_std": (name, "std")}
     columns |= {"minutes": ("minutes", "mean"), "group": ("group", "first")}
-    names = list(runs.columns)
-    keys = names[names.index("kind") : names.index("depth")]
+    keys = ["kind", *varied]
     places = {key: {value: i for i, value in enumerate(runs[key].unique())} for key in keys}
     summary = (
         runs[runs["state"] == "finished"]

@@ -15,6 +15,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import degradation
 from experiments import cli
 from resnet_flax.errors import UserError
 from resnet_flax.storage.run_folder import RunFolder
@@ -233,6 +234,7 @@ def test_help_shows_an_example_and_the_commands_own_flags_alone():
         ("model.norm=batch, none", "model.norm", ("batch", "none")),
         ("model.norm='batch','none'", "model.norm", ("batch", "none")),
         ("data.flip=True,False", "data.flip", (True, False)),
+        ("optim.lr={0.1,0.01}", "optim.lr", ("{0.1", "0.01}")),
         ("data.name=cifar10:3.0.2,digits", "data.name", ("cifar10:3.0.2", "digits")),
     ],
 )
@@ -244,6 +246,13 @@ def test_values_to_vary_are_read_as_they_are_typed(given, field, values):
 def test_vary_without_a_field_or_values_is_refused(given):
     with pytest.raises(UserError, match="Expected --vary=FIELD=VALUE,VALUE,..., got --vary="):
         cli._varied(given)
+
+
+def test_a_field_is_varied_once():
+    """Bash makes two flags of --vary=optim.lr={0.1,0.01}."""
+    given = SimpleNamespace(config=degradation.get_config(), vary=["optim.lr=0.1", "optim.lr=0.01"])
+    with pytest.raises(UserError, match="got two for optim.lr. Give --vary=optim.lr=VALUE,VALUE."):
+        cli.sweep_config(given)
 
 
 def test_several_values_for_a_field_of_the_runs_are_told_of_vary(tmp_path):

@@ -112,7 +112,13 @@ def test_costs_come_from_train_records_and_leave_the_first_out_of_the_pace(begun
 def test_published_errors_are_beside_those_of_their_data_set_alone():
     config = {"data.name": "cifar10", "model.family": "cifar"}
     assert published.comparable([config, config], Varying()) == published.SOURCES
-    for field, value in (("data.name", "digits"), ("data.name", []), ("model.family", "imagenet")):
+    for field, value in (
+        ("data.name", "digits"),
+        ("data.name", []),
+        ("model.family", "imagenet"),
+        ("model.widths", [8, 16, 32]),
+        ("model.norm", "none"),
+    ):
         assert not published.comparable([config, config | {field: value}], Varying())
     for other in (Varying(in_grid=("optim.lr",)), Varying(by_kind=("optim.lr",))):
         assert not published.comparable([config], other)
@@ -160,7 +166,8 @@ def test_the_figure_speaks_of_deviations_where_there_are_some():
     fields = {"state": "finished", "parameters": 9, "minutes": 1.0}
     runs = pd.DataFrame(
         [
-            {"run": f"{kind}-{depth}-s{seed}", "group": kind, "kind": kind, "depth": depth}
+            {"run": f"{kind}-{depth}-s{seed}", "group": kind, "kind": kind}
+            | {"depth": depth, "seed": seed}
             | fields
             | dict.fromkeys(sweep_tables.ERRORS, 0.1 * seed)
             for kind, depth, seeds in (("plain", 8, 1), ("plain", 20, 1), ("residual", 8, 2))
@@ -178,6 +185,7 @@ def varied_runs(kinds):
     """Finished runs, kind x rate x depth x 2 seeds. The grid begins with the larger rate."""
     rows = [
         {"run": f"{kind}-{depth}-lr{lr}-s{seed}", "group": f"{kind}, lr {lr}", "kind": kind}
+        | {"seed": seed}
         | {"optim.lr": lr, "depth": depth, "state": "finished", "parameters": 9, "minutes": 1.0}
         | dict.fromkeys(sweep_tables.ERRORS, lr + depth / 100 + seed / 1000)
         for seed in range(2)
@@ -189,7 +197,7 @@ def varied_runs(kinds):
 
 
 def test_means_are_taken_over_seeds_alone_in_the_order_of_the_grid():
-    summary = sweep_tables.summarize(varied_runs(("zeta", "alpha")))
+    summary = sweep_tables.summarize(varied_runs(("zeta", "alpha")), ["optim.lr"])
     rows = list(zip(summary["kind"], summary["optim.lr"], summary["depth"], strict=True))
     assert rows == [
         (kind, lr, depth) for kind in ("zeta", "alpha") for lr in (0.2, 0.1) for depth in (8, 20)
@@ -198,10 +206,27 @@ def test_means_are_taken_over_seeds_alone_in_the_order_of_the_grid():
     assert summary["train_error"].tolist() == pytest.approx([0.2805, 0.4005, 0.1805, 0.3005] * 2)
 
 
+def test_a_varied_value_is_written_whole(begun_sweep):
+    path = begun_sweep / "sweep.json"
+    grid = json.loads(path.read_text())
+    grid["varying"] = {"by_kind": [], "by_depth": [], "in_grid": ["optim.lr"]}
+    for entry in grid["runs"].values():
+        entry["config"]["optim"] = {"lr": 0.001}
+    path.write_text(json.dumps(grid))
+    end(begun_sweep, "finished")
+    for name in grid["runs"]:
+        records = [{"step": 9, "error": 0.1, "split": split} for split in ("test", "train")]
+        records.append({"step": 9, "error": 0.1})
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        (begun_sweep / name / "metrics.jsonl").write_text(lines)
+        (begun_sweep / name / "environment.json").write_text('[{"parameters": 9}]')
+    assert "| plain | 0.001 | 8 | 9 |" in report.in_markdown(report.read(begun_sweep)[0])
+
+
 def test_several_kinds_share_the_panel_of_a_varied_value_and_one_kind_has_a_line_for_each():
     several = varied_runs(("plain", "residual"))
     groups = dict(zip(several["group"], several["kind"], strict=True))
-    of_several = several, sweep_tables.summarize(several), charts.group_styles(groups)
+    of_several = several, sweep_tables.summarize(several, ["optim.lr"]), charts.group_styles(groups)
     chart = charts.degradation(*of_several, ["optim.lr"])
     assert [panel.title for panel in chart.panels] == ["lr 0.2", "lr 0.1"]
     for panel in chart.panels:
@@ -209,7 +234,9 @@ def test_several_kinds_share_the_panel_of_a_varied_value_and_one_kind_has_a_line
         assert shown == list(STYLES.items())
     one = several[several["kind"] == "plain"]
     styles = charts.group_styles(dict.fromkeys(one["group"], "plain"))
-    (panel,) = charts.degradation(one, sweep_tables.summarize(one), styles, ["optim.lr"]).panels
+    (panel,) = charts.degradation(
+        one, sweep_tables.summarize(one, ["optim.lr"]), styles, ["optim.lr"]
+    ).panels
     assert [each.label.split(" (")[0] for each in panel.series if each.label] == [
         "lr 0.2",
         "lr 0.1",
@@ -218,11 +245,13 @@ def test_several_kinds_share_the_panel_of_a_varied_value_and_one_kind_has_a_line
 
 def test_a_map_has_a_cell_for_each_depth_and_value():
     runs = varied_runs(("plain", "residual"))
-    plain, _ = charts.error_map(sweep_tables.summarize(runs), ["optim.lr"]).panels
+    plain, _ = charts.error_map(
+        runs, sweep_tables.summarize(runs, ["optim.lr"]), ["optim.lr"]
+    ).panels
     assert (plain.field.columns, plain.field.rows) == (["8", "20"], ["0.2", "0.1"])
     assert np.ravel(plain.field.values) == pytest.approx([0.2805, 0.4005, 0.1805, 0.3005])
-    only = sweep_tables.summarize(runs[runs["depth"] == 8])
-    assert not charts.error_map(only, ["optim.lr"]).panels
+    only = sweep_tables.summarize(runs[runs["depth"] == 8], ["optim.lr"])
+    assert not charts.error_map(runs, only, ["optim.lr"]).panels
 
 
 def test_kinds_of_a_depth_share_axes_in_the_curves():
@@ -291,6 +320,8 @@ def test_plain_and_residual_keep_their_style_and_no_two_kinds_are_alike():
     styles = charts.group_styles({kind: kind for kind in [*"abcdefghijklmn", "plain", "residual"]})
     assert {kind: styles[kind] for kind in STYLES} == STYLES
     assert len(set(styles.values())) == 16
+    without = charts.group_styles({kind: kind for kind in ("plain", "A", "B", "C")})
+    assert len({style.color for style in without.values()}) == 4
     looks = [styles[kind] for kind in ("plain", "residual", "a", "b")]
     assert len({style.color for style in looks}) == 4
     assert len({(style.marker, style.line) for style in looks}) == 4
@@ -330,7 +361,7 @@ def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one()
     points = pd.DataFrame(
         [("plain", 8), ("plain", 56), ("residual", 20)], columns=["group", "depth"]
     )
-    records = points.assign(step=1, measure="test_error", error=0.5)
+    records = points.assign(step=1, measure="test_error", error=0.5, seed=0)
     legend = [series.label for series in charts.curves(records).legend()]
     assert legend == ["depth 8", "depth 20", "depth 56", "training, running", "test"]
 
@@ -371,7 +402,8 @@ def test_what_an_axis_cannot_show_is_a_gap():
 
 
 def layer_table(**measures):
-    names = {"run": "r", "kind": "residual", "depth": 8, "moment": AFTER, "name": ""}
+    names = {"run": "r", "kind": "residual", "depth": 8, "seed": 0, "moment": AFTER}
+    names["name"] = ""
     size = len(next(iter(measures.values())))
     missing = dict.fromkeys(MEASURES)
     return pd.DataFrame([names] * size).assign(layer=range(1, size + 1), **missing | measures)

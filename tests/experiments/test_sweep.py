@@ -181,7 +181,7 @@ def test_a_dry_run_lists_every_run_with_its_time_and_writes_nothing(tiny_sweep, 
         if recorded and run.config.model.depth == 8:
             assert line.split()[-2:] == ["4", "0:01:00"]
     assert f"{len(runs)} runs, one after another: about " in said
-    assert ("From the rates that this folder records" in said) == recorded
+    assert ("The speed is the one that this folder records" in said) == recorded
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -263,7 +263,7 @@ def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep
     table = pd.read_csv(written_sweep / "table.csv")
     assert table["n"].tolist() == [1] * 8
     assert table["kind"].unique().tolist() == [
-        f"{kind}{other}" for kind in ("plain", "residual") for other in ("", ", recipe 2")
+        f"{kind}{other}" for other in ("", ", recipe 2") for kind in ("plain", "residual")
     ]
 
 
@@ -291,7 +291,7 @@ def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("kind", "<script>"), ("kind", "$\\frac{"), ("kind", "")]
+    [("kind", "a\nb"), ("kind", "\x1b[2J"), ("kind", "")]
     + [("depth", 10**400), ("depth", 10**30), ("depth", True), ("seed", -1)]
     + [("error", 1e308), ("error", -1), ("step", 10**400), ("parameters", 10**400)]
     + [("parameters", "many"), ("parameters", [1])],
@@ -312,6 +312,21 @@ def test_a_value_that_cannot_be_is_refused_before_it_is_drawn(written_sweep, fie
     with pytest.raises(UserError) as error:
         report.write(written_sweep)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["<script>alert(1)</script>", "$\\frac{", "[red] {{ x }}", "é"])
+def test_a_kinds_name_is_text_wherever_it_is_shown(written_sweep, capsys, kind):
+    path = written_sweep / "sweep.json"
+    content = json.loads(path.read_text())
+    for entry in content["runs"].values():
+        if entry["kind"] == "plain":
+            entry["kind"] = kind
+    path.write_text(json.dumps(content))
+    report.write(written_sweep)
+    assert f"{kind}: training error from 8 to 14 layers" in capsys.readouterr().out
+    page = (written_sweep / "report.html").read_text()
+    assert str(markupsafe.escape(kind)) in page
+    assert "<script>alert" not in page
 
 
 odd = st.sampled_from([10**309, -(10**309), "\ud800", "\x1b[2J\u202e"])
@@ -473,5 +488,5 @@ def test_what_reads_records_needs_no_jax_and_none_of_the_users_settings(
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
-    assert len(figures) == 4
+    assert len(figures) == 6
     assert {path: path.read_bytes() for path in figures} == figures

@@ -120,7 +120,7 @@ def loaded(browser, said, tmp_path_factory):
 def test_every_chart_is_drawn_without_complaint_or_a_request(loaded, said):
     expected = {
         "degradation", "curves", "gradients", "identity_share", "responses", "initialisation",
-        "gradient_ratio", "line", "plane", "costs",
+        "gradient_ratio", "line", "plane", "costs", "curves_by_depth",
     }  # fmt: skip
     drawn = loaded.eval_on_selector_all(
         "[data-chart]:has(.trace)", "divs => divs.map(div => div.dataset.chart)"

@@ -92,6 +92,7 @@ def test_a_config_of_an_older_version_gives_the_same_runs(fields):
         ({"kinds": {"\n": "none"}}, "expected a printable name"),
         ({"kinds": {" ": "none"}}, "expected a printable name"),
         ({"kinds": {"é": "none", "ü": "pad"}}, "Two runs would have the name _-8-s0: 'é' and 'ü'"),
+        ({"kinds": {"α": "none", "β": "pad", "γ": "pad"}}, "Two runs would have .* 'α' and 'β'"),
         ({"kinds": {"a" * 100: "none"}, "vary": {"init_from": ("b" * 100,)}}, "200 characters"),
         ({"vary": {"optim.lr": 0.1}}, "config.vary: expected a tuple of .*lr, got 0.1"),
         ({"vary": {"optim.lr": ()}}, "config.vary: expected a tuple of values"),
