@@ -180,6 +180,35 @@ def test_without_bn_deep_networks_of_either_kind_are_not_learnt():
     assert runs.loc["residual-56-s0", "state"] == "diverged"
 
 
+def single_errors(name, depth):
+    """Kind -> the training error of each seed at this depth."""
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / name))
+    return runs[runs["depth"] == depth].groupby("kind")["train_error"].apply(list)
+
+
+def test_no_rate_rescues_deep_plain_networks():
+    folder = SweepFolder(RESULTS / "rates")
+    table = sweep_tables.summarize(sweep_tables.read_runs(folder), folder.varying.in_grid)
+    errors = table.set_index(["optim.lr", "depth"])["train_error"].unstack()
+    assert len(errors) == 5
+    assert errors[[8, 20]].max(axis=None) < 0.001
+    assert errors[44].min() > 0.2 and errors[56].min() > 0.56
+    assert errors[56].idxmin() == errors.index.min() == 0.01
+
+
+def test_pre_activation_networks_of_56_layers_fit_all_digits_in_every_seed():
+    errors = single_errors("blocks", 56)
+    assert errors["pre-activation"] == [0, 0, 0]
+    assert min(errors["residual"]) < 0.01 < max(errors["residual"]) < min(errors["plain"])
+
+
+def test_with_a_convolution_in_every_shortcut_deep_networks_degrade_on_digits():
+    errors = single_errors("options", 56)
+    assert all(0.14 < error < 0.195 for error in errors["option C"])
+    assert max(errors["option A"] + errors["option B"]) < 0.08
+    assert min(errors["plain"]) > max(errors["option C"])
+
+
 def test_a_step_is_faster_than_plain_flaxs_and_near_pytorchs():
     found = benchmark_tables.step_times()
     for shape in benchmark_tables.STEP_SHAPES:

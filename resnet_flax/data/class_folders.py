@@ -193,4 +193,7 @@ def choose_test(
         ranked = sorted(images, key=lambda image: hashlib.sha256(b"%d " % seed + image).digest())
         count = max(1, round(share * len(ranked)))
         chosen.update(ranked[: min(count, len(ranked) - 1)])
+    for images in of_class.values():
+        if images <= chosen:  # Another class has them too.
+            chosen.remove(min(images))
     return chosen

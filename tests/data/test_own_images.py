@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from resnet_flax.data import own_builder, own_images, pictures, sources, stream
+from resnet_flax.data import class_folders, own_builder, own_images, pictures, sources, stream
 from resnet_flax.errors import TryAgainError, UserError
 
 CROPS = stream.Crops("scale", 32, (36, 60))
@@ -366,3 +366,11 @@ def test_a_file_that_changes_meanwhile_ends_the_command_without_a_set(tmp_path):
     with pytest.raises(UserError, match="cat/0.png changed after"):
         prepare(photos, tmp_path, track=track)
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_each_class_keeps_an_image_for_training_though_it_shares_all_with_another():
+    labels, digests = ["a", "a", "b"], [b"x", b"y", b"x"]
+    for seed in range(8):
+        chosen = class_folders.choose_test(labels, digests, 0.5, seed)
+        for label in "ab":
+            assert {d for one, d in zip(labels, digests, strict=True) if one == label} - chosen
