@@ -95,7 +95,8 @@ def trained_networks() -> Rows:
     """One row for each finished run whose checkpoint comes with the repository."""
     rows = []
     for checkpoint in sorted(RESULTS.glob("*/*/checkpoints/*")):
-        folder = RunFolder(checkpoint.parent.parent)
+        path = checkpoint.parent.parent
+        folder = RunFolder(path)
         status, data = folder.status(), folder.config()["data"]["name"]
         if status is None or status.state != "finished":
             continue
@@ -109,7 +110,7 @@ def trained_networks() -> Rows:
                 "training error": run_tables.percent(last["train"]),
                 "test error": run_tables.percent(last["test"]),
                 "MB": f"{size / 1e6:.1f}",
-                "to load it": f'`load_run("{folder.path}")`',
+                "to load it": f'`load_run("{path}")`',
             }
         )
     return rows
