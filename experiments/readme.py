@@ -138,6 +138,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "sweeps": readme_tables.sweeps,
     "trained_networks": readme_tables.trained_networks,
     "rates": functools.partial(readme_tables.by_depth, "rates"),
+    "widths": functools.partial(readme_tables.by_depth, "widths"),
     "blocks": functools.partial(readme_tables.by_depth, "blocks"),
     "options": functools.partial(readme_tables.by_depth, "options"),
     "digits": functools.partial(_sweeps_own, "digits"),

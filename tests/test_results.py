@@ -196,6 +196,22 @@ def test_no_rate_rescues_deep_plain_networks():
     assert errors[56].idxmin() == errors.index.min() == 0.01
 
 
+def test_wider_plain_networks_degrade_too():
+    folder = SweepFolder(RESULTS / "widths")
+    table = sweep_tables.summarize(sweep_tables.read_runs(folder), folder.varying.in_grid)
+    errors = table.set_index(["model.widths", "kind", "depth"])["train_error"].unstack(
+        ["kind", "depth"]
+    )
+    assert len(errors) == 3
+    for depth in (44, 56):
+        assert (errors["plain", depth] > 0.32).all()
+        assert (errors["plain", depth] > 5 * errors["residual", depth]).all()
+    assert errors[[("plain", 20), ("residual", 20)]].max(axis=None) < 0.001
+    runs = sweep_tables.read_runs(folder).set_index("run")["train_error"]
+    wide = [f"residual-{depth}-widths32_64_128-s{seed}" for depth in (44, 56) for seed in (0, 1)]
+    assert (runs[wide] > 0).all()
+
+
 def test_pre_activation_networks_of_56_layers_fit_all_digits_in_every_seed():
     errors = single_errors("blocks", 56)
     assert errors["pre-activation"] == [0, 0, 0]
