@@ -23,6 +23,7 @@ from experiments.reporting import (
     page,
     published,
     run_tables,
+    styling,
 )
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
@@ -43,7 +44,7 @@ def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
     Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
     """
     tables = run_tables.read(SweepFolder(workdir))
-    return tables, diagnostic_charts.read(tables.sweep, charts.group_styles(tables.groups))
+    return tables, diagnostic_charts.read(tables.sweep, styling.group_styles(tables.groups))
 
 
 def write(workdir: AnyPath) -> None:
@@ -55,7 +56,7 @@ def write(workdir: AnyPath) -> None:
     room = 80 + 20 * len(tables.sweep.varying.in_grid)
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, room))
     sweep, runs, summary, records, groups, _ = tables
-    styles, varied = charts.group_styles(groups), sweep.varying.in_grid
+    styles, varied = styling.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
         console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
     for line in sweep.apart:

@@ -11,14 +11,12 @@ from experiments.reporting.charts import (
     Field,
     Panel,
     Series,
-    Style,
-    Styles,
-    depth_colors,
     drawable,
     numbers,
     seeds_of,
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
+from experiments.reporting.styling import Style, Styles, depth_colors
 from resnet_flax.storage.findings import Plane
 from resnet_flax.storage.sweep_folder import SweepFolder
 

@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from experiments.reporting import charts, plots, published, run_tables
+from experiments.reporting import charts, plots, published, run_tables, styling
 from experiments.reporting.charts import Chart
 from experiments.sweeping import monitor
 from resnet_flax.storage import filesystem, recipe
@@ -39,7 +39,7 @@ def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
 
 def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
     sweep, runs, summary, measured, groups, configs = tables
-    styles, fields = charts.group_styles(groups), sweep.varying.in_grid
+    styles, fields = styling.group_styles(groups), sweep.varying.in_grid
     headline, curves = [], []
     if not summary.empty:
         headline = [charts.degradation(runs, summary, styles, fields)]
@@ -92,7 +92,7 @@ def _template() -> jinja2.Template:
 
 def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
     """For each group and depth, the runs that have a curve."""
-    colors = charts.depth_colors(measured["depth"])
+    colors = styling.depth_colors(measured["depth"])
     rows = measured.drop_duplicates("run").groupby(["group", "depth"], sort=False)
     return [
         {

@@ -14,6 +14,7 @@ from experiments.reporting import (
     page,
     published,
     run_tables,
+    styling,
 )
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
@@ -22,7 +23,7 @@ from resnet_flax.storage.findings import Initial, Layer, Layers, Line, Network, 
 from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.sweep_folder import SweepFolder
 
-STYLES = charts.group_styles({"plain": "plain", "residual": "residual"})
+STYLES = styling.group_styles({"plain": "plain", "residual": "residual"})
 
 
 @pytest.fixture
@@ -226,14 +227,18 @@ def test_a_varied_value_is_written_whole(begun_sweep):
 def test_several_kinds_share_the_panel_of_a_varied_value_and_one_kind_has_a_line_for_each():
     several = varied_runs(("plain", "residual"))
     groups = dict(zip(several["group"], several["kind"], strict=True))
-    of_several = several, sweep_tables.summarize(several, ["optim.lr"]), charts.group_styles(groups)
+    of_several = (
+        several,
+        sweep_tables.summarize(several, ["optim.lr"]),
+        styling.group_styles(groups),
+    )
     chart = charts.degradation(*of_several, ["optim.lr"])
     assert [panel.title for panel in chart.panels] == ["lr 0.2", "lr 0.1"]
     for panel in chart.panels:
         shown = [(one.label.split(" (")[0], one.style) for one in panel.series if one.label]
         assert shown == list(STYLES.items())
     one = several[several["kind"] == "plain"]
-    styles = charts.group_styles(dict.fromkeys(one["group"], "plain"))
+    styles = styling.group_styles(dict.fromkeys(one["group"], "plain"))
     (panel,) = charts.degradation(
         one, sweep_tables.summarize(one, ["optim.lr"]), styles, ["optim.lr"]
     ).panels
@@ -315,12 +320,12 @@ def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
 
 
 def test_plain_and_residual_keep_their_style_and_no_two_kinds_are_alike():
-    two = charts.group_styles({"residual": "residual", "plain": "plain"})
+    two = styling.group_styles({"residual": "residual", "plain": "plain"})
     assert two == STYLES
-    styles = charts.group_styles({kind: kind for kind in [*"abcdefghijklmn", "plain", "residual"]})
+    styles = styling.group_styles({kind: kind for kind in [*"abcdefghijklmn", "plain", "residual"]})
     assert {kind: styles[kind] for kind in STYLES} == STYLES
     assert len(set(styles.values())) == 16
-    without = charts.group_styles({kind: kind for kind in ("plain", "A", "B", "C")})
+    without = styling.group_styles({kind: kind for kind in ("plain", "A", "B", "C")})
     assert len({style.color for style in without.values()}) == 4
     looks = [styles[kind] for kind in ("plain", "residual", "a", "b")]
     assert len({style.color for style in looks}) == 4
@@ -328,10 +333,10 @@ def test_plain_and_residual_keep_their_style_and_no_two_kinds_are_alike():
 
 
 def test_groups_of_one_kind_share_a_scale_and_those_of_several_the_kinds_colours():
-    one = charts.group_styles({f"plain, lr {lr}": "plain" for lr in (1, 2, 3)})
+    one = styling.group_styles({f"plain, lr {lr}": "plain" for lr in (1, 2, 3)})
     assert len({style.color for style in one.values()}) == 3
     groups = {f"{kind}, lr {lr}": kind for lr in (1, 2) for kind in ("plain", "residual")}
-    several = charts.group_styles(groups)
+    several = styling.group_styles(groups)
     assert len(set(several.values())) == 4
     for group, kind in groups.items():
         assert several[group].color == STYLES[kind].color

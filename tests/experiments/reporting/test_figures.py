@@ -5,8 +5,9 @@ from matplotlib.collections import FillBetweenPolyCollection
 from experiments import report
 from experiments.reporting import charts, figures
 from experiments.reporting.charts import Chart, Map, Panel, Series
+from experiments.reporting.styling import Style
 
-LINE, POINTS = charts.Style("red", "o"), charts.Style("red", "o", "")
+LINE, POINTS = Style("red", "o"), Style("red", "o", "")
 
 
 def chart(*panels, **fields):
