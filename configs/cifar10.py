@@ -43,6 +43,11 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.family = "cifar"
     config.model.depth = depth
     config.model.shortcut = "none" if kind == "plain" else "pad"
+    config.model.shortcut_scale = 1.0
+    config.model.zero_init_residual = False
+    config.model.negative_slope = 0.0
+    config.model.init = "he"
+    config.model.bn_bias = 0.0
     config.model.block = "postactivation"
     config.model.widths = ()
     config.model.bottleneck_stride = "1x1"
@@ -55,6 +60,12 @@ def get_config(net: str = "resnet20") -> ml_collections.ConfigDict:
     config.model.remat = False
 
     config.optim = ml_collections.ConfigDict()
+    config.optim.optimizer = "sgd"
+    config.optim.adam_beta2 = 0.999
+    config.optim.adam_epsilon = 1e-8
+    config.optim.clip_norm = 0.0
+    config.optim.norms_of = ""
+    config.optim.frozen = ()
     config.optim.lr = 0.1
     config.optim.boundaries = (32_000, 48_000)
     config.optim.decay_factor = 0.1

@@ -37,7 +37,7 @@ from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
 from resnet_flax.storage.sweep_folder import SweepFolder
-from resnet_flax.training import build
+from resnet_flax.training import build, part_by_part
 from resnet_flax.training.initial_state import initial_variables
 from resnet_flax.training.steps import Batch
 
@@ -56,7 +56,7 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
         num_classes, batches = _first_batches(config.data, config.parallel, count)
-        parts = diagnostics.parts_of(build.build_model(model, num_classes))
+        parts = part_by_part.parts_of(build.build_model(model, num_classes))
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(parts, variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
@@ -86,7 +86,7 @@ def diagnose_run(
     """
     runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
-    parts = diagnostics.parts_of(runs[-1].model)
+    parts = part_by_part.parts_of(runs[-1].model)
     batches = build.training_batches(config.data, config.parallel, runs[-1].image_mean, count)
     initial = initial_variables(config, console.print)
     found = []

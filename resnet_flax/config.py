@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import BLOCKS
-from resnet_flax.models.resnet import Norm, Shortcut
+from resnet_flax.models.resnet import Init, Norm, Part, Shortcut
 from resnet_flax.runtime.parallel import Backend
 
 S = TypeVar("S", bound="Section")
@@ -61,6 +61,17 @@ class ModelConfig(Section):
     depth: int
     shortcut: Shortcut
     """`none` (plain), `pad` (option A), `projection` (B), `projection_all` (C)."""
+    shortcut_scale: float = 1.0
+    """A factor of the shortcut: y = relu(F(x) + a h(x))."""
+    zero_init_residual: bool = False
+    """Whether the scale of the last BN in F begins at 0, so that a block begins as its shortcut."""
+    negative_slope: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Slope of the activation below 0. 0: ReLU; between: leaky ReLU; 1: no activation."""
+    init: Init = "he"
+    """Initial kernels. `he`: Gaussian (Sec. 3.4). `looks_linear`: a plain network begins as a
+    linear function, see resnet_flax/models/looks_linear.py."""
+    bn_bias: float = 0.0
+    """What the biases of BN are at first."""
     block: Annotated[str, AfterValidator(_block)] = "postactivation"
     """A name in `BLOCKS` of resnet_flax/models/blocks.py. `postactivation`: the paper's block."""
     widths: tuple[PositiveInt, ...]
@@ -85,8 +96,20 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD, Sec. 3.4 and 4.2."""
+    """SGD, Sec. 3.4 and 4.2, and what experiments put in its place."""
 
+    optimizer: Literal["sgd", "lars", "adam"] = "sgd"
+    """`lars`: SGD that scales each kernel's gradient to the norm of the kernel (You et al. 2017).
+    `adam`: Kingma and Ba (2015), whose beta 1 is `momentum`."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip_norm: NonNegativeFloat = 0.0
+    """Longest gradient, as the L2 norm of all parameters together. 0: no limit."""
+    norms_of: Literal["", "none", "pad"] = ""
+    """A value of `model.shortcut`. Each parameter's gradient gets a constant factor. With it, the
+    gradient has at first the norm that it has in the network with that shortcut. Empty: none."""
+    frozen: tuple[Part, ...] = ()
+    """Parts of the network that are not trained. BN's running averages still follow."""
     lr: NonNegativeFloat
     boundaries: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
     """Steps at which the learning rate is multiplied by `decay_factor`, ascending."""

@@ -1,13 +1,11 @@
 """Gradient flow and layer responses, which show why a network does or does not train.
 
-Source: Sec. 4.1 and Fig. 7. This file runs the forward and the backward pass of each part itself.
-So it can look at the values between parts. It compiles equal blocks only once, so depth costs no
-compile time. All functions run in train mode, with the BN statistics of the batch, on one device.
+Source: Sec. 4.1 and Fig. 7. All functions run in train mode, with the BN statistics of the batch,
+on one device.
 
 B: batch; K: classes.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,10 +16,8 @@ from flax import linen as nn
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
-from resnet_flax.models.resnet import ResNet
-from resnet_flax.runtime import cpu
 from resnet_flax.storage.findings import Layer, Layers
-from resnet_flax.training import metrics
+from resnet_flax.training import part_by_part
 from resnet_flax.training.steps import Batch
 
 WEIGHTED = (nn.Conv, nn.Dense)
@@ -36,17 +32,6 @@ class Seen(NamedTuple):
     branches: list[jax.Array]  # F(x) of a block.
 
 
-def parts_of(model: nn.Module) -> list[nn.Module]:
-    """The parts of a network for `layer_statistics`: block by block, in train mode, on one device.
-
-    Raises UserError for VGG, which has no blocks.
-    """
-    if not isinstance(model, ResNet):
-        raise UserError("Expected a plain or residual network, got VGG.")
-    parts: list[Any] = model.clone(scan=False, remat=False, norm_axis=None).parts(train=True)
-    return parts  # With `scan=False` there are no loops over blocks, so all parts are modules.
-
-
 def layer_statistics(
     parts: Sequence[nn.Module],
     variables: dict[str, Any],
@@ -55,9 +40,7 @@ def layer_statistics(
 ) -> Layers:
     """Gradient flow and responses of every weighted layer, as means over batches.
 
-    - `parts`: modules, each called on the output of the one before. The last gives logits [B, K].
-    - `variables`: `params` and `batch_stats`, each a dict from names of parts to trees. Blocks are
-      not stacked.
+    `parts` and `variables` are as in `part_by_part.py`.
     """
     measured = [_of_batch(parts, variables, batch) for batch in batches]
     if not measured:
@@ -92,19 +75,9 @@ def _of_batch(
     parts: Sequence[nn.Module], variables: dict[str, Any], batch: Batch
 ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]], int]:
     """The mean loss, the statistics of each layer, and B."""
-    own = [{key: tree[p.name] for key, tree in variables.items() if p.name in tree} for p in parts]
-    nameless = [part.clone(name=None) for part in parts]
-    forward, backward = _compiled()
-    xs = [batch.image]
-    for part, of_part in zip(nameless, own, strict=True):
-        xs.append(forward(part, of_part, xs[-1]))
-    loss, dy = _loss_and_gradient(xs[-1], batch.label)
-    found = []
-    for part, of_part, x in zip(reversed(nameless), reversed(own), reversed(xs[:-1]), strict=True):
-        dy, statistics = backward(part, of_part, x, dy)
-        found.append(statistics)
+    loss, found = part_by_part.look_back(parts, variables, batch, _backward)
     layers: dict[str, dict[str, jax.Array]] = {}
-    for before, part, statistics in zip((None, *parts[:-1]), parts, reversed(found), strict=True):
+    for before, part, statistics in zip((None, *parts[:-1]), parts, found, strict=True):
         if isinstance(part, NORMS):
             if not isinstance(before, nn.Conv):
                 continue  # It normalises a sum, which is the response of no single layer.
@@ -113,26 +86,6 @@ def _of_batch(
             name = "/".join(filter(None, (part.name, path)))
             layers.setdefault(name, {}).update(values)
     return loss, layers, len(batch.label)
-
-
-@functools.cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`_forward` and `_backward`, compiled."""
-    options = cpu.quick_compilation()
-    compiled = functools.partial(jax.jit, static_argnums=0, compiler_options=options)
-    return compiled(_forward), compiled(_backward)
-
-
-def _forward(part: nn.Module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-    return _seen(part, variables, x)[0]
-
-
-@jax.jit
-def _loss_and_gradient(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def loss(logits: jax.Array) -> jax.Array:
-        return metrics.cross_entropy(logits, label).mean()
-
-    return jax.value_and_grad(loss)(logits)
 
 
 def _backward(
@@ -180,7 +133,7 @@ def _identity_share(
     """|h| / (|h| + |F|), with the parts of dL/dx that pass through h and through F of a block."""
     _, backward = jax.vjp(lambda x: _seen(part, variables, x, f_is_constant=True)[0], x)
     (of_h,) = backward(dy)
-    by_h, by_f = _norm(of_h), _norm(dx - of_h)
+    by_h, by_f = part_by_part.norm(of_h), part_by_part.norm(dx - of_h)
     return by_h / (by_h + by_f)
 
 
@@ -227,13 +180,6 @@ def _seen(
     return y, seen
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """The L2 norm, also if squares are too small or too large for float32."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(jnp.float32).tiny)
-    return scale * jnp.linalg.norm(x / scale)
-
-
 def _norm_and_rms(name: str, x: jax.Array) -> dict[str, jax.Array]:
-    norm = _norm(x)
+    norm = part_by_part.norm(x)
     return {f"{name}_norm": norm, f"{name}_rms": norm / x.size**0.5}

@@ -7,6 +7,7 @@ layer table, in checkpoints and in interceptors.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -23,24 +24,32 @@ Form = Literal["basic", "bottleneck"]
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def conv(features: int, kernel: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
+def conv(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    kernel_init: nn.initializers.Initializer = he_normal,
+    **kwargs: Any,
+) -> nn.Conv:
     """A square convolution: [B, H, W, C] -> [B, H/stride, W/stride, features], sizes rounded up."""
     return nn.Conv(
         features,
         kernel_size=(kernel, kernel),
         strides=stride,
         padding=kernel // 2,  # not "SAME": at stride 2, XLA's SAME pads one side only.
-        kernel_init=he_normal,
+        kernel_init=kernel_init,
         **kwargs,
     )
 
 
 class ReLU(nn.Module):
-    """max(x, 0), any shape."""
+    """max(x, 0), any shape. With a `negative_slope` a, leaky ReLU: x where x > 0, otherwise a x."""
+
+    negative_slope: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.relu(x)
+        return nn.leaky_relu(x, self.negative_slope) if self.negative_slope else nn.relu(x)
 
 
 class Identity(nn.Module):
@@ -69,10 +78,12 @@ class Block(nn.Module):
     - `stride`: 2 in the first block of a stage that halves its maps, otherwise 1.
     - `shortcut`: h of Eqn. (1). `"pad"` is option A, the identity if the shape does not change.
       `"projection"` is a 1x1 convolution with the stride. `"none"` means no h, as in a plain net.
-    - `conv`, `norm`: functions that make a convolution (as `conv` above) and a normalisation. Both
-      take a `name`.
+    - `conv`, `norm`, `relu`: functions that make a convolution (as `conv` above), a normalisation
+      and an activation. All take a `name`.
     - `stride_at`: the convolution of a bottleneck that has the stride, `"1x1"` (the first, as in
       the paper) or `"3x3"` (later practice, "v1.5").
+    - `shortcut_scale`: a factor of h. 1 in the paper.
+    - `zero_init_residual`: whether the scale of F's last norm is 0 at first, and so F.
 
     A subclass defines what `CONTRACT` lists. Parameters, multiply-adds, gradients and responses
     are read from what it computes. So it declares nothing else.
@@ -83,7 +94,10 @@ class Block(nn.Module):
     shortcut: BlockShortcut
     conv: ModuleDef
     norm: ModuleDef
+    relu: ModuleDef = ReLU
     stride_at: Literal["1x1", "3x3"] = "1x1"
+    shortcut_scale: float = 1.0
+    zero_init_residual: bool = False
     expansion: ClassVar[int]
     """Channels of the output for each of `features`."""
     activated: ClassVar[bool]
@@ -94,6 +108,13 @@ class Block(nn.Module):
     def strides(self) -> tuple[int, int]:
         """The strides of a bottleneck's first two convolutions, 1x1 and 3x3."""
         return (self.stride, 1) if self.stride_at == "1x1" else (1, self.stride)
+
+    @property
+    def last_norm(self) -> ModuleDef:
+        """Makes the norm at the end of F."""
+        if self.zero_init_residual:
+            return partial(self.norm, scale_init=nn.initializers.zeros)
+        return self.norm
 
     def residual(self, x: jax.Array) -> jax.Array:
         """F of Eqn. (1). `__call__` calls it, and diagnostics tell F from h by it."""
@@ -108,8 +129,10 @@ class Block(nn.Module):
         if self.shortcut == "none":
             return f
         if self.shortcut == "pad":
-            return f + zero_pad_shortcut(x, f.shape[-1], self.stride)
-        return f + self.project(x if u is None else u, f.shape[-1])
+            h = zero_pad_shortcut(x, f.shape[-1], self.stride)
+        else:
+            h = self.project(x if u is None else u, f.shape[-1])
+        return f + (h if self.shortcut_scale == 1 else self.shortcut_scale * h)
 
 
 CONTRACT = ("expansion", "activated", "residual", "__call__")
@@ -127,7 +150,7 @@ class PostactivationBlock(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ReLU(name="relu_out")(self.add_shortcut(self.residual(x), x))
+        return self.relu(name="relu_out")(self.add_shortcut(self.residual(x), x))
 
     def project(self, x: jax.Array, features: int) -> jax.Array:
         return self.norm(name="shortcut_bn")(super().project(x, features))
@@ -141,9 +164,9 @@ class BasicBlock(PostactivationBlock):
     def residual(self, x: jax.Array) -> jax.Array:
         f = self.conv(self.features, 3, self.stride, name="conv1")(x)
         f = self.norm(name="bn1")(f)
-        f = ReLU(name="relu1")(f)
+        f = self.relu(name="relu1")(f)
         f = self.conv(self.features, 3, name="conv2")(f)
-        return self.norm(name="bn2")(f)
+        return self.last_norm(name="bn2")(f)
 
 
 class BottleneckBlock(PostactivationBlock):
@@ -157,12 +180,12 @@ class BottleneckBlock(PostactivationBlock):
     def residual(self, x: jax.Array) -> jax.Array:
         f = self.conv(self.features, 1, self.strides[0], name="conv1")(x)
         f = self.norm(name="bn1")(f)
-        f = ReLU(name="relu1")(f)
+        f = self.relu(name="relu1")(f)
         f = self.conv(self.features, 3, self.strides[1], name="conv2")(f)
         f = self.norm(name="bn2")(f)
-        f = ReLU(name="relu2")(f)
+        f = self.relu(name="relu2")(f)
         f = self.conv(self.features * self.expansion, 1, name="conv3")(f)
-        return self.norm(name="bn3")(f)
+        return self.last_norm(name="bn3")(f)
 
 
 class PreactivationBlock(Block):
@@ -175,7 +198,7 @@ class PreactivationBlock(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        u = ReLU(name="relu1")(self.norm(name="bn1")(x))
+        u = self.relu(name="relu1")(self.norm(name="bn1")(x))
         return self.add_shortcut(self.residual(u), x, u)
 
 
@@ -186,7 +209,7 @@ class PreactBasicBlock(PreactivationBlock):
 
     def residual(self, x: jax.Array) -> jax.Array:
         f = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        f = ReLU(name="relu2")(self.norm(name="bn2")(f))
+        f = self.relu(name="relu2")(self.norm(name="bn2")(f))
         return self.conv(self.features, 3, name="conv2")(f)
 
 
@@ -197,9 +220,9 @@ class PreactBottleneckBlock(PreactivationBlock):
 
     def residual(self, x: jax.Array) -> jax.Array:
         f = self.conv(self.features, 1, self.strides[0], name="conv1")(x)
-        f = ReLU(name="relu2")(self.norm(name="bn2")(f))
+        f = self.relu(name="relu2")(self.norm(name="bn2")(f))
         f = self.conv(self.features, 3, self.strides[1], name="conv2")(f)
-        f = ReLU(name="relu3")(self.norm(name="bn3")(f))
+        f = self.relu(name="relu3")(self.norm(name="bn3")(f))
         return self.conv(self.features * self.expansion, 1, name="conv3")(f)
 
 

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_flax.errors import UserError
-from resnet_flax.models import blocks
+from resnet_flax.models import blocks, looks_linear
 from resnet_flax.models.blocks import Block, BlockShortcut, Form, ModuleDef
 from resnet_flax.models.stacking import scan_blocks
 
 Family = Literal["cifar", "imagenet"]
 Shortcut = Literal["none", "pad", "projection", "projection_all"]
 Norm = Literal["batch", "none"]
+Init = Literal["he", "looks_linear"]
+STEM = ("conv", "bn", "relu", "max_pool")
+Part = Literal["stem", "stage1", "stage2", "stage3", "stage4", "head"]
 
 CIFAR_WIDTHS = (16, 32, 64)
 IMAGENET_WIDTHS = (64, 128, 256, 512)
@@ -36,6 +39,12 @@ IMAGENET_NETS: dict[int, tuple[Form, tuple[int, ...]]] = {
 def _partial(make: ModuleDef, **fields: Any) -> ModuleDef:
     """A partial, and the same object for the same fields: two partials are never equal."""
     return partial(make, **fields)
+
+
+@cache
+def _constant(value: float) -> nn.initializers.Initializer:
+    """As `_partial`: the same object for the same value."""
+    return nn.initializers.constant(value)
 
 
 class MaxPool(nn.Module):
@@ -65,6 +74,10 @@ class ResNet(nn.Module):
       first block.
     - `shortcut`: `"pad"` (option A), `"projection"` (option B: only where a stage changes the
       dimensions), `"projection_all"` (option C), `"none"` (plain).
+    - `shortcut_scale`, `zero_init_residual`: as in `blocks.Block`.
+    - `negative_slope`: of leaky ReLU; 0 is ReLU.
+    - `kernel_init`: `"he"`, or `"looks_linear"`, see `looks_linear.py`.
+    - `bn_bias`: what every bias of BN is at first.
     - `norm`: `"batch"` is BN. `"none"` is no BN, and a bias in each convolution instead.
     - `norm_axis`: the device axis over which BN computes its statistics. None: each device alone.
     - `dtype`: dtype of the computation. Parameters, statistics and logits are float32.
@@ -79,6 +92,11 @@ class ResNet(nn.Module):
     widths: Sequence[int]
     num_classes: int
     shortcut: Shortcut = "pad"
+    shortcut_scale: float = 1.0
+    zero_init_residual: bool = False
+    negative_slope: float = 0.0
+    kernel_init: Init = "he"
+    bn_bias: float = 0.0
     bottleneck_stride: Literal["1x1", "3x3"] = "1x1"
     norm: Norm = "batch"
     bn_momentum: float = 0.9
@@ -108,35 +126,47 @@ class ResNet(nn.Module):
         Outside of `apply` the modules do not belong to the network; each has its own `name`. Two
         modules with equal fields then differ only by name, in networks of any depth.
         """
+        first, inner, last = self._initializers()
         conv = _partial(
             blocks.conv,
+            kernel_init=inner,
             use_bias=self.norm == "none",
             dtype=self.dtype,
             conv_general_dilated=self.conv_general_dilated,
         )
         norm = self._norm(train)
+        relu = _partial(blocks.ReLU, negative_slope=self.negative_slope)
         imagenet = self.stem == "imagenet"
+        kernel, stride = (7, 2) if imagenet else (3, 1)
         parts: list[Callable[[jax.Array], jax.Array]] = [
-            conv(self.widths[0], 7 if imagenet else 3, 2 if imagenet else 1, name="conv"),
+            conv(self.widths[0], kernel, stride, kernel_init=first, name="conv"),
         ]
         if self.block.activated:
-            parts += [norm(name="bn"), blocks.ReLU(name="relu")]
+            parts += [norm(name="bn"), relu(name="relu")]
         if imagenet:
             parts.append(MaxPool(name="max_pool"))
         for stage in range(len(self.widths)):
-            parts += self._stage(stage, conv, norm)
+            parts += self._stage(stage, conv=conv, norm=norm, relu=relu)
         if not self.block.activated:
-            parts += [norm(name="bn_out"), blocks.ReLU(name="relu_out")]
+            parts += [norm(name="bn_out"), relu(name="relu_out")]
         return [
             *parts,
             GlobalAveragePool(name="global_average_pool"),
-            nn.Dense(self.num_classes, kernel_init=blocks.he_normal, name="fc"),
+            nn.Dense(self.num_classes, kernel_init=last, name="fc"),
         ]
+
+    @nn.nowrap
+    def _initializers(self) -> tuple[nn.initializers.Initializer, ...]:
+        """Of the kernels of the first, the inner and the last layer."""
+        if self.kernel_init == "looks_linear":
+            return looks_linear.first, looks_linear.inner, looks_linear.last
+        return (blocks.he_normal,) * 3
 
     @nn.nowrap
     def _norm(self, train: bool) -> ModuleDef:
         if self.norm == "none":
             return blocks.Identity
+        bias = {"bias_init": _constant(self.bn_bias)} if self.bn_bias else {}
         return _partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -144,20 +174,20 @@ class ResNet(nn.Module):
             epsilon=self.bn_epsilon,
             axis_name=self.norm_axis,
             dtype=self.dtype,
+            **bias,
         )
 
     @nn.nowrap
-    def _stage(
-        self, stage: int, conv: ModuleDef, norm: ModuleDef
-    ) -> list[Callable[[jax.Array], jax.Array]]:
+    def _stage(self, stage: int, **makers: ModuleDef) -> list[Callable[[jax.Array], jax.Array]]:
         count = self.blocks_per_stage[stage]
         block = partial(
             # In a loop, XLA cannot merge the two computations of a block anyway.
             nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
             features=self.widths[stage],
-            conv=conv,
-            norm=norm,
             stride_at=self.bottleneck_stride,
+            shortcut_scale=self.shortcut_scale,
+            zero_init_residual=self.zero_init_residual,
+            **makers,
         )
         parts: list[Callable[[jax.Array], jax.Array]] = [
             block(
@@ -212,7 +242,37 @@ def build_resnet(
             f'Expected model.widths that do not shrink with model.shortcut="pad", got {widths};'
             ' "projection" accepts any widths.'
         )
-    return ResNet(family, blocks.find(block, form), counts, widths, shortcut=shortcut, **fields)
+    net = ResNet(family, blocks.find(block, form), counts, widths, shortcut=shortcut, **fields)
+    _check_effects(net, block)
+    return net
+
+
+def _check_effects(net: ResNet, block: str) -> None:
+    """Raises UserError for a field that would have no effect, or not the one that it stands for."""
+    is_plain, has_bn = net.shortcut == "none", net.norm == "batch"
+    if is_plain and net.shortcut_scale != 1:
+        raise UserError(
+            'Expected model.shortcut_scale=1 with model.shortcut="none", which has no shortcut to'
+            f' scale, got {net.shortcut_scale}; give model.shortcut="pad".'
+        )
+    if net.bn_bias and not has_bn:
+        raise UserError(
+            f'Expected model.bn_bias=0 with model.norm="none", got {net.bn_bias}; leave it out.'
+        )
+    if net.zero_init_residual and (is_plain or not has_bn or block != "postactivation"):
+        raise UserError(
+            'Expected model.zero_init_residual=False, or a shortcut, model.norm="batch" and'
+            f' model.block="postactivation", got shortcut={net.shortcut!r}, norm={net.norm!r} and'
+            f" block={block!r}."
+        )
+    exact = is_plain and net.stem == "cifar" and not net.negative_slope and not net.bn_bias
+    if net.kernel_init == "looks_linear" and not exact:
+        raise UserError(
+            'Expected model.init="he", or model.family="cifar", model.shortcut="none",'
+            " model.negative_slope=0 and model.bn_bias=0, with which a network can be linear, got"
+            f" family={net.stem!r}, shortcut={net.shortcut!r}, negative_slope={net.negative_slope}"
+            f" and bn_bias={net.bn_bias}."
+        )
 
 
 def _cifar_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
@@ -230,3 +290,11 @@ def _imagenet_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
     if depth not in IMAGENET_NETS:
         raise UserError(f"Expected an ImageNet depth in {tuple(IMAGENET_NETS)}, got {depth}.")
     return IMAGENET_NETS[depth]
+
+
+def part_of(name: str) -> Part:
+    """The part of a network to which a module of it belongs, by the module's name."""
+    if name.startswith("stage"):
+        part: Any = name.split("_")[0]
+        return part
+    return "stem" if name in STEM else "head"

@@ -7,7 +7,7 @@ never hold stacked blocks.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -49,8 +49,12 @@ def unstack(tree: T) -> T:
 
 def is_stacked(tree: Any) -> bool:
     """Whether the blocks of any stage are stacked."""
-    names = (str(key) for path, _ in jax.tree.leaves_with_path(tree) for key in path)
-    return any(_BLOCKS.search(name) for name in names)
+    return any(stands_in_stack(path) for path, _ in jax.tree.leaves_with_path(tree))
+
+
+def stands_in_stack(path: Sequence[Any]) -> bool:
+    """Whether an array has a leading axis of blocks. `path`: its keys in the tree, as jax gives."""
+    return any(_BLOCKS.search(str(key)) for key in path)
 
 
 def _convert(tree: T, convert: Callable[[dict[str, Any]], dict[str, Any]]) -> T:

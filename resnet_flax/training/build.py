@@ -29,6 +29,19 @@ from resnet_flax.training.steps import Batch
 # With `model.scan="auto"`, networks deeper than this are scanned. See
 # experiments/results/benchmarks.
 DEEPEST_UNROLLED = 110
+# What a config of VGG may have in fields of other networks.
+WITHOUT_BLOCKS = {
+    "shortcut": ("none",),
+    "widths": ((),),
+    "block": ("postactivation",),
+    "scan": ("auto", "off"),
+    "remat": (False,),
+    "shortcut_scale": (1.0,),
+    "zero_init_residual": (False,),
+    "negative_slope": (0.0,),
+    "init": ("he",),
+    "bn_bias": (0.0,),
+}
 
 
 class Experiment(NamedTuple):
@@ -49,8 +62,9 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
     `devices`: the devices that the run uses. Default: all.
     """
     data = config.data
-    # Checks the network before the data set is read. Any class count will do.
-    build_model(config.model, num_classes=1)
+    # Checks the networks before the data set is read. Any class count will do.
+    for model in (config.model, *twins(config)):
+        build_model(model, num_classes=1)
     devices = devices or Devices(config.parallel)
     devices.check_divisible("data.batch_size", data.batch_size)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
@@ -76,6 +90,22 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
         train=train,
         test=test,
     )
+
+
+def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
+    """The network of `optim.norms_of`, if the config names one.
+
+    Raises UserError if the two networks have different parameters.
+    """
+    model, shortcut = config.model, config.optim.norms_of
+    if not shortcut:
+        return ()
+    if model.family == "vgg" or model.shortcut not in ("none", "pad") or model.shortcut == shortcut:
+        raise UserError(
+            'Expected optim.norms_of="" or model.shortcut in ("none", "pad") and another of the two'
+            f" in optim.norms_of, got model.shortcut={model.shortcut!r} and {shortcut!r}."
+        )
+    return (model.model_copy(update={"shortcut": shortcut, "shortcut_scale": 1.0}),)
 
 
 def open_split(config: DataConfig, split: str) -> Split | Stream:
@@ -135,21 +165,12 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network of a config. Raises UserError if its family has no such network."""
     dtype = jnp.dtype(config.dtype)
     if config.family == "vgg":
-        if config.shortcut != "none" or config.widths:
-            raise UserError(
-                'Expected model.shortcut="none" and model.widths=() for VGG, got'
-                f" model.shortcut={config.shortcut!r} and model.widths={config.widths}."
-            )
-        if config.block != "postactivation":
-            raise UserError(
-                'Expected model.block="postactivation", the default, for VGG, which has no blocks,'
-                f" got model.block={config.block!r}; leave it out, or give another model.family."
-            )
-        if config.scan == "on" or config.remat:
-            raise UserError(
-                'Expected model.scan="auto" or "off" and model.remat=False for VGG, which has no'
-                f" blocks, got model.scan={config.scan!r} and model.remat={config.remat}."
-            )
+        for name, expected in WITHOUT_BLOCKS.items():
+            if (got := getattr(config, name)) not in expected:
+                raise UserError(
+                    f"Expected model.{name} in {expected} for VGG, which has no blocks and no BN,"
+                    f" got {got!r}; give that, or another model.family."
+                )
         return vgg.build_vgg(config.depth, num_classes, dtype)
     return build_resnet(
         config.family,
@@ -158,6 +179,11 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         config.widths,
         config.block,
         num_classes=num_classes,
+        shortcut_scale=config.shortcut_scale,
+        zero_init_residual=config.zero_init_residual,
+        negative_slope=config.negative_slope,
+        kernel_init=config.init,
+        bn_bias=config.bn_bias,
         bottleneck_stride=config.bottleneck_stride,
         norm=config.norm,
         bn_momentum=config.bn_momentum,
@@ -187,7 +213,18 @@ def build_schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with the learning rate of `schedule`."""
-    return optim.sgd(
-        schedule, config.momentum, config.nesterov, config.weight_decay, config.decay_bn_and_bias
-    )
+    """The optimiser, with the learning rate of `schedule`."""
+    decay = config.weight_decay, config.decay_bn_and_bias
+    if config.optimizer == "adam":
+        betas = config.momentum, config.adam_beta2
+        optimizer = optim.adam(schedule, *betas, config.adam_epsilon, config.nesterov, *decay)
+    else:
+        rule = {"sgd": optim.sgd, "lars": optim.lars}[config.optimizer]
+        optimizer = rule(schedule, config.momentum, config.nesterov, *decay)
+    if config.clip_norm:
+        optimizer = optim.with_clipping(optimizer, config.clip_norm)
+    if config.norms_of:
+        optimizer = optim.with_factors(optimizer)
+    if config.frozen:
+        optimizer = optim.with_frozen(optimizer, config.frozen)
+    return optimizer

@@ -16,9 +16,10 @@ from resnet_flax.runtime.parallel import Devices
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, steps
+from resnet_flax.training import build, optim, steps
 from resnet_flax.training.build import Experiment
 from resnet_flax.training.transfer import transfer
+from resnet_flax.training.twin import norm_factors
 
 
 def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainState:
@@ -33,6 +34,8 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     state = stacking.unstack(jax.device_get(init(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
+    if built.config.optim.norms_of:
+        state = state.replace(opt_state=_with_norms_of_twin(built, state))
     return _as_trained(built, state)
 
 
@@ -114,6 +117,18 @@ def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
     model = built.model if is_vgg else built.model.clone(scan=True)
     shape = built.train.image_shape
     return functools.partial(steps.init_state, model, built.optimizer, image_shape=shape)
+
+
+def _with_norms_of_twin(built: Experiment, state: steps.TrainState) -> Any:
+    """The optimiser's state, with the factors that give each gradient the norm of the twin's."""
+    train = built.train
+    factors = norm_factors(built.config, train.num_classes, train.image_mean(), state.variables)
+
+    def of_network(ones: Any) -> Any:
+        parts = {name: factors[name] for name in ones}  # In the order of the state.
+        return jax.tree.map(np.full_like, ones, parts)
+
+    return optim.set_factors(state.opt_state, of_network)
 
 
 def _transferred(

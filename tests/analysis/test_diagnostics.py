@@ -14,6 +14,7 @@ from resnet_flax.models.blocks import BasicBlock
 from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
 from resnet_flax.models.vgg import build_vgg
 from resnet_flax.training import metrics
+from resnet_flax.training import part_by_part
 from resnet_flax.training.steps import Batch
 from tests.models.test_blocks import GatedBlock
 
@@ -343,7 +344,7 @@ def test_blocks_of_equal_shape_are_compiled_once_in_networks_of_any_depth():
         net = build_resnet("cifar", depth, "pad", (4, 4, 8), num_classes=3)
         variables = random_variables(net)
         layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
-        return diagnostics._compiled()[1]._cache_size()  # type: ignore[attr-defined]
+        return part_by_part.compiled(diagnostics._backward)._cache_size()
 
     assert compiled(14) == compiled(20)
 
@@ -363,8 +364,8 @@ def test_where_the_loss_is_not_finite_no_gradient_is_zero():
 
 def test_parts_are_of_one_device_and_one_by_one_and_vgg_has_none():
     net = build_resnet("cifar", 14, "pad", num_classes=3, scan=True, norm_axis="data")
-    parts = diagnostics.parts_of(net)
+    parts = part_by_part.parts_of(net)
     assert [part.name for part in parts[3:5]] == ["stage1_block1", "stage1_block2"]
     assert parts[1].axis_name is None and not parts[1].use_running_average
     with pytest.raises(UserError, match="Expected a plain or residual network, got VGG"):
-        diagnostics.parts_of(build_vgg(16, num_classes=3))
+        part_by_part.parts_of(build_vgg(16, num_classes=3))
