@@ -1,6 +1,7 @@
 """Results of diagnostics, in JSON files beside a run's other records. No JAX: reports need none.
 
 RUN/diagnostics/layers-STEP.json  `Layers` at a step; step 0: before training
+RUN/diagnostics/signal.json       `Signal`, before training
 RUN/diagnostics/line.json         `Line`
 RUN/diagnostics/plane.json        `Plane`
 SWEEP/initial.json                `Initial`: networks of a sweep and others, before training
@@ -19,6 +20,7 @@ from resnet_flax.storage.filesystem import AnyPath
 F = TypeVar("F", bound="Finding")
 LARGEST = 2**26  # Bytes of a file.
 LAYERS, LINE, PLANE, INITIAL = "layers", "line.json", "plane.json", "initial.json"
+SIGNAL = "signal.json"
 
 
 class Finding(pydantic.BaseModel):
@@ -59,6 +61,30 @@ class Layers(Finding):
     loss: float | None
     """Mean loss over these batches, in nats. BN uses the statistics of each batch."""
     layers: tuple[Layer, ...]
+
+
+class StageSignal(Finding):
+    """The stem or a stage. Errors are of features: the stage's output, as its mean over places."""
+
+    name: str
+    gradient_cosine: float | None
+    """Mean cosine between the gradients of the stage's kernels in two batches."""
+    neighbour_error: float
+    """How many percent of images have another label than the nearest other image."""
+    ridge_error: float
+    """Leave-one-out error of a ridge regression, in percent."""
+
+
+class Signal(Finding):
+    """What is left of images and of the loss inside a network that is not trained."""
+
+    batches: int
+    batch_size: int
+    gradient_ratio: float | None
+    """|dL/dx| at the input of the first block over that at the output of the last block."""
+    predicted_ratio: float | None
+    """The same by mean-field theory. None: the theory does not cover the network."""
+    stages: tuple[StageSignal, ...]
 
 
 class _Path(Finding):
@@ -108,6 +134,8 @@ class Network(Finding):
     norm: str
     seed: int
     at: Layers
+    signal: Signal | None = None
+    """None: not measured."""
 
 
 class Initial(Finding):

@@ -1,0 +1,126 @@
+"""Mean-field theory of gradients in plain and residual networks with BN, before training.
+
+Layers of infinite width, batches of infinite size, Gaussian kernels. Yang et al. (2019), arXiv
+1902.08129, treat plain networks: there BN makes gradients explode. Here are also shortcuts.
+
+**Forward.** BN makes each channel z of its output Gaussian over the batch, with mean b (BN's bias)
+and variance 1. Let phi be the activation. A block computes
+
+    x' = phi(s),    s = f + a h(x),    f ~ N(b, 1)
+
+where f = F(x) and a is `shortcut_scale`. The kernels of F are random, so f and x are independent.
+The density of x' follows from that of x by one convolution with a Gaussian.
+
+**Backward.** A kernel with fan-in n and entries of variance 2/n gives its output the variance
+2 Var[x], and a gradient that passes back through it twice its squared norm, summed over channels
+and places. BN divides by its input's standard deviation. So conv-BN multiplies the squared norm by
+2 / (2 Var[x]) = 1 / Var[x], and the activation by E[phi'(z)^2]. F has two convolutions, and its
+inner layer reads phi(z) with z ~ N(b, 1):
+
+    |dL/dx|^2 = (a^2 + r / Var[x]) |dL/ds|^2,    r = E[phi'(z)^2] / Var[phi(z)]
+    |dL/ds|^2 = E[phi'(s)^2] |dL/dx'|^2
+
+The two parts of dL/dx add in squares because the kernels of F have mean 0. In a plain network a is
+0 and s = f, so each layer multiplies the squared norm by r: pi / (pi - 1) = 1.467 for ReLU.
+
+**Where a stage begins**, option A pads with zeros: new channels have s = f. So channels differ by
+the stage in which they began. The sums above then run over these groups of channels. The gradient
+of f spreads evenly over all channels of x, that of h stays in its channel. BN's own gradient terms,
+which take away the mean and the part along z, are small for large batches and left out.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_STEP = 0.02
+_GRID = np.arange(-2_500, 7_501) * _STEP  # Values of s: -50 to 150, with a 0.
+
+
+class Moments(NamedTuple):
+    """Of x = phi(s) in one group of channels."""
+
+    variance: float
+    slope_square: float  # E[phi'(s)^2].
+
+
+class Group(NamedTuple):
+    """Channels that began in the same stage."""
+
+    count: int
+    density: np.ndarray  # The probability of each value of `_GRID`, for s.
+
+
+def layer_growth(negative_slope: float = 0.0, bn_bias: float = 0.0) -> float:
+    """r: the factor by which a layer conv-BN-phi of a plain network multiplies |dL/dx|^2."""
+    moments = _moments(_gaussian(bn_bias), negative_slope)
+    return moments.slope_square / moments.variance
+
+
+def gradient_ratio(
+    blocks_per_stage: Sequence[int],
+    widths: Sequence[int],
+    shortcut_scale: float = 1.0,
+    negative_slope: float = 0.0,
+    bn_bias: float = 0.0,
+) -> float:
+    """|dL/dx| at the input of the first block over that at the output of the last block.
+
+    Blocks are basic and post-activation, shortcuts are option A. `shortcut_scale` 0 is a plain
+    network.
+    """
+    f, r = _gaussian(bn_bias), layer_growth(negative_slope, bn_bias)
+    groups = [Group(widths[0], f)]  # What the first block reads.
+    passed = []
+    for width, count in zip(widths, blocks_per_stage, strict=True):
+        for _ in range(count):
+            x = groups
+            groups = [
+                Group(g.count, _next(g.density, shortcut_scale, negative_slope, f)) for g in x
+            ]
+            if new := width - sum(g.count for g in x):
+                groups.append(Group(new, f))
+            passed.append((x, groups))
+    squares = _shares(groups)  # |dL/dx|^2 by group; the loss reads all channels alike.
+    for x, y in reversed(passed):
+        of_s = squares * [_moments(g.density, negative_slope).slope_square for g in y]
+        variance = _shares(x) @ [_moments(g.density, negative_slope).variance for g in x]
+        through_f = r / variance * of_s.sum() * _shares(x)
+        squares = through_f + shortcut_scale**2 * of_s[: len(x)]
+    return float(np.sqrt(squares.sum()))
+
+
+def _shares(groups: Sequence[Group]) -> np.ndarray:
+    counts = np.array([g.count for g in groups])
+    return counts / counts.sum()
+
+
+def _gaussian(mean: float) -> np.ndarray:
+    density = np.exp(-((_GRID - mean) ** 2) / 2)
+    return density / density.sum()
+
+
+def _activated(negative_slope: float) -> np.ndarray:
+    return np.where(_GRID > 0, _GRID, negative_slope * _GRID)
+
+
+def _moments(density: np.ndarray, negative_slope: float) -> Moments:
+    x = _activated(negative_slope)
+    mean = density @ x
+    slope = np.where(_GRID > 0, 1.0, negative_slope**2)
+    slope[_GRID == 0] = (1 + negative_slope**2) / 2
+    return Moments(float(density @ (x - mean) ** 2), float(density @ slope))
+
+
+def _next(s: np.ndarray, scale: float, negative_slope: float, f: np.ndarray) -> np.ndarray:
+    """The density of f + scale phi(s)."""
+    h = scale * _activated(negative_slope)
+    # Each value is shared by its two neighbours on the grid, which keeps the mean.
+    below = np.floor((h - _GRID[0]) / _STEP).astype(int)
+    above = (h - _GRID[below]) / _STEP
+    of_h = np.bincount(below, s * (1 - above), len(_GRID))
+    of_h += np.bincount(np.minimum(below + 1, len(_GRID) - 1), s * above, len(_GRID))
+    seen = np.flatnonzero(f > 1e-16)  # The rest of f is below rounding.
+    start = np.flatnonzero(_GRID == 0)[0] - seen[0]
+    return np.convolve(of_h, f[seen])[start : start + len(_GRID)]

@@ -1,0 +1,59 @@
+"""The theory of gradients, on cases known by hand and by simulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax.analysis import mean_field
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.training import part_by_part
+from resnet_flax.training.steps import Batch
+
+
+def test_a_layer_grows_gradients_as_yang_et_al_say():
+    # 1e-3: the grid's step is 0.02.
+    assert mean_field.layer_growth() == pytest.approx(np.pi / (np.pi - 1), rel=1e-3)
+    assert mean_field.layer_growth(negative_slope=1.0) == pytest.approx(1, rel=1e-3)
+    # With a large bias ReLU passes everything.
+    assert mean_field.layer_growth(bn_bias=8.0) == pytest.approx(1, rel=1e-3)
+    # Leaky ReLU: E[phi'^2] = (1 + a^2) / 2, Var = (1 + a^2) / 2 - (1 - a)^2 / (2 pi).
+    a = 0.3
+    expected = (1 + a**2) / (1 + a**2 - (1 - a) ** 2 / np.pi)
+    assert mean_field.layer_growth(negative_slope=a) == pytest.approx(expected, rel=1e-3)
+
+
+def test_plain_networks_multiply_the_growth_of_their_layers():
+    ratio = mean_field.gradient_ratio((2, 2, 2), (4, 8, 16), shortcut_scale=0)
+    assert ratio == pytest.approx(mean_field.layer_growth() ** 6, rel=1e-6)
+
+
+def test_a_linear_residual_block_has_a_closed_form():
+    # Slope 1: s = f + x and Var[x] = 1, 2, ... A block multiplies the square by 1 + 1 / Var[x].
+    ratio = mean_field.gradient_ratio((3,), (4,), negative_slope=1.0)
+    assert ratio == pytest.approx(np.sqrt((1 + 1) * (1 + 1 / 2) * (1 + 1 / 3)), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "fields"),
+    [
+        ("none", {}),
+        ("pad", {}),
+        ("pad", {"shortcut_scale": 0.5}),
+        ("none", {"negative_slope": 0.5}),
+        ("none", {"bn_bias": 1.0}),
+    ],
+)
+def test_networks_do_as_the_theory_says(shortcut, fields):
+    widths = (16, 32, 64)
+    net = build_resnet("cifar", 14, shortcut, widths, num_classes=10, **fields)
+    image = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
+    batch = Batch(image, jnp.arange(32) % 10)
+    variables = jax.jit(net.init)(jax.random.key(0), image[:1])
+    _, of_inputs = part_by_part.gradients(part_by_part.parts_of(net), variables, batch)
+    # To the last block: after it, the pool gives all places of an image one gradient.
+    first, last = (part_by_part.norm(of_inputs[f"stage{k}_block{i}"]) for k, i in ((1, 1), (3, 2)))
+    scale = fields.pop("shortcut_scale", 1.0) if shortcut == "pad" else 0.0
+    predicted = mean_field.gradient_ratio((2, 2, 1), widths, scale, **fields)
+    # 20 %: finite widths, batches and maps.
+    assert first / last == pytest.approx(predicted, rel=0.2)

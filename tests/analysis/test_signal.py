@@ -1,0 +1,68 @@
+"""What is left of a signal, on cases known by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax.analysis import signal
+from resnet_flax.models.resnet import build_resnet
+from resnet_flax.training import part_by_part
+from resnet_flax.training.steps import Batch
+
+
+def test_the_cosine_is_the_mean_over_pairs():
+    vectors = [np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.array([0.0, 3.0])]
+    assert signal.mean_cosine(vectors) == pytest.approx(1 / 3)
+    assert signal.mean_cosine([vectors[0], -vectors[1]]) == pytest.approx(-1)
+
+
+def test_the_nearest_other_image_decides():
+    features = np.array([[0.0], [1.0], [3.0], [3.5], [9.0]])
+    # Nearest: 1, 0, 3, 2, 3.
+    assert signal.neighbour_error(features, np.array([0, 0, 1, 2, 2])) == pytest.approx(40)
+
+
+def test_the_regression_is_fitted_without_the_image_that_it_predicts():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 4)), rng.integers(3, size=30)
+    features[:, 0] += labels
+    centred = features - features.mean(axis=0)
+    penalty = signal.PENALTY * np.square(centred).sum() / 4
+    wrong = 0
+    for i in range(30):
+        rest = np.arange(30) != i
+        design = np.c_[features[rest], np.ones(29)]
+        gram = design.T @ design + penalty * np.diag([1, 1, 1, 1, 0])
+        weights = np.linalg.solve(gram, design.T @ np.eye(3)[labels[rest]])
+        wrong += (np.r_[features[i], 1] @ weights).argmax() != labels[i]
+    assert 0 < wrong < 30
+    assert signal.ridge_error(features, labels) == pytest.approx(100 * wrong / 30)
+
+
+def test_features_that_are_all_equal_say_nothing():
+    labels = np.arange(10) % 2
+    assert signal.ridge_error(np.ones((10, 3), np.float32), labels) == 100
+
+
+def test_a_network_is_measured_by_stages():
+    net = build_resnet("cifar", 8, "pad", (4, 4, 8), num_classes=3)
+    images = jax.random.normal(jax.random.key(1), (2, 12, 8, 8, 3))
+    batches = [Batch(image, jnp.arange(12) % 3) for image in images]
+    variables = jax.jit(net.init)(jax.random.key(0), images[0])
+    found = signal.measure(part_by_part.parts_of(net), variables, batches, 2.5)
+    assert [stage.name for stage in found.stages] == ["stem", "stage1", "stage2", "stage3"]
+    assert (found.batches, found.batch_size, found.predicted_ratio) == (2, 12, 2.5)
+
+    def loss(params, batch):
+        logits, _ = net.apply(
+            {**variables, "params": params}, batch.image, train=True, mutable=["batch_stats"]
+        )
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(12), batch.label])
+
+    whole = [jax.jit(jax.grad(loss))(variables["params"], batch) for batch in batches]
+    kernels = [g["stage2_block1"] for g in whole]
+    vectors = [np.r_[g["conv1"]["kernel"].ravel(), g["conv2"]["kernel"].ravel()] for g in kernels]
+    # 1e-3: float32, in another order.
+    cosine = found.stages[2].gradient_cosine
+    assert cosine == pytest.approx(signal.mean_cosine(vectors), abs=1e-3)
