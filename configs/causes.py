@@ -19,26 +19,15 @@ explanation is the whole story.
 - Forward: the last layers cannot learn, because the untrained front has lost what the image shows.
 """
 
-from typing import Any, NamedTuple
-
 import ml_collections
 
 from configs import cifar10, degradation
 
-
-class Prediction(NamedTuple):
-    """`trains`: below 10 % training error. `fails`: above 50 %. Empty: it says neither."""
-
-    vanishing: str
-    exploding: str
-    forward: str
-
-
-PLAIN: dict[str, Any] = {"model.shortcut": "none"}
-RESIDUAL: dict[str, Any] = {"model.shortcut": "pad"}
+PLAIN = {"model.shortcut": "none"}
+RESIDUAL = {"model.shortcut": "pad"}
 FRONT = {"optim.frozen": ("stem", "stage1", "stage2")}
 # The names of conditions, in the order of what they decide.
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "plain": PLAIN,
     "residual": RESIDUAL,
     "plain, gradient norms of residual": PLAIN | {"optim.norms_of": "pad"},
@@ -60,26 +49,29 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain, four times the steps": PLAIN
     | {"steps": 960, "optim.boundaries": (480, 720), "checkpoint_every": 480},
 }
+EXPLANATIONS = ("vanishing", "exploding", "forward")
+# What each of them expects: `trains` is below 10 % training error, `fails` is above 50 %, and empty
+# is neither.
 PREDICTIONS = {
-    "plain": Prediction("fails", "fails", "fails"),
-    "residual": Prediction("trains", "trains", "trains"),
-    "plain, gradient norms of residual": Prediction("trains", "trains", "fails"),
-    "residual, gradient norms of plain": Prediction("fails", "fails", "trains"),
-    "plain, leaky 0.5": Prediction("trains", "trains", "trains"),
-    "plain, looks linear": Prediction("trains", "trains", "trains"),
-    "shortcut x 0.5": Prediction("", "fails", "fails"),
-    "plain, front frozen": Prediction("fails", "trains", "fails"),
-    "residual, front frozen": Prediction("trains", "trains", "trains"),
-    "plain, LARS": Prediction("trains", "trains", "fails"),
-    "plain, BN bias 1": Prediction("trains", "trains", ""),
-    "plain, Adam": Prediction("trains", "trains", "fails"),
-    "plain, clipped": Prediction("fails", "trains", "fails"),
-    "plain, rate 0.01": Prediction("fails", "trains", "fails"),
-    "plain, warm-up": Prediction("fails", "trains", "fails"),
-    "plain, leaky 0.2": Prediction("", "", "fails"),
-    "plain, BN bias 1, rate 0.01": Prediction("", "trains", ""),
-    "residual, zero-initialised": Prediction("trains", "trains", "trains"),
-    "plain, four times the steps": Prediction("trains", "fails", "fails"),
+    "plain": ("fails", "fails", "fails"),
+    "residual": ("trains", "trains", "trains"),
+    "plain, gradient norms of residual": ("trains", "trains", "fails"),
+    "residual, gradient norms of plain": ("fails", "fails", "trains"),
+    "plain, leaky 0.5": ("trains", "trains", "trains"),
+    "plain, looks linear": ("trains", "trains", "trains"),
+    "shortcut x 0.5": ("", "fails", "fails"),
+    "plain, front frozen": ("fails", "trains", "fails"),
+    "residual, front frozen": ("trains", "trains", "trains"),
+    "plain, LARS": ("trains", "trains", "fails"),
+    "plain, BN bias 1": ("trains", "trains", ""),
+    "plain, Adam": ("trains", "trains", "fails"),
+    "plain, clipped": ("fails", "trains", "fails"),
+    "plain, rate 0.01": ("fails", "trains", "fails"),
+    "plain, warm-up": ("fails", "trains", "fails"),
+    "plain, leaky 0.2": ("", "", "fails"),
+    "plain, BN bias 1, rate 0.01": ("", "trains", ""),
+    "residual, zero-initialised": ("trains", "trains", "trains"),
+    "plain, four times the steps": ("trains", "fails", "fails"),
 }
 DECISIVE = tuple(KINDS)[:7]
 """The conditions on larger maps: both kinds, both swaps, and the three rescues."""

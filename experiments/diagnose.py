@@ -1,5 +1,7 @@
 """Measures why networks do or do not train: gradients and responses by layer, loss by weights.
 
+Also what is left of images and of the loss inside a network before training.
+
 .venv/bin/python -m experiments.diagnose --workdir=runs/digits
 .venv/bin/python -m experiments.diagnose --workdir=runs/digits/plain-56-s0 --landscape
 .venv/bin/python -m experiments.diagnose --workdir=runs/digits \
@@ -26,7 +28,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.sweeping import grid
-from resnet_flax.analysis import diagnostics, landscape
+from resnet_flax.analysis import diagnostics, landscape, signal
 from resnet_flax.config import DataConfig, RunConfig, parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
@@ -56,11 +58,12 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
         num_classes, batches = _first_batches(config.data, config.parallel, count)
-        parts = part_by_part.parts_of(build.build_model(model, num_classes))
+        net = build.build_model(model, num_classes)
         variables = initial_variables(config, console.print)
-        at = diagnostics.layer_statistics(parts, variables, batches)
+        at = diagnostics.layer_statistics(part_by_part.parts_of(net), variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
-        networks.append(Network(**point, at=at))
+        found = signal.measure(net, variables, batches)
+        networks.append(Network(**point, at=at, signal=found))
     return networks
 
 
@@ -81,6 +84,8 @@ def diagnose_run(
 ) -> list[Layers]:
     """Measures the layers before training and at each of the saved steps; stores and returns them.
 
+    Also stores the signal before training.
+
     With `resolution`, also stores the loss on a line and on a plane. The line goes from the initial
     weights to those of the last of these steps. The plane is around the latter.
     """
@@ -89,6 +94,8 @@ def diagnose_run(
     parts = part_by_part.parts_of(runs[-1].model)
     batches = build.training_batches(config.data, config.parallel, runs[-1].image_mean, count)
     initial = initial_variables(config, console.print)
+    found_signal = signal.measure(runs[-1].model, initial, batches)
+    findings.save(findings.folder(folder) / findings.SIGNAL, found_signal)
     found = []
     moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in runs)]
     for step, variables in moments:

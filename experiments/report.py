@@ -44,7 +44,8 @@ def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
     Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
     """
     tables = run_tables.read(SweepFolder(workdir))
-    return tables, diagnostic_charts.read(tables.sweep, styling.group_styles(tables.groups))
+    styles = styling.group_styles(tables.groups)
+    return tables, diagnostic_charts.read(tables.sweep, styles, tables.runs)
 
 
 def write(workdir: AnyPath) -> None:

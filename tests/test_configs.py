@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import causes, degradation
 from resnet_flax import config
 from resnet_flax.storage.records import differing_fields
 from resnet_flax.training import build
@@ -27,7 +28,7 @@ def test_a_config_is_whole_and_names_a_network(name, net):
 
 def test_no_config_is_missing_from_these_tests():
     files = {path.stem for path in Path("configs").glob("*.py")} - {"__init__"}
-    assert files == {*RUN_CONFIGS, "degradation", "machines", "questions"}
+    assert files == {*RUN_CONFIGS, "causes", "degradation", "machines", "questions"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])
@@ -97,3 +98,28 @@ def test_the_short_cifar10_sweep_divides_the_steps_and_drops_by_eight(kind):
         "checkpoint_every",
         "optim.boundaries",
     }
+
+
+@pytest.mark.parametrize("data", ["digits", "dose", "cifar10", "theory"])
+def test_the_conditions_of_causes_are_networks_that_exist(data):
+    for run in expanded(causes.get_config(data).to_dict()):
+        for model in (run.config.model, *build.twins(run.config)):
+            build.build_model(model, num_classes=10)
+
+
+def test_every_explanation_was_asked_about_every_condition():
+    assert list(causes.PREDICTIONS) == list(causes.KINDS)
+    words = {word for said in causes.PREDICTIONS.values() for word in said}
+    assert all(len(said) == len(causes.EXPLANATIONS) for said in causes.PREDICTIONS.values())
+    assert words == {"trains", "fails", ""}
+    # A condition on which all three agree decides nothing, but shows that the others do.
+    agreed = [kind for kind, said in causes.PREDICTIONS.items() if len(set(said)) == 1]
+    assert len(agreed) < len(causes.KINDS) / 2
+
+
+def test_plain_and_residual_are_those_of_the_degradation_experiment():
+    ours, theirs = causes.get_config(), degradation.get_config("digits")
+    assert ours.run.to_dict() == theirs.run.to_dict()
+    of_both = {"plain": "none", "residual": "pad"}
+    assert {k: causes.KINDS[k]["model.shortcut"] for k in of_both} == of_both
+    assert all(len(causes.KINDS[kind]) == 1 for kind in of_both)

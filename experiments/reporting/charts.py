@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from experiments.reporting.styling import Style, Styles, depth_colors, group_styles
+from experiments.reporting.styling import COLORS, KNOWN, Style, Styles, depth_colors, group_styles
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Panel:
     title: str
     series: tuple[Series, ...] = ()
     field: Field | Map | None = None
+    log_x: bool = False
 
     def is_empty(self) -> bool:
         """Whether nothing could be drawn."""
@@ -105,13 +106,22 @@ def seeds_of(rows: pd.DataFrame) -> tuple[int, ...]:
     return tuple(sorted(int(seed) for seed in rows["seed"].dropna().unique()))
 
 
+MOST_LINES = 12
+"""In one panel."""
+
+
 def drawable(charts: Iterable[Chart]) -> list[Chart]:
-    """Removes empty panels, and charts in which all panels are empty."""
+    """Removes empty panels, charts without another, and those with more lines than one can read."""
     full = [
         replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
         for chart in charts
     ]
-    return [chart for chart in full if chart.panels]
+    return [chart for chart in full if chart.panels and _lines(chart) <= MOST_LINES]
+
+
+def _lines(chart: Chart) -> int:
+    """The number of lines in the fullest panel. Those with a common label count once."""
+    return max(len({one.label for one in p.series if one.style.line}) for p in chart.panels)
 
 
 def degradation(
@@ -120,8 +130,10 @@ def degradation(
     """Training error (clean, eval mode) against depth: means, deviations, single runs.
 
     `varied`: the fields that vary in the grid. Several kinds then get a panel for each combination
-    of values. A single kind has one panel, with a line for each combination.
+    of values. A single kind has one panel, with a line for each combination. More kinds than there
+    are colours get a panel each, beside `plain` and `residual`.
     """
+    many_kinds = not varied and summary["kind"].nunique() > len(COLORS)
     apart = bool(varied) and summary["kind"].nunique() > 1
     panels: dict[str, list[Series]] = {}
     of_kind = group_styles({kind: kind for kind in summary["kind"]})
@@ -135,11 +147,15 @@ def degradation(
         deviations = rows["train_error_std"].fillna(0).tolist() if many else []
         points = rows["depth"].tolist(), rows["train_error"].tolist()
         style = of_kind[kind] if apart else styles[str(group)]
-        series = panels.setdefault(values if apart else "", [])
+        key = kind if many_kinds else values if apart else ""
+        series = panels.setdefault(key, [])
         series.append(Series(label, *points, style, deviations=deviations))
         points = single["depth"].tolist(), single["train_error"].tolist()
         names = single["run"].tolist()
         series.append(Series("", *points, style._replace(line=""), strength=0.4, names=names))
+    if many_kinds:
+        known = [replace(one, strength=0.5) for k in KNOWN for one in panels.pop(k, [])[:1]]
+        panels = {kind: [*known, *series] for kind, series in panels.items()}
     return Chart(
         name="degradation",
         title="Training error against depth",

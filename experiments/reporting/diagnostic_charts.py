@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Iterator
 
 import pandas as pd
 
-from experiments.reporting import diagnostic_tables
+from experiments.reporting import diagnostic_tables, signal_charts
 from experiments.reporting.charts import (
     Chart,
     Field,
@@ -23,18 +23,24 @@ from resnet_flax.storage.sweep_folder import SweepFolder
 _SEEDS = "Medians over the measured runs."
 
 
-def read(sweep: SweepFolder, styles: Styles) -> list[Chart]:
-    """Reads the charts of a sweep's folder. Raises UserError if a file in it is not valid."""
+def read(sweep: SweepFolder, styles: Styles, runs: pd.DataFrame) -> list[Chart]:
+    """Reads the charts of a sweep's folder. Raises UserError if a file in it is not valid.
+
+    `runs`: of `sweep_tables.read_runs`.
+    """
     layers = diagnostic_tables.read_layers(sweep)
     initial = diagnostic_tables.read_initial(sweep)
     planes = diagnostic_tables.read_planes(sweep)
     charts = [
+        signal_charts.by_value(runs, sweep.varying.in_grid),
+        signal_charts.predictors(diagnostic_tables.read_signals(sweep), runs, styles),
         gradients(layers, styles),
         identity_share(layers, styles),
         responses(layers, styles),
         initialisation(initial, styles),
         gradient_ratio(initial, styles),
         line(diagnostic_tables.read_lines(sweep), styles),
+        signal_charts.theory(diagnostic_tables.read_initial_signals(sweep), styles),
     ]
     charts += [plane(planes)] if planes else []
     return drawable(charts)

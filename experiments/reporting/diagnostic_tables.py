@@ -10,12 +10,13 @@ import pandas as pd
 
 from resnet_flax.storage import findings
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.findings import Initial, Layers, Line, Plane
+from resnet_flax.storage.findings import Initial, Layers, Line, Plane, Signal
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
 MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
 _RUN = ["run", "kind", "depth", "seed"]
+_SIGNAL = ["gradient_ratio", "predicted_ratio", "neighbour_error", "gradient_cosine"]
 
 
 class Planes(NamedTuple):
@@ -53,6 +54,38 @@ def read_initial(sweep: SweepFolder) -> pd.DataFrame:
         for row in _layer_rows(network.at)
     ]
     return pd.DataFrame(rows, columns=["kind", "depth", "norm", "seed", "layer", "name", *MEASURES])
+
+
+def read_signals(sweep: SweepFolder) -> pd.DataFrame:
+    """One row for each run whose signal before training was measured.
+
+    Columns: run, kind, depth, seed, gradient_ratio, predicted_ratio, neighbour_error (last stage),
+    gradient_cosine (first stage).
+    """
+    rows = []
+    for folder, point in _runs(sweep):
+        found = findings.load(findings.folder(folder) / findings.SIGNAL, Signal)
+        rows += [_of_run(point) | _signal_row(found)] if found else []
+    return pd.DataFrame(rows, columns=[*_RUN, *_SIGNAL])
+
+
+def read_initial_signals(sweep: SweepFolder) -> pd.DataFrame:
+    """As `read_signals`, for the untrained networks with BN of SWEEP/initial.json; no `run`."""
+    initial = findings.load(sweep.path / findings.INITIAL, Initial)
+    rows = [
+        {"kind": network.kind, "depth": network.depth, "seed": network.seed}
+        | _signal_row(network.signal)
+        for network in (initial.networks if initial else ())
+        if network.signal and network.norm == "batch"
+    ]
+    return pd.DataFrame(rows, columns=[*_RUN[1:], *_SIGNAL])
+
+
+def _signal_row(found: Signal) -> dict[str, Any]:
+    stages = [stage for stage in found.stages if stage.name != "stem"]
+    ratios = found.gradient_ratio, found.predicted_ratio
+    values = *ratios, stages[-1].neighbour_error, stages[0].gradient_cosine
+    return dict(zip(_SIGNAL, values, strict=True))
 
 
 def read_lines(sweep: SweepFolder) -> pd.DataFrame:

@@ -62,6 +62,8 @@ def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
     axes.set_xlabel(chart.x)
     if chart.log:
         axes.set_yscale("log")
+    if panel.log_x:
+        axes.set_xscale("log")
     if chart.ticks:
         axes.set_xticks(chart.ticks)
     elif panel.series and all(isinstance(x, int) for one in panel.series for x in one.x):

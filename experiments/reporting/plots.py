@@ -24,7 +24,7 @@ def draw(chart: Chart) -> list[dict[str, Any]]:
             if isinstance(panel.field, Field)
             else _map_layout(chart)
             if panel.field
-            else _layout(chart)
+            else _layout(chart, panel)
         )
         figure = go.Figure(_traces(chart, panel), layout)
         figures.append(figure.to_plotly_json())
@@ -124,8 +124,10 @@ def _middle() -> go.Scatter:
     return go.Scatter(x=[0], y=[0], mode="markers", marker=marker, hoverinfo="skip")
 
 
-def _layout(chart: Chart) -> dict[str, Any]:
+def _layout(chart: Chart, panel: Panel) -> dict[str, Any]:
     x: dict[str, Any] = {"title": {"text": chart.x}}
+    if panel.log_x:
+        x |= {"type": "log", "exponentformat": "power"}
     if chart.ticks:
         x |= {"tickvals": list(chart.ticks)}
     y: dict[str, Any] = {"title": {"text": chart.y}, "automargin": True}

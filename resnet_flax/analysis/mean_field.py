@@ -33,6 +33,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from flax import linen as nn
+
+from resnet_flax.models.blocks import BasicBlock
+from resnet_flax.models.resnet import ResNet
 
 _STEP = 0.02
 _GRID = np.arange(-2_500, 7_501) * _STEP  # Values of s: -50 to 150, with a 0.
@@ -48,7 +52,7 @@ class Moments(NamedTuple):
 class Group(NamedTuple):
     """Channels that began in the same stage."""
 
-    count: int
+    channels: int
     density: np.ndarray  # The probability of each value of `_GRID`, for s.
 
 
@@ -77,9 +81,9 @@ def gradient_ratio(
         for _ in range(count):
             x = groups
             groups = [
-                Group(g.count, _next(g.density, shortcut_scale, negative_slope, f)) for g in x
+                Group(g.channels, _next(g.density, shortcut_scale, negative_slope, f)) for g in x
             ]
-            if new := width - sum(g.count for g in x):
+            if new := width - sum(g.channels for g in x):
                 groups.append(Group(new, f))
             passed.append((x, groups))
     squares = _shares(groups)  # |dL/dx|^2 by group; the loss reads all channels alike.
@@ -91,8 +95,24 @@ def gradient_ratio(
     return float(np.sqrt(squares.sum()))
 
 
+def predicted_ratio(model: nn.Module) -> float | None:
+    """`gradient_ratio` of a network. None if the theory does not cover it."""
+    covered = (
+        isinstance(model, ResNet)
+        and (model.stem, model.block, model.norm) == ("cifar", BasicBlock, "batch")
+        and (model.kernel_init, model.zero_init_residual) == ("he", False)
+        and model.shortcut in ("none", "pad")
+        and list(model.widths) == sorted(model.widths)
+    )
+    if not covered:
+        return None
+    scale = 0.0 if model.shortcut == "none" else model.shortcut_scale
+    slopes = model.negative_slope, model.bn_bias
+    return gradient_ratio(model.blocks_per_stage, model.widths, scale, *slopes)
+
+
 def _shares(groups: Sequence[Group]) -> np.ndarray:
-    counts = np.array([g.count for g in groups])
+    counts = np.array([g.channels for g in groups])
     return counts / counts.sum()
 
 

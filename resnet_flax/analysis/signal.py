@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from sklearn.neighbors import NearestNeighbors
 
+from resnet_flax.analysis import mean_field
 from resnet_flax.models.resnet import part_of
 from resnet_flax.storage.findings import Signal, StageSignal
 from resnet_flax.training import part_by_part
@@ -23,16 +24,12 @@ PENALTY = 1e-3
 """Of the ridge regression, as a share of the mean variance of a feature, times N."""
 
 
-def measure(
-    parts: Sequence[nn.Module],
-    variables: dict[str, Any],
-    batches: Sequence[Batch],
-    predicted_ratio: float | None = None,
-) -> Signal:
-    """The signal of a network, by stages. At least two batches; `parts` as in `part_by_part.py`.
+def measure(model: nn.Module, variables: dict[str, Any], batches: Sequence[Batch]) -> Signal:
+    """The signal of an untrained network, by stages, beside the theory's gradient ratio.
 
-    - `predicted_ratio`: of `mean_field.gradient_ratio`, stored beside the measured one.
+    `variables` are as in `part_by_part.py`. Raises UserError for VGG, which has no blocks.
     """
+    parts = part_by_part.parts_of(model)
     kernels: dict[str, list[np.ndarray]] = {}
     features: dict[str, list[np.ndarray]] = {}
     ratios = []
@@ -59,7 +56,7 @@ def measure(
         batches=len(batches),
         batch_size=len(batches[0].label),
         gradient_ratio=_finite(float(np.mean(ratios))),
-        predicted_ratio=predicted_ratio,
+        predicted_ratio=mean_field.predicted_ratio(model),
         stages=tuple(stages),
     )
 
@@ -76,9 +73,13 @@ def gradient_ratio(of_inputs: Mapping[str, jax.Array]) -> float:
 
 
 def mean_cosine(gradients: Sequence[np.ndarray]) -> float:
-    """The mean cosine of all pairs of B >= 2 vectors. 0: nothing in common; 1: one direction."""
+    """The mean cosine of all pairs of B vectors. 0: nothing in common; 1: one direction.
+
+    NaN if B is 1.
+    """
     unit = [g / np.linalg.norm(g) for g in np.asarray(gradients, np.float64)]
-    return float(np.mean([a @ b for a, b in itertools.combinations(unit, 2)]))
+    cosines = [a @ b for a, b in itertools.combinations(unit, 2)]
+    return float(np.mean(cosines)) if cosines else float("nan")
 
 
 def neighbour_error(features: np.ndarray, labels: np.ndarray) -> float:

@@ -42,7 +42,7 @@ def _partial(make: ModuleDef, **fields: Any) -> ModuleDef:
 
 
 @cache
-def _constant(value: float) -> nn.initializers.Initializer:
+def _constant(value: float) -> Callable[..., Any]:
     """As `_partial`: the same object for the same value."""
     return nn.initializers.constant(value)
 
@@ -146,7 +146,7 @@ class ResNet(nn.Module):
         if imagenet:
             parts.append(MaxPool(name="max_pool"))
         for stage in range(len(self.widths)):
-            parts += self._stage(stage, conv=conv, norm=norm, relu=relu)
+            parts += self._stage(stage, conv, norm, relu)
         if not self.block.activated:
             parts += [norm(name="bn_out"), relu(name="relu_out")]
         return [
@@ -156,7 +156,7 @@ class ResNet(nn.Module):
         ]
 
     @nn.nowrap
-    def _initializers(self) -> tuple[nn.initializers.Initializer, ...]:
+    def _initializers(self) -> tuple[Callable[..., jax.Array], ...]:
         """Of the kernels of the first, the inner and the last layer."""
         if self.kernel_init == "looks_linear":
             return looks_linear.first, looks_linear.inner, looks_linear.last
@@ -178,7 +178,9 @@ class ResNet(nn.Module):
         )
 
     @nn.nowrap
-    def _stage(self, stage: int, **makers: ModuleDef) -> list[Callable[[jax.Array], jax.Array]]:
+    def _stage(
+        self, stage: int, conv: ModuleDef, norm: ModuleDef, relu: ModuleDef
+    ) -> list[Callable[[jax.Array], jax.Array]]:
         count = self.blocks_per_stage[stage]
         block = partial(
             # In a loop, XLA cannot merge the two computations of a block anyway.
@@ -187,7 +189,9 @@ class ResNet(nn.Module):
             stride_at=self.bottleneck_stride,
             shortcut_scale=self.shortcut_scale,
             zero_init_residual=self.zero_init_residual,
-            **makers,
+            conv=conv,
+            norm=norm,
+            relu=relu,
         )
         parts: list[Callable[[jax.Array], jax.Array]] = [
             block(

@@ -1,4 +1,4 @@
-"""The optimisers, the paper's learning-rate schedule, and what may be done to gradients and updates.
+"""The optimisers, the paper's learning-rate schedule, and changes to gradients and updates.
 
 All from plain arguments. Everything is a chain of optax's transformations, or ends in one.
 """
@@ -61,8 +61,8 @@ def lars(
 ) -> optax.GradientTransformation:
     """LARS (You et al. 2017, arXiv 1708.03888), trust coefficient 1, of all kernels.
 
-    u <- g + weight_decay w;  v <- momentum v + lr u |w| / |u|;  w <- w - v. For BN scales and biases
-    the factor |w| / |u| is left out.
+    u <- g + weight_decay w;  v <- momentum v + lr u |w| / |u|;  w <- w - v. BN scales and biases go
+    without the factor |w| / |u|.
     """
     return optax.chain(  # As optax.lars, which would take a stack of kernels for one.
         _decay(weight_decay, decay_bn_and_bias),

@@ -1,4 +1,4 @@
-"""Gives a network the gradient norms of its twin: that of other shortcuts, with the same parameters.
+"""Gives a network the gradient norms of its twin, which has other shortcuts, but equal parameters.
 
 So one can ask whether it is the size of the gradients that makes plain networks fail: a plain
 network then begins with the gradient norms of the residual one, or the other way round.
@@ -42,9 +42,9 @@ def norm_factors(
     def factor(path: Any, own: float, theirs: float) -> float:
         if not 0 < own < np.inf or not 0 < theirs < np.inf:
             raise UserError(
-                "Expected gradients that are finite and not 0 before training, with"
-                f" optim.norms_of={config.optim.norms_of!r}, got {own:g} in this network and"
-                f' {theirs:g} in the other for {jax.tree_util.keystr(path)}; give optim.norms_of="".'
+                "Expected gradients that are finite and not 0 before training, got"
+                f" {own:g} here and {theirs:g} in the twin for {jax.tree_util.keystr(path)};"
+                ' give optim.norms_of="".'
             )
         return theirs / own
 

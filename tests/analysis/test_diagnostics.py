@@ -13,8 +13,7 @@ from resnet_flax.models import blocks
 from resnet_flax.models.blocks import BasicBlock
 from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
 from resnet_flax.models.vgg import build_vgg
-from resnet_flax.training import metrics
-from resnet_flax.training import part_by_part
+from resnet_flax.training import metrics, part_by_part
 from resnet_flax.training.steps import Batch
 from tests.models.test_blocks import GatedBlock
 
@@ -344,7 +343,7 @@ def test_blocks_of_equal_shape_are_compiled_once_in_networks_of_any_depth():
         net = build_resnet("cifar", depth, "pad", (4, 4, 8), num_classes=3)
         variables = random_variables(net)
         layer_statistics(net.parts(train=True), variables, [batch(IMAGES, LABELS)])
-        return part_by_part.compiled(diagnostics._backward)._cache_size()
+        return part_by_part.compiled(diagnostics._backward)._cache_size()  # type: ignore[attr-defined]
 
     assert compiled(14) == compiled(20)
 

@@ -41,7 +41,7 @@ def test_a_linear_residual_block_has_a_closed_form():
         ("pad", {}),
         ("pad", {"shortcut_scale": 0.5}),
         ("none", {"negative_slope": 0.5}),
-        ("none", {"bn_bias": 1.0}),
+        ("none", {"bn_bias": 0.5}),
     ],
 )
 def test_networks_do_as_the_theory_says(shortcut, fields):
@@ -57,3 +57,27 @@ def test_networks_do_as_the_theory_says(shortcut, fields):
     predicted = mean_field.gradient_ratio((2, 2, 1), widths, scale, **fields)
     # 20 %: finite widths, batches and maps.
     assert first / last == pytest.approx(predicted, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "fields"),
+    [
+        ("projection", {}),
+        ("pad", {"block": "preactivation"}),
+        ("pad", {"norm": "none"}),
+        ("pad", {"zero_init_residual": True}),
+        ("none", {"kernel_init": "looks_linear"}),
+    ],
+)
+def test_no_ratio_is_predicted_for_networks_that_the_theory_does_not_cover(shortcut, fields):
+    net = build_resnet("cifar", 14, shortcut, (4, 4, 8), num_classes=3, **fields)
+    assert mean_field.predicted_ratio(net) is None
+
+
+def test_the_predicted_ratio_is_that_of_the_networks_fields():
+    fields = {"shortcut_scale": 0.5, "negative_slope": 0.1, "bn_bias": 0.2}
+    net = build_resnet("cifar", 14, "pad", (4, 4, 8), num_classes=3, **fields)
+    expected = mean_field.gradient_ratio((2, 2, 2), (4, 4, 8), 0.5, 0.1, 0.2)
+    assert mean_field.predicted_ratio(net) == expected
+    plain = build_resnet("cifar", 14, "none", (4, 4, 8), num_classes=3)
+    assert mean_field.predicted_ratio(plain) == mean_field.gradient_ratio((2, 2, 2), (4, 4, 8), 0.0)

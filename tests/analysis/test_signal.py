@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.analysis import signal
+from resnet_flax.analysis import mean_field, signal
 from resnet_flax.models.resnet import build_resnet
-from resnet_flax.training import part_by_part
 from resnet_flax.training.steps import Batch
 
 
@@ -50,9 +49,10 @@ def test_a_network_is_measured_by_stages():
     images = jax.random.normal(jax.random.key(1), (2, 12, 8, 8, 3))
     batches = [Batch(image, jnp.arange(12) % 3) for image in images]
     variables = jax.jit(net.init)(jax.random.key(0), images[0])
-    found = signal.measure(part_by_part.parts_of(net), variables, batches, 2.5)
+    found = signal.measure(net, variables, batches)
     assert [stage.name for stage in found.stages] == ["stem", "stage1", "stage2", "stage3"]
-    assert (found.batches, found.batch_size, found.predicted_ratio) == (2, 12, 2.5)
+    assert (found.batches, found.batch_size) == (2, 12)
+    assert found.predicted_ratio == mean_field.gradient_ratio((1, 1, 1), (4, 4, 8))
 
     def loss(params, batch):
         logits, _ = net.apply(

@@ -38,6 +38,9 @@ def test_a_run_is_looked_at_before_training_and_at_its_last_step(run_folder, con
     assert sum(layer.response_std is not None for layer in after.layers) == 7
     shares = [layer.identity_share for layer in after.layers if layer.identity_share is not None]
     assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+    found = findings.load(findings.folder(run_folder) / findings.SIGNAL, findings.Signal)
+    assert [stage.name for stage in found.stages] == ["stem", "stage1", "stage2", "stage3"]
+    assert found.gradient_ratio > 0 and found.predicted_ratio > 1
 
 
 def test_a_scanned_twin_begins_with_the_same_gradients(run_folder, console):

@@ -9,7 +9,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, initial_state, steps, twin
+from resnet_flax.training import build, initial_state, metrics, twin
 from tests.given import built, train
 
 
@@ -33,7 +33,7 @@ def gradient_norms(config, variables, batch):
         logits, _ = model.apply(
             {**variables, "params": params}, batch.image, train=True, mutable=["batch_stats"]
         )
-        return steps.metrics.cross_entropy(logits, batch.label).mean()
+        return metrics.cross_entropy(logits, batch.label).mean()
 
     found = jax.jit(jax.grad(loss))(variables["params"])
     return jax.tree.map(lambda gradient: np.linalg.norm(np.ravel(gradient)), found)

@@ -1,0 +1,97 @@
+"""Charts of errors against what was measured before training, from small tables."""
+
+import pandas as pd
+import pytest
+
+from experiments.reporting import charts, signal_charts
+from experiments.reporting.styling import group_styles
+
+
+def runs(**columns):
+    size = len(next(iter(columns.values())))
+    whole = {"run": [f"r{i}" for i in range(size)], "state": ["finished"] * size}
+    whole |= {"seed": [0] * size, "kind": ["residual"] * size, "depth": [20] * size}
+    return pd.DataFrame(whole | columns)
+
+
+def signals(**columns):
+    size = len(next(iter(columns.values())))
+    whole = {"run": [f"r{i}" for i in range(size)], "seed": [0] * size, "depth": [20] * size}
+    whole |= {name: [1.0] * size for name in ("gradient_ratio", "predicted_ratio")}
+    whole |= {"neighbour_error": [50.0] * size, "gradient_cosine": [0.1] * size}
+    return pd.DataFrame(whole | columns)
+
+
+def test_each_finished_run_is_a_mark_in_every_panel():
+    kinds = ["plain", "residual", "plain"]
+    table = runs(kind=kinds, train_error=[0.9, 0.0, 0.8], state=["finished", "finished", "running"])
+    measured = signals(kind=kinds, gradient_ratio=[1000.0, 10.0, 500.0])
+    styles = group_styles({"plain": "plain", "residual": "residual"})
+    chart = signal_charts.predictors(measured, table, styles)
+    ratio, neighbour, cosine = chart.panels
+    assert [(one.label, list(one.x), one.y) for one in ratio.series] == [
+        ("plain", [1000.0], [0.9]),
+        ("residual", [10.0], [0.0]),
+    ]
+    assert ratio.log_x and not neighbour.log_x and not cosine.log_x
+
+
+def test_a_number_that_varies_is_an_axis():
+    table = runs(
+        depth=[20, 20, 20, 56],
+        train_error=[0.4, 0.6, 0.1, 0.9],
+        **{"model.shortcut_scale": [0.5, 0.5, 1.0, 0.5]},
+    )
+    (panel,) = signal_charts.by_value(table, ("model.shortcut_scale",)).panels
+    lines = {one.label: (list(one.x), one.y) for one in panel.series if one.label}
+    assert lines["depth 20"] == ([0.5, 1.0], [pytest.approx(0.5), 0.1])
+    assert lines["depth 56"] == ([0.5], [0.9])
+    assert not panel.log_x
+
+
+@pytest.mark.parametrize(
+    ("columns", "varied"),
+    [
+        ({"optim.lr": [0.1, 0.01], "kind": ["plain", "residual"]}, ("optim.lr",)),
+        ({"model.widths": ["(8,)", "(16,)"]}, ("model.widths",)),
+        ({"a": [1, 2], "b": [1, 2]}, ("a", "b")),
+        ({}, ()),
+    ],
+)
+def test_other_grids_have_no_such_axis(columns, varied):
+    table = runs(train_error=[0.1, 0.2], **columns)
+    assert charts.drawable([signal_charts.by_value(table, varied)]) == []
+
+
+def test_measured_and_predicted_ratios_stand_side_by_side():
+    rows = signals(
+        kind=["plain", "plain"],
+        depth=[56, 20],
+        gradient_ratio=[50.0, 5.0],
+        predicted_ratio=[90.0, None],
+    )
+    (panel,) = signal_charts.theory(rows, group_styles({"plain": "plain"})).panels
+    measured, predicted = panel.series
+    assert (list(measured.x), measured.y) == ([20, 56], [5.0, 50.0])
+    assert predicted.y == [None, 90.0]
+
+
+def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
+    kinds = ["plain", "residual", *(f"kind {i}" for i in range(5))]
+    table = runs(kind=kinds, group=kinds, train_error=[0.1] * 7)
+    summary = table.assign(train_error_std=[None] * 7, n=1)
+    styles = group_styles({kind: kind for kind in kinds})
+    chart = charts.degradation(table, summary, styles)
+    assert [panel.title for panel in chart.panels] == kinds[2:]
+    labels = [one.label for one in chart.panels[-1].series if one.label]
+    assert labels == ["plain (n = 1)", "residual (n = 1)", "kind 4 (n = 1)"]
+
+
+def test_a_panel_with_more_lines_than_one_can_read_is_left_out():
+    def chart(count):
+        lines = [charts.Series(f"{i}", [0, 1], [0.0, 1.0], style) for i in range(count)]
+        return charts.Chart("x", "x", "x", "x", "y", (charts.Panel("", tuple(lines)),))
+
+    (style,) = group_styles({"plain": "plain"}).values()
+    assert charts.drawable([chart(charts.MOST_LINES)])
+    assert not charts.drawable([chart(charts.MOST_LINES + 1)])
