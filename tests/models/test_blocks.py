@@ -167,9 +167,7 @@ def test_a_block_without_a_part_of_its_contract_is_refused_by_name(missing, monk
 def test_vgg_has_no_blocks_to_choose(monkeypatch):
     monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
     config = model_config(family="vgg", depth=16, shortcut="none", block="gated")
-    with pytest.raises(
-        UserError, match="model.block in .* for VGG, which has no blocks.* got 'gated'"
-    ):
+    with pytest.raises(UserError, match="model.block in .* for VGG.* got 'gated'"):
         build.build_model(config, num_classes=3)
 
 
