@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from configs import degradation, machines
+from configs import causes, degradation, machines
 from experiments import cli, plan, report
-from experiments.reporting import benchmark_tables, markdown, readme_tables, run_tables
+from experiments.reporting import (
+    benchmark_tables,
+    cause_tables,
+    markdown,
+    readme_tables,
+    run_tables,
+)
 from experiments.reporting.readme_tables import RESULTS, Rows
 from experiments.sweeping import grid
 from resnet_flax.config import parse
@@ -141,6 +147,9 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "widths": functools.partial(readme_tables.by_depth, "widths"),
     "blocks": functools.partial(readme_tables.by_depth, "blocks"),
     "options": functools.partial(readme_tables.by_depth, "options"),
+    "causes": functools.partial(
+        cause_tables.conditions, "causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56
+    ),
     "digits": functools.partial(_sweeps_own, "digits"),
     "training_elsewhere": functools.partial(readme_tables.elsewhere, "train_error"),
     "test_elsewhere": functools.partial(readme_tables.elsewhere, "test_error"),

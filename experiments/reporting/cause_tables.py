@@ -1,0 +1,63 @@
+"""The table that holds what explanations predicted against what was measured."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from experiments.reporting import diagnostic_tables, run_tables
+from experiments.reporting.readme_tables import RESULTS, Rows
+from resnet_flax.storage import sweep_tables
+from resnet_flax.storage.sweep_folder import SweepFolder
+
+TRAINS, FAILS = 0.1, 0.5
+"""Below the first training error a network trains, above the second it fails."""
+
+
+def conditions(
+    sweep: str, predictions: Mapping[str, Sequence[str]], explanations: Sequence[str], depth: int
+) -> Rows:
+    """One row for each condition that was trained at this depth.
+
+    - `predictions`: condition -> `trains`, `fails` or nothing by each of the explanations.
+
+    A prediction is marked if there are two runs at least: + if it came true, - if the opposite was
+    measured, ? if the mean error lies between.
+    """
+    folder = SweepFolder(RESULTS / sweep)
+    summary = sweep_tables.summarize(sweep_tables.read_runs(folder))
+    found = summary[summary["depth"] == depth].set_index("kind")
+    signals = diagnostic_tables.read_signals(folder)
+    before = signals[signals["depth"] == depth].groupby("kind")
+    measured = before[["gradient_ratio", "neighbour_error"]].median()
+    rows = []
+    for kind, said in predictions.items():
+        if kind not in found.index:
+            continue
+        row = found.loc[kind]
+        outcome = _outcome(row["train_error"]) if row["n"] > 1 else ""
+        ratio, neighbour = measured.loc[kind] if kind in measured.index else (None, None)
+        rows.append(
+            {
+                "condition": kind,
+                **{
+                    name: _marked(one, outcome)
+                    for name, one in zip(explanations, said, strict=True)
+                },
+                "training error": run_tables.percent(row["train_error"], row["train_error_std"]),
+                "n": row["n"],
+                "gradient ratio": "–" if pd.isna(ratio) else f"{ratio:,.3g}",
+                "1-NN error": "–" if pd.isna(neighbour) else f"{neighbour:.0f}",
+            }
+        )
+    return rows
+
+
+def _outcome(error: float) -> str:
+    return "trains" if error < TRAINS else "fails" if error > FAILS else "between"
+
+
+def _marked(prediction: str, outcome: str) -> str:
+    if not prediction or not outcome:
+        return prediction
+    mark = {prediction: "+", "between": "?"}.get(outcome, "-")
+    return f"{prediction} {mark}"
