@@ -1,5 +1,7 @@
 """The fields that change a network for an experiment: each does what its name says, and no more."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_a_field_without_effect_is_refused(shortcut, fields, said):
 
 @pytest.mark.parametrize("block", ["postactivation", "preactivation"])
 def test_every_module_belongs_to_a_part(block):
-    net = build_resnet("imagenet", 18, "projection", block=block, num_classes=3)
+    net: Any = build_resnet("imagenet", 18, "projection", block=block, num_classes=3)
     parts = [part_of(part.name) for part in net.parts()]
     assert parts == sorted(
         parts, key=["stem", "stage1", "stage2", "stage3", "stage4", "head"].index

@@ -1,5 +1,7 @@
 """Charts of errors against what was measured before training, from small tables."""
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -9,14 +11,20 @@ from experiments.reporting.styling import group_styles
 
 def runs(**columns):
     size = len(next(iter(columns.values())))
-    whole = {"run": [f"r{i}" for i in range(size)], "state": ["finished"] * size}
-    whole |= {"seed": [0] * size, "kind": ["residual"] * size, "depth": [20] * size}
+    whole: dict[str, Any] = {"run": [f"r{i}" for i in range(size)]}
+    whole |= {
+        "state": ["finished"] * size,
+        "seed": [0] * size,
+        "kind": ["residual"] * size,
+        "depth": [20] * size,
+    }
     return pd.DataFrame(whole | columns)
 
 
 def signals(**columns):
     size = len(next(iter(columns.values())))
-    whole = {"run": [f"r{i}" for i in range(size)], "seed": [0] * size, "depth": [20] * size}
+    whole: dict[str, Any] = {"run": [f"r{i}" for i in range(size)]}
+    whole |= {"seed": [0] * size, "depth": [20] * size}
     whole |= {name: [1.0] * size for name in ("gradient_ratio", "predicted_ratio")}
     whole |= {"neighbour_error": [50.0] * size, "gradient_cosine": [0.1] * size}
     return pd.DataFrame(whole | columns)
