@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from experiments.reporting.styling import COLORS, KNOWN, Style, Styles, depth_colors, group_styles
+from experiments.reporting.styling import (
+    COLORS,
+    KIND_STYLES,
+    KNOWN,
+    Style,
+    Styles,
+    depth_colors,
+    group_styles,
+)
 
 
 @dataclass(frozen=True)
@@ -154,8 +162,7 @@ def degradation(
         names = single["run"].tolist()
         series.append(Series("", *points, style._replace(line=""), strength=0.4, names=names))
     if many_kinds:
-        known = [replace(one, strength=0.5) for k in KNOWN for one in panels.pop(k, [])[:1]]
-        panels = {kind: [*known, *series] for kind, series in panels.items()}
+        panels = _beside_known(panels)
     return Chart(
         name="degradation",
         title="Training error against depth",
@@ -169,6 +176,17 @@ def degradation(
         ticks=tuple(sorted(int(depth) for depth in summary["depth"].unique())),
         seeds=seeds_of(runs[runs["state"] == "finished"]),
     )
+
+
+def _beside_known(panels: dict[str, list[Series]]) -> dict[str, list[Series]]:
+    """The panels of other kinds, each with the lines of `plain` and `residual` and in one style."""
+    known = [replace(one, strength=0.5) for kind in KNOWN for one in panels.pop(kind, [])[:1]]
+    look = KIND_STYLES[len(KNOWN)]
+    found = {}
+    for kind, (line, points) in panels.items():
+        own = replace(line, style=look, label="the title's kind")
+        found[kind] = [*known, own, replace(points, style=look._replace(line=""))]
+    return found
 
 
 def error_map(runs: pd.DataFrame, summary: pd.DataFrame, varied: Sequence[str]) -> Chart:

@@ -92,7 +92,7 @@ def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
     chart = charts.degradation(table, summary, styles)
     assert [panel.title for panel in chart.panels] == kinds[2:]
     labels = [one.label for one in chart.panels[-1].series if one.label]
-    assert labels == ["plain (n = 1)", "residual (n = 1)", "kind 4 (n = 1)"]
+    assert labels == ["plain (n = 1)", "residual (n = 1)", "the title's kind"]
 
 
 def test_a_panel_with_more_lines_than_one_can_read_is_left_out():
