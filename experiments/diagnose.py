@@ -29,7 +29,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.sweeping import grid
 from resnet_flax.analysis import diagnostics, landscape, signal
-from resnet_flax.config import DataConfig, RunConfig, parse
+from resnet_flax.config import DataConfig, ModelConfig, RunConfig, parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
@@ -52,7 +52,8 @@ RESOLUTION = 15
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
     """Measures each group and depth before training, with BN and without, for the first seed."""
     seed = runs[0].config.seed
-    points = [(run, norm) for norm in NORMS for run in runs if run.config.seed == seed]
+    first = [run for run in runs if run.config.seed == seed]
+    points = [(run, norm) for norm in NORMS for run in first if _may_have(norm, run.config.model)]
     networks = []
     for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
@@ -65,6 +66,11 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         found = signal.measure(net, variables, batches)
         networks.append(Network(**point, at=at, signal=found))
     return networks
+
+
+def _may_have(norm: str, model: ModelConfig) -> bool:
+    """Whether there is such a network with this norm: some fields are about BN."""
+    return norm == "batch" or not (model.bn_bias or model.zero_init_residual)
 
 
 @functools.lru_cache(maxsize=1)

@@ -67,9 +67,15 @@ def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(con
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8,), (3, 4)
     config.run.model.widths = (4, 8, 8)  # As the golden run: compiled once.
+    biased = {"model.shortcut": "none", "model.bn_bias": 1.0}
+    config.kinds = {"plain": "none", "residual": "pad", "biased": biased}
     networks = diagnose.initial_networks(expanded(config.to_dict()), 1, console)
     named = {(n.kind, n.depth, n.norm) for n in networks}
-    assert len(named) == len(networks) == 4
+    assert len(named) == len(networks) == 5
+    assert ("biased", 8, "none") not in named  # There is no such network.
+    plain, residual, *_ = (n.signal.predicted_ratio for n in networks if n.norm == "batch")
+    assert plain > residual > 1
+    assert all(n.signal.predicted_ratio is None for n in networks if n.norm == "none")
     assert {n.seed for n in networks} == {3}
     assert {n.at.step for n in networks} == {0}
 
