@@ -1,7 +1,8 @@
 """Mean-field theory of gradients in plain and residual networks with BN, before training.
 
 Layers of infinite width, batches of infinite size, Gaussian kernels. Yang et al. (2019), arXiv
-1902.08129, treat plain networks: there BN makes gradients explode. Here are also shortcuts.
+1902.08129, treat fully connected plain networks: there BN makes gradients explode. This file adds
+convolutions and shortcuts.
 
 **Forward.** BN makes each channel z of its output Gaussian over the batch, with mean b (BN's bias)
 and variance 1. Let phi be the activation. A block computes

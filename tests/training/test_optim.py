@@ -127,6 +127,7 @@ def test_factors_multiply_the_gradients_of_their_block_alone():
         "stage1_blocks": {"kernel": jnp.array([[2.0], [3.0]])},
         "fc": {"kernel": jnp.ones(1)},
     }
+    assert jax.tree.map(jnp.shape, state[0].factors) == jax.tree.map(jnp.shape, factors)
     state = optim.set_factors(state, lambda _: factors)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
     np.testing.assert_array_equal(updates["stage1_blocks"]["kernel"], [[-2] * 3, [-3] * 3])

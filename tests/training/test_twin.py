@@ -25,30 +25,33 @@ def factors_of(state):
     return stacking.unstack(state).opt_state[0].factors
 
 
-def gradient_norms(config, variables, batch):
-    """Of the whole network's loss, by `jax.grad`, with the batch on one device."""
+def gradient_norms(config, variables, batches):
+    """Means over batches, of the whole network's loss, by `jax.grad` on one device."""
     model = build.build_model(parse(config, RunConfig).model, 10).clone(scan=False, remat=False)
 
-    def loss(params):
+    def loss(params, batch):
         logits, _ = model.apply(
             {**variables, "params": params}, batch.image, train=True, mutable=["batch_stats"]
         )
         return metrics.cross_entropy(logits, batch.label).mean()
 
-    found = jax.jit(jax.grad(loss))(variables["params"])
-    return jax.tree.map(lambda gradient: np.linalg.norm(np.ravel(gradient)), found)
+    gradient = jax.jit(jax.grad(loss))
+    found = [gradient(variables["params"], batch) for batch in batches]
+    return jax.tree.map(
+        lambda *leaves: np.mean([np.linalg.norm(x.ravel()) for x in leaves]), *found
+    )
 
 
 def test_scaled_gradients_have_the_norms_of_the_twin(of_residual, monkeypatch):
-    monkeypatch.setattr(twin, "BATCHES", 1)
+    monkeypatch.setattr(twin, "BATCHES", 2)
     experiment = built(of_residual)
     state = stacking.unstack(initial_state.initial_state(experiment, print))
     config = experiment.config
     mean = experiment.train.image_mean()
-    (batch,) = build.training_batches(config.data, config.parallel, mean, 1)
-    own = gradient_norms(of_residual, state.variables, batch)
+    batches = build.training_batches(config.data, config.parallel, mean, 2)
+    own = gradient_norms(of_residual, state.variables, batches)
     of_residual["model"]["shortcut"] = "pad"
-    theirs = gradient_norms(of_residual, state.variables, batch)
+    theirs = gradient_norms(of_residual, state.variables, batches)
     scaled = jax.tree.map(lambda norm, factor: norm * factor.item(), own, factors_of(state))
     # 1e-3: float32, summed in another order over 14 layers.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), scaled, theirs)
