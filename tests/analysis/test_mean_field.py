@@ -28,10 +28,16 @@ def test_plain_networks_multiply_the_growth_of_their_layers():
     assert ratio == pytest.approx(mean_field.layer_growth() ** 6, rel=1e-6)
 
 
-def test_a_linear_residual_block_has_a_closed_form():
-    # Slope 1: s = f + x and Var[x] = 1, 2, ... A block multiplies the square by 1 + 1 / Var[x].
-    ratio = mean_field.gradient_ratio((3,), (4,), negative_slope=1.0)
-    assert ratio == pytest.approx(np.sqrt((1 + 1) * (1 + 1 / 2) * (1 + 1 / 3)), rel=1e-3)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_linear_residual_block_has_a_closed_form(scale):
+    # Slope 1: s = f + a x. A block multiplies the square by a^2 + 1 / Var[x], and Var[x] becomes
+    # 1 + a^2 Var[x].
+    ratio = mean_field.gradient_ratio((3,), (4,), scale, negative_slope=1.0)
+    square, variance = 1.0, 1.0
+    for _ in range(3):
+        square *= scale**2 + 1 / variance
+        variance = 1 + scale**2 * variance
+    assert ratio == pytest.approx(np.sqrt(square), rel=1e-3)
 
 
 @pytest.mark.parametrize(
