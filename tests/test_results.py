@@ -225,6 +225,33 @@ def test_with_a_convolution_in_every_shortcut_deep_networks_degrade_on_digits():
     assert min(errors["plain"]) > max(errors["option C"])
 
 
+def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes"))
+    deep = runs[(runs["depth"] == 56) & (runs["state"] == "finished")].groupby("kind")
+    errors, counts = deep["train_error"].mean(), deep["run"].count()
+    trains = ("residual, gradient norms of plain", "residual, front frozen")
+    fails = ("plain", "plain, gradient norms of residual", "plain, front frozen")
+    for kind in (*trains, "plain, leaky 0.5", "plain, looks linear"):
+        assert errors[kind] < 0.02 and counts[kind] > 1, kind
+    for kind in fails:
+        assert errors[kind] > 0.5 and counts[kind] > 1, kind
+
+
+def test_the_theory_orders_the_gradient_ratios_of_untrained_networks():
+    initial = findings.load(RESULTS / "causes" / findings.INITIAL, Initial)
+    signals = {(n.kind, n.depth): n.signal for n in initial.networks if n.norm == "batch"}
+    deep = {kind: signal for (kind, depth), signal in signals.items() if depth == 56}
+    known = {kind: one for kind, one in deep.items() if one.predicted_ratio is not None}
+    assert len(known) >= 6
+    measured = sorted(known, key=lambda kind: known[kind].gradient_ratio)
+    predicted = sorted(known, key=lambda kind: known[kind].predicted_ratio)
+    # Leaky 0.5 and BN bias 1 are near each other, and so are they to the residual network.
+    assert measured[3:] == predicted[3:]
+    assert set(measured[:3]) == set(predicted[:3])
+    for one in known.values():
+        assert 0.5 < one.predicted_ratio / one.gradient_ratio < 30
+
+
 def test_a_step_is_faster_than_plain_flaxs_and_near_pytorchs():
     found = benchmark_tables.step_times()
     for shape in benchmark_tables.STEP_SHAPES:
