@@ -18,6 +18,8 @@ try:
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+    from matplotlib.path import Path
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 finally:
     if _backend:
@@ -28,10 +30,15 @@ if _is_first and _backend:  # The notebook's own plots keep their backend.
 
 __all__ = [
     "Axes",
+    "Circle",
+    "FancyArrowPatch",
+    "FancyBboxPatch",
     "Figure",
     "Line2D",
     "MaxNLocator",
+    "Path",
     "PercentFormatter",
+    "Rectangle",
     "colormaps",
     "style",
     "to_hex",

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
     with style():
         figure = draw(chart)
         figure.suptitle(_plain(note), x=0.99, ha="right", fontsize=8, color="#666666")
-        _save(figure, paths)
+        write(figure, paths)
     return paths
 
 
@@ -172,10 +173,11 @@ def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
             axes.set_xlabel("depth (weighted layers)")
             axes.set_title(label)
         axes.legend(frameon=False)
-        _save(figure, paths)
+        write(figure, paths)
 
 
-def _save(figure: Figure, paths: list[AnyPath]) -> None:
+def write(figure: Figure, paths: Iterable[AnyPath]) -> None:
+    """Writes a figure into files. Their suffixes are the formats. Called in a style, as `draw`."""
     for path in paths:
         kind, drawn = path.suffix.removeprefix("."), io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
