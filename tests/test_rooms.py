@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,15 +119,22 @@ def test_a_config_is_data_and_never_imports_the_library():
 
 def test_commands_are_alone_in_the_first_room():
     for path in Path("experiments").glob("*.py"):
-        if path.stem not in ("__init__", "cli"):
+        if path.stem not in ("__init__", "cli", "experiments"):
             assert 'if __name__ == "__main__":' in path.read_text(), path
+
+
+def test_a_command_also_runs_as_a_file(tmp_path):
+    file = Path("experiments/report.py").absolute()
+    asked = [sys.executable, file, "--help"]
+    shown = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--workdir" in shown.stdout, shown.stderr
 
 
 def rooms():
     """Every folder that has a README of its own, but for the repository's."""
     library = [Path("resnet_flax", room) for room in LIBRARY]
     own = [Path("experiments", room) for room in (*ROOMS, "results")]
-    whole = [Path("resnet_flax"), Path("experiments"), Path("configs")]
+    whole = [Path("resnet_flax"), Path("experiments"), Path("configs"), Path("notebooks")]
     return [*whole, *(room for room in library if room.is_dir()), *own]
 
 
