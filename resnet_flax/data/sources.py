@@ -139,8 +139,11 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
     # Each process prepares it again. That takes 0.2 s, and no two processes share a folder.
     folder = tempfile.TemporaryDirectory(prefix="resnet_flax_digits_")
     builder = Digits(data_dir=folder.name, file_format=FILE_FORMAT)
+    # Silent: TFDS would print that it downloads, and show bars, in a notebook as widgets.
+    tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        builder.download_and_prepare()  # Silent: TFDS would print that it downloads.
+        builder.download_and_prepare()
+    tfds.enable_progress_bar()
     builder.folder = folder  # Python deletes the folder together with the builder.
     return builder
 
