@@ -33,7 +33,7 @@ from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import parallel
 from resnet_flax.runtime.parallel import Backend
-from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage import filesystem, findings, recipe
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -206,7 +206,7 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     if "vary" in config:
         raise UserError("Expected --vary with a sweep's --config, got a run's --config.")
     run = parse(config, RunConfig)
-    kind = "plain" if run.model.shortcut == "none" else "residual"
+    kind = recipe.kind_of(recipe.flat(config))
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 

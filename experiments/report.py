@@ -1,4 +1,4 @@
-"""Writes the table, figures and page of a sweep from its records; needs no JAX, no checkpoint.
+"""Writes the table, figures and page of a sweep or a run from its records; needs no JAX.
 
 .venv/bin/python -m experiments.report --workdir=runs/digits
 """
@@ -28,7 +28,7 @@ from experiments.reporting import (
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.sweep_folder import SweepFolder
+from resnet_flax.storage.sweep_folder import sweep_or_run
 
 REST_SECONDS = 5.0
 _HEADINGS = {
@@ -39,11 +39,11 @@ _HEADINGS = {
 
 
 def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
-    """Reads a sweep's tables and the charts of its diagnostics.
+    """Reads the tables of a sweep or a run, and the charts of its diagnostics.
 
-    Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
+    Raises UserError if the folder is neither a sweep's nor a run's, or if a file in it is damaged.
     """
-    tables = run_tables.read(SweepFolder(workdir))
+    tables = run_tables.read(sweep_or_run(workdir))
     return tables, diagnostic_charts.read(tables.sweep, styling.group_styles(tables.groups))
 
 
@@ -86,7 +86,7 @@ def write(workdir: AnyPath) -> None:
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))
     for path in written:
-        console.print(str(path), markup=False)
+        console.print(cli.shown(path), markup=False)
 
 
 def in_markdown(tables: run_tables.Tables) -> str:
@@ -171,8 +171,12 @@ def _printed(summary: pd.DataFrame, varied: Sequence[str]) -> Table:
 
 
 def main(args: flags.FlagValues) -> None:
-    write(cli.sweep_folder(args))
+    write(filesystem.path(args.workdir))
 
 
 if __name__ == "__main__":
-    cli.run(main, config="none", workdir="The sweep's folder; the report is written into it.")
+    cli.run(
+        main,
+        config="none",
+        workdir="The folder of a sweep or of a run; the report is written into it.",
+    )
