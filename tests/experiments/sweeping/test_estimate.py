@@ -47,7 +47,7 @@ def test_nothing_is_said_before_anything_is_measured():
 
 @pytest.mark.parametrize("overheads", [(9, 1), (1, 90), (5, 5)])
 def test_an_overhead_is_never_below_zero(overheads):
-    ended = [Timed(d, d, 10.0, 0.0, 1.0, 10.0 + o) for d, o in zip((8, 20), overheads)]
+    ended = [Timed(d, d, 10.0, 0.0, 1.0, 10.0 + o) for d, o in zip((8, 20), overheads, strict=True)]
     for depth in (2, 200):
         waiting = Timed(depth, depth, 10.0, 10.0, None, None)
         assert estimate.seconds_left([*ended, waiting]) >= 10
