@@ -18,6 +18,7 @@ from experiments import cli
 from experiments.reporting import (
     charts,
     diagnostic_charts,
+    drawing,
     figures,
     markdown,
     page,
@@ -82,6 +83,12 @@ def write(workdir: AnyPath) -> None:
         console.print(_printed(summary, varied))
         for line in _claims(summary):
             console.print(line, markup=False)
+    if boxes := drawing.unreadable("".join(groups)):
+        console.print(
+            f"Figures show boxes for {boxes}: no font here has these signs. Install one, such as"
+            " Noto Sans CJK. The page shows them.",
+            markup=False,
+        )
     for chart in charts.drawable(shown):
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -181,5 +182,7 @@ def write(figure: Figure, paths: Iterable[AnyPath]) -> None:
     for path in paths:
         kind, drawn = path.suffix.removeprefix("."), io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(drawn, format=kind, metadata=metadata)
+        with warnings.catch_warnings():  # `unreadable` finds these signs; a report names them once.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure.savefig(drawn, format=kind, metadata=metadata)
         filesystem.write_bytes(path, drawn.getvalue())
