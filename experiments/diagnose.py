@@ -61,6 +61,8 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         at = diagnostics.layer_statistics(parts, variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
         networks.append(Network(**point, at=at))
+        done = f"{len(networks)} of {len(points)}: {run.point.group}-{model.depth} norm={norm}"
+        console.print(f"measured {done}", markup=False)
     return networks
 
 
