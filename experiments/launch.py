@@ -110,9 +110,9 @@ def main(args: flags.FlagValues) -> int:
         output=_output(args),
     )
     minutes = time_limit(runs, args) if "machine" in target.takes else None
-    resources = jobs.Resources(*(args[name].value for name in OF_RESOURCES), minutes)
+    asked = jobs.Resources._make([*(args[name].value for name in OF_RESOURCES), minutes])
     options = {*target.needs, *target.takes} - {*OF_RESOURCES, *OF_PLAN}
-    files = target.files(sweep, resources, **{name: args[name].value for name in options})
+    files = target.files(sweep, asked, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
     said = notes(args.target, args.workdir, len(sweep.runs))
     if "machine" in target.takes and not minutes:

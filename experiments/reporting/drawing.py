@@ -53,8 +53,9 @@ __all__ = [
     "unreadable",
 ]
 
+FONTS = ["DejaVu Sans", *(name for name in _MORE_FONTS if name in _INSTALLED)]
 STYLE = {
-    "font.family": ["DejaVu Sans", *(name for name in _MORE_FONTS if name in _INSTALLED)],
+    "font.family": FONTS,
     "font.size": 11,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -75,7 +76,7 @@ def style() -> AbstractContextManager[None]:
 
 def unreadable(text: str) -> str:
     """The signs of a text that no font of a figure has. Figures show boxes in their place."""
-    files = [font_manager.findfont(name) for name in STYLE["font.family"]]
+    files = [font_manager.findfont(name) for name in FONTS]
     fonts = [font_manager.get_font(file) for file in files]
     signs = dict.fromkeys(char for char in text if char.isprintable())
     return "".join(

@@ -96,8 +96,8 @@ def of_run(folder: AnyPath) -> tuple[dict[str, Any], Grid]:
     Raises UserError if the folder is not a run's.
     """
     run = RunFolder(folder)
-    entry = {"config": run.config()}
-    entry |= {"kind": recipe.kind_of(recipe.flat(entry["config"]))}
+    config = run.config()
+    entry = {"kind": recipe.kind_of(recipe.flat(config)), "config": config}
     # Not checked as a name: it comes from no file.
     runs = {folder.name: _checked(Entry, entry, run.config_file)}
     return {"runs": {folder.name: entry}}, Grid.model_construct(runs=runs)
