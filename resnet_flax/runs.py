@@ -101,7 +101,7 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
     # Blocks keep their own names, however the run was trained. Only very deep networks are scanned:
     # unrolled, they would compile for minutes.
     net = config.model.model_copy(update={"scan": "auto", "remat": False})
-    model = build.build_model(net, num_classes)
+    model = build.build_model(net, num_classes, jax.default_backend())
     if build.scans(net):
         variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, bits.key(0), batch)

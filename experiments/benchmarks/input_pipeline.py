@@ -128,7 +128,7 @@ def loop(epochs: int) -> Iterator[Row]:
     cpu.use_cores(BATCH_SIZE)
     devices, optimizer = Devices(), optim.sgd(lambda _: 0.01)
     stream = open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
-    hook = conv_general_dilated if jax.default_backend() == "cpu" else None
+    hook = conv_general_dilated if devices.platform == "cpu" else None
     model = build_resnet(
         "imagenet", 18, "pad", (8, 8, 16, 16), num_classes=27, conv_general_dilated=hook
     )

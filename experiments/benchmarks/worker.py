@@ -67,7 +67,8 @@ def main(case: Case) -> None:
 def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
     """Returns the costs of building, and a function that runs and returns milliseconds a step."""
     ours = case.kind == "ours"
-    hook = conv_general_dilated if ours and jax.default_backend() == "cpu" else None
+    devices = Devices()
+    hook = conv_general_dilated if ours and devices.platform == "cpu" else None
     model = build_resnet(
         case.family,
         case.depth,
@@ -82,7 +83,6 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         conv_general_dilated=hook,
     )
     optimizer = optim.sgd(lambda _: 0.1)
-    devices = Devices()
     rng = np.random.default_rng(0)
     count = IMAGES if case.size < 100 else 2 * case.batch_size
     shape = (count, case.size, case.size, case.channels)

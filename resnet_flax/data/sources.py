@@ -48,6 +48,20 @@ class Split(NamedTuple):
         return (total / len(self.images)).astype(np.float32)
 
 
+class Described(NamedTuple):
+    """The images of one split as steps see them, known without reading any."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C) in training.
+    num_classes: int
+    size: int | None  # N. None: not known, for images that are read while the steps run.
+    resident: bool  # Whether all images are on each device.
+
+    @property
+    def mean_shape(self) -> tuple[int, int, int]:
+        """The shape of what is subtracted: a mean of each pixel, or of each channel."""
+        return self.image_shape if self.resident else (1, 1, self.image_shape[-1])
+
+
 class Opened(NamedTuple):
     """A split of a prepared set, found and checked. Its images are not read yet."""
 
@@ -111,17 +125,34 @@ def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Opened:
     """Finds a split of a prepared set without reading it. Arguments and errors: `load_split`."""
-    builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
+    builder = _with_splits(name, data_dir)
     shape, num_classes = _shape_and_classes(builder)
+    size = _count(builder, name, split)
+    _check_files(builder, name, split, data_dir)
+    return Opened(builder, *_keys(builder), shape, num_classes, size)
+
+
+def count(name: str, split: str, data_dir: str = "") -> int:
+    """The number of images in a split of a prepared set. Its files of images may be missing.
+
+    Arguments and errors: `load_split`.
+    """
+    return _count(_with_splits(name, data_dir), name, split)
+
+
+def _with_splits(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    return _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
+
+
+def _count(builder: tfds.core.DatasetBuilder, name: str, split: str) -> int:
     try:
-        size = builder.info.splits[split].num_examples
+        size: int = builder.info.splits[split].num_examples
     except ValueError as error:
         given = f"Cannot read split {split!r} of {name}"
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
     if size < 1:  # It is below 0 for train[10:5].
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
-    _check_files(builder, name, split, data_dir)
-    return Opened(builder, *_keys(builder), shape, num_classes, size)
+    return size
 
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:

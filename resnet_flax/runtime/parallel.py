@@ -76,6 +76,11 @@ class Devices:
         # pmap works on this process's part of an array, jit on the whole array.
         self.mesh = Mesh(self.local if backend == "pmap" else self.devices, (DATA_AXIS,))
 
+    @property
+    def platform(self) -> str:
+        """The platform of the devices: cpu, gpu or tpu. It may not be this process's default."""
+        return self.devices[0].platform
+
     def check_divisible(self, field: str, batch_size: int) -> None:
         """Raises UserError unless all devices get equal shares of the batch."""
         check_divisible(field, batch_size, len(self.devices))
@@ -107,6 +112,26 @@ class Devices:
         shares = np.moveaxis(part.reshape(shape), axis, 0)
         sharding = NamedSharding(self.mesh, P(DATA_AXIS))
         return jax.make_array_from_process_local_data(sharding, shares)
+
+    def replicated_shapes(self, tree: Any) -> Any:
+        """Shapes and types of a tree that is on every device, to lower a mapped step with.
+
+        It is for one process that lowers for all devices, which may be those of a described pod.
+        """
+        everywhere = NamedSharding(Mesh(self.devices, (DATA_AXIS,)), P())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree
+        )
+
+    def sharded_shape(self, shape: tuple[int, ...], dtype: Any, axis: int) -> jax.ShapeDtypeStruct:
+        """The shape [D, ..., B/D, ...] of a batch on all devices, from the whole batch's shape.
+
+        `axis`: the axis of B. To lower a mapped step with, as `replicated_shapes`.
+        """
+        count = len(self.devices)
+        shares = (count, *shape[:axis], shape[axis] // count, *shape[axis + 1 :])
+        sharding = NamedSharding(Mesh(self.devices, (DATA_AXIS,)), P(DATA_AXIS))
+        return jax.ShapeDtypeStruct(shares, dtype, sharding=sharding)
 
     def map(
         self, step: Callable[..., Any], sharded: Sequence[bool], donate: int | None = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_flax.data import crops
 from resnet_flax.data.order import batch_indices, padded_batch
-from resnet_flax.data.sources import Split
+from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import (
     Batch,
     EvaluationBatches,
@@ -42,6 +42,21 @@ class Feed(Protocol):
         self, batch_size: int
     ) -> contextlib.AbstractContextManager[Iterator[tuple[Fed, jax.Array]]]:
         """Yields an iterator over inputs [D, B, ...] and masks [D, B], for the whole split."""
+
+
+def training_shapes(
+    images: Described, devices: Devices, batch_size: int, per_dispatch: int
+) -> tuple[Images | None, Fed]:
+    """The shapes of `Feed.resident` and of the inputs of a dispatch, to lower steps with."""
+    batch = functools.partial(devices.sharded_shape, axis=1)
+    places = per_dispatch, batch_size
+    labels = batch(places, np.int32)
+    if not images.resident:
+        return None, Images(batch((*places, *images.image_shape), np.uint8), labels)
+    assert images.size is not None  # It is known if the images are resident.
+    all_images = jax.ShapeDtypeStruct((images.size, *images.image_shape), np.uint8)
+    all_labels = jax.ShapeDtypeStruct((images.size,), np.int32)
+    return devices.replicated_shapes(Images(all_images, all_labels)), labels
 
 
 class ResidentFeed:

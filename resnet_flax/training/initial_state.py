@@ -17,7 +17,7 @@ from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, steps
-from resnet_flax.training.build import Experiment
+from resnet_flax.training.build import Experiment, Program
 from resnet_flax.training.transfer import transfer
 
 
@@ -94,26 +94,38 @@ def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str
     return stacking.unstack(initial_state(built, say).variables)
 
 
-def state_shapes(built: Experiment) -> steps.TrainState:
+def state_shapes(program: Program) -> steps.TrainState:
     """The shapes and dtypes of a saved state, block by block, found without computing it."""
 
     def init(seed: jax.Array, mean: jax.Array) -> steps.TrainState:
-        return stacking.unstack(_stacked(built)(seed, mean))
+        return stacking.unstack(_stacked(program)(seed, mean))
 
-    return jax.eval_shape(init, np.uint32(0), built.train.image_mean())
+    return _shapes(init, program)
 
 
-def _as_trained(built: Experiment, state: steps.TrainState) -> steps.TrainState:
+def trained_shapes(program: Program) -> steps.TrainState:
+    """The shapes and dtypes of a state in training, found without computing it."""
+    if build.scans(program.config.model):
+        return _shapes(_stacked(program), program)
+    return state_shapes(program)
+
+
+def _shapes(init: Callable[[Any, Any], steps.TrainState], program: Program) -> steps.TrainState:
+    mean = jax.ShapeDtypeStruct(program.images.mean_shape, np.float32)
+    return jax.eval_shape(init, np.uint32(0), mean)
+
+
+def _as_trained(program: Program, state: steps.TrainState) -> steps.TrainState:
     """A state of single blocks, stacked if the network of the run is scanned."""
-    return stacking.stack(state) if build.scans(built.config.model) else state
+    return stacking.stack(state) if build.scans(program.config.model) else state
 
 
-def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
+def _stacked(program: Program) -> Callable[[Any, Any], steps.TrainState]:
     """A function that makes the initial state, with stacked blocks so that it compiles fast."""
-    is_vgg = built.config.model.family == "vgg"
-    model = built.model if is_vgg else built.model.clone(scan=True)
-    shape = built.train.image_shape
-    return functools.partial(steps.init_state, model, built.optimizer, image_shape=shape)
+    is_vgg = program.config.model.family == "vgg"
+    model = program.model if is_vgg else program.model.clone(scan=True)
+    shape = program.images.image_shape
+    return functools.partial(steps.init_state, model, program.optimizer, image_shape=shape)
 
 
 def _transferred(
