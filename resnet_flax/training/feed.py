@@ -7,7 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -46,17 +46,23 @@ class Feed(Protocol):
 
 def training_shapes(
     images: Described, devices: Devices, batch_size: int, per_dispatch: int
-) -> tuple[Images | None, Fed]:
-    """The shapes of `Feed.resident` and of the inputs of a dispatch, to lower steps with."""
+) -> tuple[Any, Any]:
+    """The shapes of `Feed.resident` and of the inputs of a dispatch, to lower steps with.
+
+    They are trees of ShapeDtypeStruct in place of arrays.
+    """
     batch = functools.partial(devices.sharded_shape, axis=1)
     places = per_dispatch, batch_size
     labels = batch(places, np.int32)
     if not images.resident:
-        return None, Images(batch((*places, *images.image_shape), np.uint8), labels)
+        streamed: Any = (batch((*places, *images.image_shape), np.uint8), labels)
+        return None, Images(*streamed)
     assert images.size is not None  # It is known if the images are resident.
-    all_images = jax.ShapeDtypeStruct((images.size, *images.image_shape), np.uint8)
-    all_labels = jax.ShapeDtypeStruct((images.size,), np.int32)
-    return devices.replicated_shapes(Images(all_images, all_labels)), labels
+    resident: Any = (
+        jax.ShapeDtypeStruct((images.size, *images.image_shape), np.uint8),
+        jax.ShapeDtypeStruct((images.size,), np.int32),
+    )
+    return devices.replicated_shapes(Images(*resident)), labels
 
 
 class ResidentFeed:
