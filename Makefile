@@ -12,9 +12,10 @@ PREPARE := .venv-prepare
 TORCH := .venv-torch
 TENSORBOARD := .venv-tensorboard
 SCHEDULERS := .venv-schedulers
+COMPILE := .venv-compile
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch prepare cifar10 readme lock
+.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch compilers prepare cifar10 readme lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -50,6 +51,9 @@ tensorboard: $(TENSORBOARD)/installed
 # Installs PyTorch. `make test` then compares networks and weights with it.
 torch: $(TORCH)/installed
 
+# Installs XLA's compilers for TPUs and GPUs, 6 GB. `experiments.compile` uses them: it needs no such device.
+compilers: $(COMPILE)/installed
+
 # FOLDER=photos NAME=mine makes a set of your own images. DATASET=cifar100 prepares one of TFDS's sets: that needs TensorFlow,
 # which gets an environment of its own. TFDS_DATA_DIR=FOLDER names the folder of the sets.
 prepare: $(if $(FOLDER),.venv/installed,$(if $(DATASET),$(PREPARE)/installed))
@@ -75,7 +79,7 @@ lock: .venv/installed-dev
 	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
 # An environment whose creation was cut off has no pip. It is made again.
-.venv/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
+.venv/made $(COMPILE)/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
 	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
@@ -88,6 +92,10 @@ lock: .venv/installed-dev
 
 .venv/installed-dev: pyproject.toml .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
+	touch $@
+
+$(COMPILE)/installed: pyproject.toml requirements.txt requirements.lock | $(COMPILE)/made
+	$(@D)/bin/python -m pip install --quiet --editable ".[compile]" -c requirements.lock
 	touch $@
 
 # Each target installs a dependency group of pyproject.toml. Python's own pip may be too old for that.

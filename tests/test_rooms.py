@@ -10,7 +10,7 @@ from pathlib import Path
 LIBRARY = (
     "runs", "analysis", "training", "config", "data", "models", "storage", "runtime", "errors"
 )  # fmt: skip
-ROOMS = ("sweeping", "reporting", "schedulers", "benchmarks")
+ROOMS = ("sweeping", "reporting", "schedulers", "benchmarks", "compiling")
 # Libraries with one importer.
 ONLY_IN = {
     "fsspec": "resnet_flax/storage/bucket.py",

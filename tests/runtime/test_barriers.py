@@ -17,7 +17,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         entries = ("xla_cuda13",) if plugin else ()
         monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
-        monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
         for device in devices:
             (tmp_path / device).parent.mkdir(exist_ok=True)
             (tmp_path / device).touch()
