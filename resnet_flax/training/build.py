@@ -168,7 +168,7 @@ def training_batches(
     with images.evaluation(batch_size) as fed:
         for of_devices, _ in itertools.islice(fed, min(count, images.size // batch_size)):
             share = jax.tree.map(lambda x: x[0], of_devices)
-            seen, labels = steps.select(images.resident, share)
+            seen, labels = steps.select(images.resident, share, image_mean.shape)
             batches.append(Batch(augment.normalize(seen, jnp.asarray(image_mean)), labels))
     return batches
 

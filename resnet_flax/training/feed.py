@@ -5,6 +5,7 @@ B: images on a device; k: steps of a dispatch; D: devices of this process.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ def training_shapes(
         return None, Images(*streamed)
     assert images.size is not None  # It is known if the images are resident.
     resident: Any = (
-        jax.ShapeDtypeStruct((images.size, *images.image_shape), np.uint8),
+        jax.ShapeDtypeStruct((images.size, math.prod(images.image_shape)), np.uint8),
         jax.ShapeDtypeStruct((images.size,), np.int32),
     )
     return devices.replicated_shapes(Images(*resident)), labels
@@ -70,7 +71,8 @@ class ResidentFeed:
 
     def __init__(self, split: Split, devices: Devices):
         self.size, self.devices = split.size, devices
-        self.resident: Images | None = devices.replicate(Images(split.images, split.labels))
+        images = split.images.reshape(split.size, -1)
+        self.resident: Images | None = devices.replicate(Images(images, split.labels))
 
     @contextlib.contextmanager
     def training(
