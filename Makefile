@@ -13,9 +13,18 @@ TORCH := .venv-torch
 TENSORBOARD := .venv-tensorboard
 SCHEDULERS := .venv-schedulers
 COMPILE := .venv-compile
+MINUTES ?= 9
+# The device that jax needs a plug-in for: a GPU, a TPU or none.
+PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch compilers prepare cifar10 readme lock
+# With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network.
+ifdef WHEELS
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
+
+.PHONY: sweep test slow cluster-test soak benchmark accelerator wheels tensorboard torch compilers prepare cifar10 readme lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -41,6 +50,19 @@ soak: .venv/installed
 benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
+
+# The first minutes on a GPU or TPU: checks it, measures it, then trains CIFAR-10 until MINUTES are over.
+# All results are in WORKDIR. The same command goes on from there.
+accelerator: CONFIG = configs/degradation.py:cifar10
+accelerator: .venv/installed-accelerator
+	$(BIN)/python -m experiments.accelerator --config="$(CONFIG)" --workdir="$(WORKDIR)" --minutes=$(MINUTES) \
+	  --torch_python=$(TORCH)/bin/python
+
+# Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 1.5 GB, and 3 GB for a GPU.
+wheels: .venv/installed
+	@test -n "$(WHEELS)" || { echo "Expected WHEELS=FOLDER, and PLUGIN=cuda13 or PLUGIN=tpu"; exit 2; }
+	env -u PIP_NO_INDEX -u PIP_FIND_LINKS $(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \
+	  -r requirements.txt $(if $(PLUGIN),"jax[$(PLUGIN)]") "setuptools>=77.0.3,<100" wheel
 
 # Shows the last sweep, or the folder WORKDIR. The sweep may still be running.
 tensorboard: $(TENSORBOARD)/installed
@@ -88,6 +110,10 @@ lock: .venv/installed-dev
 .venv/installed: requirements.txt requirements.lock | .venv/made
 	@echo "Installing the libraries into .venv: 1.5 GB. That takes minutes."
 	$(BIN)/python -m pip install --quiet --editable . -c requirements.lock
+	touch $@
+
+.venv/installed-accelerator: requirements.lock .venv/installed
+	$(if $(PLUGIN),$(BIN)/python -m pip install --quiet "jax[$(PLUGIN)]" -c requirements.lock)
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed

@@ -12,7 +12,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from experiments.compiling import chips, findings, programs, report
+from experiments.compiling import bound, chips, findings, programs, report
 from experiments.compiling.chips import Topology
 from experiments.sweeping import grid
 from resnet_flax.config import RunConfig, parse
@@ -20,8 +20,6 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import filesystem
 from resnet_flax.training import build
-
-FLOPS = 6  # For each multiply-add of a forward pass: two, and the backward pass takes twice that.
 
 
 def configs_of(args: flags.FlagValues) -> list[RunConfig]:
@@ -51,7 +49,7 @@ def compiled(config: RunConfig, topology: Topology, args: flags.FlagValues) -> d
         return row | {"memory": findings.memory(found.assignment), "fits": False}
     image_shape, classes = build.trained_images(config.data)
     network = build.build_model(config.model, classes)
-    work = FLOPS * cost.multiply_adds(network, image_shape)
+    work = bound.FLOPS * cost.multiply_adds(network, image_shape)
     images = config.data.batch_size // row["chips"]
     dtype, steps = config.model.dtype, config.steps_per_dispatch
     row |= findings.of(found, topology.chip, images, steps, dtype, work)
@@ -61,15 +59,16 @@ def compiled(config: RunConfig, topology: Topology, args: flags.FlagValues) -> d
 def main(args: flags.FlagValues) -> int:
     configs, topology = configs_of(args), chips.topology(args.topology)
     programs.check_python(args.compiler_python, topology)
-    console, rows = Console(highlight=False, soft_wrap=True), []
+    console, fit = Console(highlight=False, soft_wrap=True), True
     for config in configs:
-        rows.append(row := compiled(config, topology, args))
+        row = compiled(config, topology, args)
         console.print(f"{report.name_of(row)} on {topology.name}", style="bold", markup=False)
         for line in report.lines(row, topology.chip):
             console.print(line, markup=False)
-    if args.output:
-        report.save(rows, filesystem.path(args.output))
-    return 0 if all(row["fits"] for row in rows) else 1
+        if args.output:
+            report.save(row, filesystem.path(args.output))
+        fit &= row["fits"]
+    return 0 if fit else 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_a_config_is_whole_and_names_a_network(name, net):
 
 def test_no_config_is_missing_from_these_tests():
     files = {path.stem for path in Path("configs").glob("*.py")} - {"__init__"}
-    assert files == {*RUN_CONFIGS, "degradation", "machines", "questions"}
+    assert files == {*RUN_CONFIGS, "accelerators", "degradation", "machines", "questions"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])

@@ -126,7 +126,7 @@ def relayouts(program: hlo.Program, runs: list[hlo.Run], steps: int) -> list[dic
             times = run.times / steps
             row = {"array": str(target), "bytes": target.bytes, "times_a_step": times}
             found.append((target.bytes * times, row | {"source": one.source}))
-    return [row for _, row in sorted(found, key=lambda each: -each[0])]
+    return [row for _, row in sorted(found, key=lambda each: -each[0])][:_LARGEST]
 
 
 def estimate(text: str, clock: float, steps: int) -> dict[str, Any]:

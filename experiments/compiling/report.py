@@ -1,7 +1,6 @@
 """Rows of findings: their names, as lines for a person, and in a file."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from experiments.compiling.chips import Chip
@@ -74,9 +73,9 @@ def load(path: AnyPath) -> list[Row]:
     return json.loads(path.read_text()) if filesystem.exists(path) else []
 
 
-def save(rows: Sequence[Row], path: AnyPath) -> None:
-    """Adds rows to a file. A row replaces the earlier one of the same program and topology."""
-    merged = {_key(row): row for row in [*load(path), *rows]}
+def save(row: Row, path: AnyPath) -> None:
+    """Adds a row to a file. It replaces the earlier one of the same program and topology."""
+    merged = {_key(each): each for each in [*load(path), row]}
     filesystem.write_json(path, [merged[key] for key in sorted(merged)])
 
 
