@@ -145,7 +145,7 @@ class Program:
             return min(size, _target(one).bytes)
         if one.opcode in _UPDATES and place == 0:
             return 0
-        if one.opcode == "fusion" and size:
+        if one.opcode in ("fusion", "async-start") and size:
             return min(size, self._used(one.called, place, size))
         return size
 

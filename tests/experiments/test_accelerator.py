@@ -1,6 +1,5 @@
 """The first minutes on an accelerator, rehearsed on this machine's CPU with tiny networks."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from experiments.benchmarks import sharing
+from experiments.benchmarks import agreement, sharing
 from experiments.soak import mismatches
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import SECONDS, SWEEP
@@ -48,27 +47,35 @@ def start(workdir, *flags):
 
 
 @pytest.mark.slow
+def test_training_on_a_cpu_agrees_with_itself_and_resumes_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    found = agreement.check(tmp_path, SECONDS)
+    assert found["agrees"], found
+    assert found["was_killed"]
+    assert found["resumes_in_the_same_bits"], found["differing"]
+
+
+@pytest.mark.slow
 def test_it_goes_on_elsewhere_from_the_folder_of_a_machine_that_vanished(tmp_path):
-    steps = ("--config.run.steps=6000", "--config.run.optim.boundaries=(3000,)", "--at_once=2")
+    steps = ("--config.run.steps=2000", "--config.run.optim.boundaries=(1000,)", "--at_once=2")
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    process = start(here, *steps, "--minutes=20")
+    process = start(here, *steps, "--minutes=4")
     run = RunFolder(here / RUNS[0])
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end and process.poll() is None:
+    while process.poll() is None:
         if run.path.exists() and any(record["step"] >= 40 for record in run.metrics()):
             break
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert run.status().state == "running"
-    (known,) = json.loads((here / "first_minutes.json").read_text()).values()
-    assert known["check"]["agrees"] and known["check"]["resumes_in_the_same_bits"]
-    assert known["check"]["was_killed"]
 
     here.rename(elsewhere)
-    process = start(elsewhere, *steps, "--minutes=20")
-    said, _ = process.communicate(timeout=2 * SECONDS)
-    assert process.returncode == 0, said
+    for _ in range(5):  # A busy machine may need several times these minutes.
+        said, _ = start(elsewhere, *steps, "--minutes=4").communicate(timeout=SECONDS)
+        states = [RunFolder(elsewhere / name).status().state for name in RUNS]
+        if states == ["finished", "finished"]:
+            break
+    assert states == ["finished", "finished"], said
     assert (elsewhere / "report.html").exists()
     whole = subprocess.run(
         [sys.executable, "-m", "experiments.sweep", *SWEEP[1:], *steps[:2]]
