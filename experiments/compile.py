@@ -5,6 +5,8 @@
 A sweep's config compiles each distinct program. `make compilers` installs the compilers.
 """
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,8 @@ def compiled(config: RunConfig, topology: Topology, args: flags.FlagValues) -> d
 
 
 def main(args: flags.FlagValues) -> int:
+    # Then the compiler and its folder go, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configs, topology = configs_of(args), chips.topology(args.topology)
     programs.check_python(args.compiler_python, topology)
     console, fit = Console(highlight=False, soft_wrap=True), True

@@ -15,9 +15,10 @@ from resnet_flax.storage.run_folder import RunFolder
 # Relative, of the mean loss over the first steps. Sums in another order change float32 by 1e-5.
 TOLERANCE = 1e-3
 _FLAGS = (
-    "--config=configs/digits.py:resnet8", "--config.steps=400", "--config.log_every=20",
-    "--config.eval_every=100", "--config.checkpoint_every=100", "--config.steps_per_dispatch=20",
-    "--config.optim.boundaries=(200,300)", "--config.model.bn_scope=global",
+    "--config=configs/digits.py:resnet8", "--config.steps=200", "--config.log_every=20",
+    "--config.eval_every=100", "--config.checkpoint_every=40", "--config.steps_per_dispatch=20",
+    "--config.optim.boundaries=(100,150)", "--config.model.bn_scope=global",
+    "--config.model.widths=(4,8,8)",
 )  # fmt: skip
 # Products in full float32, so that only the order of sums may differ.
 _PRECISE = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}

@@ -1,12 +1,14 @@
 """Compiles the training steps of a config for chips that are described, not present.
 
 `programs.py` starts it in a process of its own, with the environment that the compilers need. It
-takes JSON on stdin and prints lines of JSON: when lowering ends, and when compilation ends. XLA
-writes the program into the folder that XLA_FLAGS names.
+takes a line of JSON on stdin, and ends with stdin. It prints lines of JSON: when lowering ends,
+and when compilation ends. XLA writes the program into the folder that XLA_FLAGS names.
 """
 
 import json
+import os
 import sys
+import threading
 import time
 from importlib import metadata
 from typing import Any
@@ -23,7 +25,8 @@ from resnet_flax.training.lowering import lower_training
 
 
 def main() -> None:
-    given = json.load(sys.stdin)
+    given = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     config = parse(given["config"], RunConfig)
     described = chips.topology(given["topology"]).description()
     try:
@@ -41,6 +44,12 @@ def main() -> None:
         _say(error=str(error), status=error.exit_status)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         _say(error=str(error), summary=summary(error), status=1)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, however it ended."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _versions() -> dict[str, str]:

@@ -97,7 +97,7 @@ def compile_steps(
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.communicate()  # Also closes its pipe.
 
 
 def _followed(
@@ -112,8 +112,11 @@ def _followed(
     stops_early = topology.chip.platform == "tpu" and not full
     given = {"config": config.model_dump(mode="json"), "topology": topology.name, "full": full}
     assert process.stdin
-    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-        json.dump(given, stdin)
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # It stays open: the compiler ends with this process.
+        process.stdin.write(json.dumps(given) + "\n")
+        process.stdin.flush()
     end, lowered = time.monotonic() + timeout, 0.0
     while process.poll() is None:
         if time.monotonic() > end:

@@ -1,8 +1,12 @@
 """Which programs a config has, and what happens to a compiler that is absent or hangs."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from configs import degradation
@@ -78,3 +82,25 @@ def test_the_last_words_of_a_compiler_that_dies_are_shown(config, tmp_path, temp
     with pytest.raises(FaultError, match=r"status 3: no libtpu.so\."):
         programs.compile_steps(config, chips.topology("v5e:2x2"), python, 60, full=False)
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("sign", ["TERM", "KILL"])
+def test_the_compiler_ends_with_the_command(tmp_path, sign):
+    script = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; cat > {tmp_path}/given"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    config = ("--config=configs/digits.py:resnet8", "--topology=v5e:2x2")
+    python = f"--compiler_python={stand_in(tmp_path, f'[ $1 = -c ] || {{ {script}; }}')}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.compile", *config, python],
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
+    while not (tmp_path / "pid").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, f"SIG{sign}"))
+    process.wait()
+    compiler = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(compiler):
+        time.sleep(0.01)
+    left = list(temporary.glob("resnet_flax_compile_*"))
+    assert bool(left) == (sign == "KILL")
