@@ -56,7 +56,7 @@ def estimates() -> Rows:
     return [
         {
             "depth": row["depth"],
-            "chip": CHIPS[_chip(row)],
+            "blocks": _blocks(row),
             "step, ms": f"{row['estimate']['step_ms']:.3f}",
             "network": f"{row['estimate']['network_ms']:.3f}",
             "the rest": f"{1 - row['estimate']['network_ms'] / row['estimate']['step_ms']:.0%}",
@@ -93,4 +93,7 @@ def _by_chip(rows: Iterable[Row], name: Callable[[Row], Row]) -> Rows:
 
 def _cell(row: Row) -> str:
     memory = f"{row['memory']['total'] / _GIB:.2f} GiB"
-    return f"{memory}, {row['least_ms']:.2f} ms" if row["fits"] else f"**no**: {memory}"
+    if not row["fits"]:
+        return f"**no**: {memory}"
+    by = {"compute": "FLOPs", "memory": "bytes"}[row["bound_by"]]
+    return f"{memory}, {row['least_ms']:.2f} ms by {by}"
