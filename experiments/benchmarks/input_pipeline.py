@@ -4,7 +4,6 @@ All read the same files, which are in the page cache already, and give uint8 bat
 Each is timed on one core, and with two processes or threads on two cores.
 """
 
-import functools
 import gc
 import io
 import json
@@ -135,17 +134,15 @@ def loop(epochs: int) -> Iterator[Row]:
     mean, shape = jnp.asarray(stream.image_mean()), stream.image_shape
     state = devices.replicate(steps.init_state(model, optimizer, 0, mean, shape))
     step = devices.map(
-        functools.partial(
-            steps.train_steps,
-            model=model,
-            optimizer=optimizer,
-            pad=0,
-            flip=True,
-            color=True,
-            log_every=100,
-        ),
+        steps.train_steps,
         sharded=(False, False, True),
         donate=0,
+        model=model,
+        optimizer=optimizer,
+        pad=0,
+        flip=True,
+        color=True,
+        log_every=100,
     )
     per_epoch = -(-stream.size // BATCH_SIZE)
     with StreamFeed(stream, devices, print).training(

@@ -3,6 +3,7 @@
 The functions that this file calls take typed arguments, not the config.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -179,13 +180,18 @@ def check_image_shape(config: ModelConfig, shape: Sequence[int]) -> None:
         )
 
 
+@functools.cache
 def build_schedule(config: OptimConfig) -> optax.Schedule:
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the step.
+
+    Equal configs give the same function, so that their runs share compiled programs.
+    """
     return optim.learning_rate(
         config.lr, config.boundaries, config.decay_factor, config.warmup_steps, config.warmup_lr
     )
 
 
+@functools.cache
 def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """SGD with the learning rate of `schedule`."""
     return optim.sgd(

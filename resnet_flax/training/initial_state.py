@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from flax import linen as nn
 
 from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
@@ -29,8 +31,7 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     `init_from` is not the folder of a run, or does not fit.
     """
     seed, mean = np.uint32(built.config.seed), built.train.image_mean()
-    init = jax.jit(_stacked(built), compiler_options=cpu.quick_compilation())
-    state = stacking.unstack(jax.device_get(init(seed, mean)))
+    state = stacking.unstack(jax.device_get(_init(built)(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
     return _as_trained(built, state)
@@ -96,11 +97,8 @@ def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str
 
 def state_shapes(built: Experiment) -> steps.TrainState:
     """The shapes and dtypes of a saved state, block by block, found without computing it."""
-
-    def init(seed: jax.Array, mean: jax.Array) -> steps.TrainState:
-        return stacking.unstack(_stacked(built)(seed, mean))
-
-    return jax.eval_shape(init, np.uint32(0), built.train.image_mean())
+    shapes = _init(built).eval_shape(np.uint32(0), built.train.image_mean())
+    return jax.eval_shape(stacking.unstack, shapes)
 
 
 def _as_trained(built: Experiment, state: steps.TrainState) -> steps.TrainState:
@@ -108,12 +106,19 @@ def _as_trained(built: Experiment, state: steps.TrainState) -> steps.TrainState:
     return stacking.stack(state) if build.scans(built.config.model) else state
 
 
-def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
-    """A function that makes the initial state, with stacked blocks so that it compiles fast."""
+def _init(built: Experiment) -> Any:
+    """A jitted function that makes the initial state, with stacked blocks: it compiles fast."""
     is_vgg = built.config.model.family == "vgg"
     model = built.model if is_vgg else built.model.clone(scan=True)
-    shape = built.train.image_shape
-    return functools.partial(steps.init_state, model, built.optimizer, image_shape=shape)
+    return _jitted_init(model, built.optimizer, built.train.image_shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted_init(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> Any:
+    init = functools.partial(steps.init_state, model, optimizer, image_shape=image_shape)
+    return jax.jit(init, compiler_options=cpu.quick_compilation())
 
 
 def _transferred(

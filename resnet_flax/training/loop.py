@@ -1,7 +1,6 @@
 """Trains and evaluates one run, from its beginning or from its last checkpoint."""
 
 import contextlib
-import functools
 import math
 import os
 
@@ -137,8 +136,10 @@ class _Training:
         self.step = step
         """The last step taken."""
         self._begun = step  # The last step whose save has started.
-        train_steps = functools.partial(
+        self._train_steps = self._devices.map(
             steps.train_steps,
+            sharded=(False, False, True),
+            donate=0,
             model=built.model,
             optimizer=built.optimizer,
             pad=self._config.data.pad,
@@ -146,7 +147,6 @@ class _Training:
             color=self._config.data.color,
             log_every=self._config.log_every,
         )
-        self._train_steps = self._devices.map(train_steps, sharded=(False, False, True), donate=0)
         self._evaluator = Evaluator(built.model, self._devices, self._config.data.eval_batch_size)
         self._feeds = {
             name: build.feed(split, self._devices, recorder.progress.say)
