@@ -25,8 +25,9 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not cluster" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
+# With the programs that users get. `make test` has them compiled quickly instead; tests/conftest.py says how.
 slow: .venv/installed-dev
-	$(BIN)/pytest -m slow
+	XLA_FLAGS= $(BIN)/pytest -m slow
 
 # Tests with real schedulers on this machine. For Slurm: apt-get install slurm-wlm munge. Tests of absent ones are skipped.
 cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
