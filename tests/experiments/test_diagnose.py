@@ -99,16 +99,20 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--workdir=nowhere"], "nowhere a run's folder?"),
         ([f"--workdir={RUN}", "--step=7"], "7"),
-        ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
-        ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
         (
             ["--workdir=x", "--config=configs/digits.py:plain8", "--landscape"],
             "without --landscape",
         ),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--workdir=nowhere"], "nowhere a run's folder?"),
+                ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
+                ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
+            )
+        ),
     ],
-    ids=["no run", "no such step", "no such net", "no landscape", "no run to explore"],
 )
 def test_what_cannot_be_looked_at_is_said_in_one_line(flags, said):
     command = [sys.executable, "-m", "experiments.diagnose", *flags]

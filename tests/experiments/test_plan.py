@@ -204,14 +204,19 @@ def run(*flags):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "Expected --machine=FILE.py:NAME"),
-        (["--machine=configs/machines.py:abacus"], "or cpu_2_cores, got 'abacus'"),
         (["--machine=configs/machines.py", "--machine.chips=0"], "machine.chips: .*got 0"),
         (
             ["--machine=configs/machines.py", "--machine.speed.digit.source="],
             "accepted: cifar10, digits",
         ),
-        (["--machine=configs/machines.py", "--config.seed=3"], "accepted: .*seeds"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ([], "Expected --machine=FILE.py:NAME"),
+                (["--machine=configs/machines.py:abacus"], "or cpu_2_cores, got 'abacus'"),
+                (["--machine=configs/machines.py", "--config.seed=3"], "accepted: .*seeds"),
+            )
+        ),
     ],
 )
 def test_a_wrong_machine_is_one_line_and_status_2(flags, message):
