@@ -12,9 +12,19 @@ PREPARE := .venv-prepare
 TORCH := .venv-torch
 TENSORBOARD := .venv-tensorboard
 SCHEDULERS := .venv-schedulers
+COMPILE := .venv-compile
+MINUTES ?= 9
+# The device that jax needs a plug-in for: a GPU, a TPU or none.
+PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
 SUITES ?= steps depth memory start epoch seeds convolution input stream
 
-.PHONY: sweep test slow cluster-test soak benchmark tensorboard torch prepare cifar10 readme lock
+# With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network.
+ifdef WHEELS
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
+
+.PHONY: sweep test slow cluster-test soak benchmark accelerator wheels tensorboard torch compilers prepare cifar10 readme lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -25,8 +35,9 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not cluster" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
+# With the programs that users get. `make test` has them compiled quickly instead; tests/conftest.py says how.
 slow: .venv/installed-dev
-	$(BIN)/pytest -m slow
+	XLA_FLAGS= $(BIN)/pytest -m slow
 
 # Tests with real schedulers on this machine. For Slurm: apt-get install slurm-wlm munge. Tests of absent ones are skipped.
 cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
@@ -41,6 +52,19 @@ benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
+# The first minutes on a GPU or TPU: checks it, measures it, then trains CIFAR-10 until MINUTES are over.
+# All results are in WORKDIR. The same command goes on from there.
+accelerator: CONFIG = configs/degradation.py:cifar10
+accelerator: .venv/installed-accelerator
+	$(BIN)/python -m experiments.accelerator --config="$(CONFIG)" --workdir="$(WORKDIR)" --minutes=$(MINUTES) \
+	  --torch_python=$(TORCH)/bin/python
+
+# Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 1.5 GB, and 3 GB for a GPU.
+wheels: .venv/installed
+	@test -n "$(WHEELS)" || { echo "Expected WHEELS=FOLDER, and PLUGIN=cuda13 or PLUGIN=tpu"; exit 2; }
+	env -u PIP_NO_INDEX -u PIP_FIND_LINKS $(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \
+	  -r requirements.txt $(if $(PLUGIN),"jax[$(PLUGIN)]") "setuptools>=77.0.3,<100" wheel
+
 # Shows the last sweep, or the folder WORKDIR. The sweep may still be running.
 tensorboard: $(TENSORBOARD)/installed
 	@folder="$(if $(filter file,$(origin WORKDIR)),$$(find runs -name sweep.json -exec ls -t {} + 2>/dev/null | head -n 1 | sed s,/sweep.json,,),$(WORKDIR))"; \
@@ -49,6 +73,9 @@ tensorboard: $(TENSORBOARD)/installed
 
 # Installs PyTorch. `make test` then compares networks and weights with it.
 torch: $(TORCH)/installed
+
+# Installs XLA's compilers for TPUs and GPUs, 6 GB. `experiments.compile` uses them: it needs no such device.
+compilers: $(COMPILE)/installed
 
 # FOLDER=photos NAME=mine makes a set of your own images. DATASET=cifar100 prepares one of TFDS's sets: that needs TensorFlow,
 # which gets an environment of its own. TFDS_DATA_DIR=FOLDER names the folder of the sets.
@@ -75,7 +102,7 @@ lock: .venv/installed-dev
 	  --upgrade --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
 # An environment whose creation was cut off has no pip. It is made again.
-.venv/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
+.venv/made $(COMPILE)/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
 	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
@@ -86,8 +113,16 @@ lock: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable . -c requirements.lock
 	touch $@
 
+.venv/installed-accelerator: requirements.lock .venv/installed
+	$(if $(PLUGIN),$(BIN)/python -m pip install --quiet "jax[$(PLUGIN)]" -c requirements.lock)
+	touch $@
+
 .venv/installed-dev: pyproject.toml .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
+	touch $@
+
+$(COMPILE)/installed: pyproject.toml requirements.txt requirements.lock | $(COMPILE)/made
+	$(@D)/bin/python -m pip install --quiet --editable ".[compile]" -c requirements.lock
 	touch $@
 
 # Each target installs a dependency group of pyproject.toml. Python's own pip may be too old for that.

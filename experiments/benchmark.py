@@ -244,8 +244,9 @@ def main(args: flags.FlagValues) -> None:
         rows.append(row)
     facts = environment.describe()
     folder.mkdir(parents=True, exist_ok=True)
-    against = f" --against={args.against}" if torch else ""  # Without the path of a Python.
-    command = f"python -m experiments.benchmark --suite={args.suite}{against} --rounds={rounds}"
+    against = [f"--against={args.against}"] if torch else []  # Without the path of a Python.
+    given = [f"--suite={args.suite}", *against, f"--rounds={rounds}", f"--workdir={args.workdir}"]
+    command = cli.command("benchmark", given)
     filesystem.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = markdown.table(
         [{name.replace("_", " "): cell for name, cell in row.items()} for row in rows]

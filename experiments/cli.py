@@ -1,11 +1,9 @@
 """The part that all commands share: flags, error messages, exit status, set-up of JAX."""
 
 import ast
-import contextlib
 import functools
 import itertools
 import json
-import os
 import re
 import shlex
 import sys
@@ -13,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
 from resnet_flax.errors import ExplainedError, UserError, complain
-from resnet_flax.runtime import cpu, output
+from resnet_flax.runtime import output, process
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.recipe import flat
@@ -97,7 +95,7 @@ def run(
     for name in (name for name, is_there in own.items() if is_there):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # --help lists it.
     output.keep_going()
-    set_up()
+    process.set_up()
     try:
         app.run(
             lambda _: _exit_status(main),
@@ -140,12 +138,9 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
     folder = filesystem.path(args.workdir)
     if not filesystem.exists(folder / "config.json") or filesystem.exists(folder / "sweep.json"):
         return folder
-    if filesystem.exists(folder.parent / "sweep.json"):
-        instead = f"To report on its sweep: {command('report', [f'--workdir={folder.parent}'])}"
-    else:
-        instead = f"To score this run: {command('evaluate', [f'--workdir={folder}'])}"
     raise UserError(
-        f"Expected a sweep's folder, got a run's folder: {folder}. Choose another folder. {instead}"
+        f"Expected a sweep's folder, got a run's folder: {folder}. Choose another folder. To report"
+        f" on this run: {command('report', [f'--workdir={folder}'])}"
     )
 
 
@@ -208,6 +203,13 @@ def command(module: str, arguments: list[str]) -> str:
     inside = running.is_relative_to(here / ".venv")
     python = str(running.relative_to(here)) if inside else "python"
     return shlex.join([python, "-m", f"experiments.{module}", *arguments])
+
+
+def shown(path: AnyPath) -> str:
+    """A path as it can be typed in the current directory."""
+    here = Path.cwd()
+    inside = isinstance(path, Path) and path.is_relative_to(here)
+    return str(path.relative_to(here)) if inside else str(path)
 
 
 def _parse_flags(argv: list[str], config: str) -> list[str]:
@@ -285,25 +287,3 @@ def _load_config(argv: list[str], name: str) -> Any:
         return flags.FLAGS[name].parser.parse("".join(given[:1]))
     except Exception:  # The caller reports this error.
         return None
-
-
-def set_up() -> None:
-    """Sets up a process. Every process calls it before the first use of a device.
-
-    Compiled programs are kept on disk, so the second run of a network starts in seconds.
-    JAX_COMPILATION_CACHE_DIR names another folder for them.
-    """
-    # Problems are raised as errors. --verbosity=0 also shows what the libraries log.
-    logging.set_verbosity(logging.FATAL)
-    cpu.keep_barriers()
-    jax = sys.modules.get("jax")
-    if jax is None:  # Some commands, such as report, do not use jax.
-        return
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # Without a home folder that can be written to, programs are not kept.
-        with contextlib.suppress(RuntimeError, OSError):
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-            folder = cache / "resnet_flax" / "xla"
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -35,7 +35,7 @@ from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import parallel
 from resnet_flax.runtime.parallel import Backend
-from resnet_flax.storage import filesystem, findings
+from resnet_flax.storage import filesystem, findings, recipe
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -59,12 +59,14 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
         num_classes, batches = _first_batches(config.data, config.parallel, count)
-        net = build.build_model(model, num_classes)
+        net = build.build_model(model, num_classes, jax.default_backend())
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(part_by_part.parts_of(net), variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
         found = signal.measure(net, variables, batches)
         networks.append(Network(**point, at=at, signal=found))
+        done = f"{len(networks)} of {len(points)}: {run.point.group}-{model.depth} norm={norm}"
+        console.print(f"measured {done}", markup=False)
     return networks
 
 
@@ -219,7 +221,7 @@ def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
     if "vary" in config:
         raise UserError("Expected --vary with a sweep's --config, got a run's --config.")
     run = parse(config, RunConfig)
-    kind = "plain" if run.model.shortcut == "none" else "residual"
+    kind = recipe.kind_of(recipe.flat(config))
     return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 

@@ -5,6 +5,7 @@
 """
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
+from ml_collections import config_flags
 
-from experiments import cli
+from configs import machines
+from experiments import cli, plan
 from experiments.schedulers import jobs
 from experiments.sweeping import grid
 from resnet_flax.config import parse
@@ -43,7 +46,7 @@ TARGETS = {
         functools.partial(jobs.slurm, python=sys.executable),
         client="sbatch",
         submit=["sbatch"],
-        takes=["accelerator", "devices_per_run", "nodes_per_run", "at_once", "option"],
+        takes=["accelerator", "devices_per_run", "nodes_per_run", "at_once", "option", "machine"],
     ),
     "tpu-vm": Target(
         jobs.tpu_vm,
@@ -57,7 +60,14 @@ TARGETS = {
         client="kubectl",
         submit=["kubectl", "apply", "--filename"],
         needs=["accelerator", "image"],
-        takes=["topology", "devices_per_run", "nodes_per_run", "queue", "spot"],
+        takes=[
+            "topology",
+            "devices_per_run",
+            "nodes_per_run",
+            "queue",
+            "service_account",
+            "spot",
+        ],
     ),
     "skypilot": Target(
         jobs.skypilot,
@@ -67,30 +77,85 @@ TARGETS = {
         takes=["devices_per_run", "nodes_per_run", "spot"],
     ),
 }
+NO_LIMIT = (
+    "The job has no time limit of its own: how long a run takes there is not known. Give"
+    " --option=--time=HH:MM:SS, or --machine=configs/machines.py:NAME, as for plan."
+)
+NO_ACCOUNT = (
+    "The pods act as the namespace's default account. It must be able to write to {workdir}."
+    " --service_account names another one."
+)
 SLURM_ARRAY = 1001  # The most runs that Slurm takes by default.
 OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
+OF_PLAN = ("machine",)
+# The machine may be slower, or busy. A run that reaches its limit is queued again and continues.
+SPARE = 4
+SHORTEST, LONGEST = 30, 24 * 60  # Minutes of a limit.
 
 
 def main(args: flags.FlagValues) -> int:
     target = TARGETS[args.target]
     _check_flags(args, target)
+    if args.submit and shutil.which(target.client) is None:
+        raise UserError(
+            f"Expected {target.client} for --submit, but it is not installed here. Leave --submit"
+            " out: the files are then written, with the command that submits them."
+        )
+    runs = _expand(args)
     sweep = jobs.Sweep(
         flags=cli.config_as_given(args),
-        runs=[run.name for run in _expand(args)],
+        runs=[run.name for run in runs],
         workdir=args.workdir,
         here=Path.cwd(),
         output=_output(args),
     )
-    resources = jobs.Resources._make(args[name].value for name in OF_RESOURCES)
-    options = {*target.needs, *target.takes} - {*OF_RESOURCES}
-    files = target.files(sweep, resources, **{name: args[name].value for name in options})
+    minutes = time_limit(runs, args) if "machine" in target.takes else None
+    asked = jobs.Resources._make([*(args[name].value for name in OF_RESOURCES), minutes])
+    options = {*target.needs, *target.takes} - {*OF_RESOURCES, *OF_PLAN}
+    files = target.files(sweep, asked, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
-    for note in notes(args.target, args.workdir, len(sweep.runs)):
+    said = notes(args.target, args.workdir, len(sweep.runs))
+    if "machine" in target.takes and not minutes:
+        said.append(NO_LIMIT)
+    if args.target == "gke" and "://" in args.workdir and not args.service_account:
+        said.append(NO_ACCOUNT.format(workdir=args.workdir))
+    for note in said:
         print(note, file=sys.stderr)
     if args.submit:
         return _submit(target, paths)
     print(f"To submit each file, add --submit. It runs: {' '.join(target.submit)} FILE")
     return 0
+
+
+def time_limit(runs: Sequence[grid.GridRun], args: flags.FlagValues) -> int | None:
+    """Minutes for the longest run, with time to spare; None if its speed is not known.
+
+    By --machine, as `plan` computes it. Without an accelerator, by two CPU cores that we measured.
+    """
+    given = args.machine or (None if args.accelerator else machines.get_config("cpu_2_cores"))
+    if not given:
+        return None
+    machine = parse(given.to_dict(), plan.MachineConfig, "machine")
+    chips = args.devices_per_run if args.accelerator else 1
+    try:
+        for run in runs:
+            _check_measured(machine, run.config.data.name)
+        seconds = max(plan.run_seconds(run, machine, chips) for run in runs)
+    except UserError:
+        if args.machine:
+            raise
+        return None  # Of this data set, nothing was measured.
+    return min(max(math.ceil(SPARE * seconds / 60), SHORTEST), LONGEST)
+
+
+def _check_measured(machine: plan.MachineConfig, data: str) -> None:
+    """Raises UserError if nothing was measured. `plan` then goes by the peak: too short a limit."""
+    speed = machine.speed.get(data)
+    if speed is not None and speed.images_per_second is None:
+        raise UserError(
+            f"The speed of {machine.name} on {data} is not known, so neither is a time limit. Give"
+            f" --machine.speed.{data}.images_per_second=N, or leave --machine out."
+        )
 
 
 def notes(target: str, workdir: str, count: int) -> list[str]:
@@ -161,13 +226,8 @@ def _write(files: jobs.Files, output: Path) -> list[Path]:
 def _submit(target: Target, paths: Sequence[Path]) -> int:
     """Submits the files one after another. Returns the exit status.
 
-    Raises FaultError if the client is not installed, or with its message if it refuses a file.
+    Raises FaultError with the client's message if it refuses a file.
     """
-    if shutil.which(target.client) is None:
-        raise FaultError(
-            f"{target.client} is not installed here. Where it is installed, run:"
-            f" {' '.join(target.submit)} {paths[0]}{' and so on' * (len(paths) > 1)}"
-        )
     for path in paths:
         command = [*target.submit, str(path)]
         sys.stdout.flush()  # So that our lines come before those of the client.
@@ -206,4 +266,10 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("topology", None, "GKE: the topology of a TPU slice, such as 4x4.")
     flags.DEFINE_string("queue", None, "GKE: a local queue of Kueue.")
+    flags.DEFINE_string(
+        "service_account", None, "GKE: the account that the bucket admits, in Kubernetes."
+    )
+    config_flags.DEFINE_config_file(
+        "machine", help_string="Slurm: FILE.py:NAME, as for plan, which gives the time limit."
+    )
     cli.run(main, config="sweep", workdir="The sweep's folder, by the name that its runs use.")

@@ -5,7 +5,8 @@
 
 The command runs nothing. The time of a run is its start-up and its training. The speed of training
 was measured (or is assumed) for another network of the same data set. The ratio of multiply-adds
-gives the speed of this one. The longest run begins first, on the chips that are free first. The
+gives the speed of this one. If no speed is known, the plan says what a run takes at best, by the
+chip's published peaks. The longest run begins first, on the chips that are free first. The
 plan leaves out evaluations, checkpoints, preemptions and slow input.
 """
 
@@ -20,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.compiling import bound
+from experiments.compiling.chips import CHIPS
 from experiments.sweeping import grid
 from experiments.sweeping.grid import GridRun
 from resnet_flax.config import RunConfig, Section, parse
@@ -44,6 +47,7 @@ class Speed(Known):
     """The speed of one chip that trains alone."""
 
     images_per_second: PositiveFloat | None
+    """None: not known."""
     multiply_adds: PositiveInt
     """For a forward pass of one image in that network, as `experiments.describe` counts them."""
 
@@ -58,6 +62,8 @@ class MachineConfig(Section):
 
     name: str
     chips: PositiveInt
+    chip: str
+    """The kind of chip, as experiments/compiling/chips.py has it. Empty: another kind."""
     startup: StartUp
     speed: dict[str, Speed]
     scaling: dict[str, Scaling]
@@ -116,10 +122,13 @@ def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
     """Seconds that one run takes on `chips` chips, a power of 2."""
     data = run.config.data.name
     speed = _speed(data, machine)
-    assert speed.images_per_second is not None
-    # Training takes about 3 times a forward pass, of any network.
-    multiply_adds_per_second = speed.multiply_adds * speed.images_per_second
-    seconds = run.point.work / multiply_adds_per_second
+    if speed.images_per_second is None:
+        multiply_adds = run.point.multiply_adds
+        step = bound.step_seconds(run.config, multiply_adds, machine.chip)
+        seconds = run.config.steps * step
+    else:
+        # Training takes about 3 times a forward pass, of any network.
+        seconds = run.point.work / (speed.multiply_adds * speed.images_per_second)
     return machine.startup.seconds + seconds / _speed_up(data, machine, chips)
 
 
@@ -130,11 +139,12 @@ def _speed(data: str, machine: MachineConfig) -> Speed:
             " To add one, write a file like configs/machines.py."
         )
     speed = machine.speed[data]
-    if speed.images_per_second is None:
+    if speed.images_per_second is None and machine.chip not in CHIPS:
         raise UserError(
             f"The speed of {machine.name} on {data} is not known. Measure it there with"
             " `make benchmark SUITES=accelerator`. Then give"
-            f" --machine.speed.{data}.images_per_second=N."
+            f" --machine.speed.{data}.images_per_second=N. Or give --machine.chip with one of"
+            f" {', '.join(CHIPS)}: the plan then says what is possible at best."
         )
     return speed
 
@@ -230,12 +240,23 @@ def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[
 def _known(data: str, machine: MachineConfig) -> list[str]:
     speed, scaling = machine.speed[data], machine.scaling.get(data)
     lines = [
-        _source(f"speed, {speed.images_per_second:g} images/s a chip", speed),
+        _speed_source(speed, machine),
         _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup),
     ]
     if scaling and scaling.share is not None:
         lines.append(_source(f"scaling, {scaling.share:g} kept at each doubling", scaling))
     return lines
+
+
+def _speed_source(speed: Speed, machine: MachineConfig) -> str:
+    if speed.images_per_second is None:
+        chip = CHIPS[machine.chip]
+        return (
+            f"AT BEST: speed, by the published peaks of {chip.name} ({chip.source}) and what is"
+            " known of its programs (experiments/results/accelerators.md). No run is as fast:"
+            " `make benchmark SUITES=accelerator` measures it."
+        )
+    return _source(f"speed, {speed.images_per_second:g} images/s a chip", speed)
 
 
 def _source(what: str, known: Known) -> str:

@@ -18,7 +18,7 @@ from rich.progress import track
 from experiments import cli
 from resnet_flax.data import own_images
 from resnet_flax.data.own_images import Prepared
-from resnet_flax.data.sources import data_folder
+from resnet_flax.data.prepared import data_folder
 from resnet_flax.errors import printable
 
 

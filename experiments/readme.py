@@ -18,6 +18,7 @@ from absl import flags
 from configs import causes, degradation, machines
 from experiments import cli, plan, report
 from experiments.reporting import (
+    accelerator_tables,
     benchmark_tables,
     cause_tables,
     markdown,
@@ -36,9 +37,10 @@ BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTAL
 
 
 def pages() -> list[Path]:
-    """The READMEs of the repository and of its rooms."""
+    """The READMEs of the repository and of its rooms, and the page on accelerators."""
     rooms = (path for room in ("resnet_flax", "experiments") for path in Path(room).rglob("*.md"))
-    return [Path("README.md"), *sorted(path for path in rooms if path.name == "README.md")]
+    readmes = sorted(path for path in rooms if path.name == "README.md")
+    return [Path("README.md"), *readmes, RESULTS / "accelerators.md"]
 
 
 def filled(page: str) -> str:
@@ -70,13 +72,9 @@ def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
     return grid.expand(parse(config.to_dict(), grid.SweepConfig))
 
 
-def _machine(name: str, data: str) -> plan.MachineConfig:
-    """A machine of configs/machines.py. Its speed on CIFAR-10 is not known; ours is an example."""
-    config = machines.get_config(name)
-    if data == "cifar10":
-        config.speed.cifar10.images_per_second = 10_000.0
-        config.scaling.cifar10.share = 0.9
-    return parse(config.to_dict(), plan.MachineConfig, "machine")
+def _machine(name: str) -> plan.MachineConfig:
+    """A machine of configs/machines.py."""
+    return parse(machines.get_config(name).to_dict(), plan.MachineConfig, "machine")
 
 
 def plans() -> Rows:
@@ -88,7 +86,7 @@ def plans() -> Rows:
     rows = []
     for what, runs in named:
         for name in ("v5e_64", "h100_8"):
-            machine = _machine(name, runs[0].config.data.name)
+            machine = _machine(name)
             found = plan.options(runs, machine)
             best = plan.best(found)
             for option in [best] if runs is wide else found:
@@ -108,7 +106,7 @@ def plans() -> Rows:
 
 def plans_and_records() -> Rows:
     """The times of sweeps on 2 CPU cores: planned by `plan`, and measured by their records."""
-    machine = _machine("cpu_2_cores", "digits")
+    machine = _machine("cpu_2_cores")
     seeds = tuple(range(5))
     small, deep = _runs("digits", seeds=seeds), _runs("digits", seeds=seeds, depths=(110,))
     parts: list[tuple[str, str, Callable[[grid.GridRun], bool]]] = [
@@ -168,6 +166,10 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "memory": benchmark_tables.memory,
     "start": benchmark_tables.start,
     "input": benchmark_tables.input_rates,
+    "compiled_networks": accelerator_tables.networks,
+    "compiled_large_images": accelerator_tables.large_images,
+    "compiled_pods": accelerator_tables.pods,
+    "estimates": accelerator_tables.estimates,
     "plans": plans,
     "plans_and_records": plans_and_records,
 }

@@ -1,4 +1,4 @@
-"""Writes the table, figures and page of a sweep from its records; needs no JAX, no checkpoint.
+"""Writes the table, figures and page of a sweep or a run from its records; needs no JAX.
 
 .venv/bin/python -m experiments.report --workdir=runs/digits
 """
@@ -18,6 +18,7 @@ from experiments import cli
 from experiments.reporting import (
     charts,
     diagnostic_charts,
+    drawing,
     figures,
     markdown,
     page,
@@ -28,7 +29,7 @@ from experiments.reporting import (
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.sweep_folder import SweepFolder
+from resnet_flax.storage.sweep_folder import sweep_or_run
 
 REST_SECONDS = 5.0
 _HEADINGS = {
@@ -39,11 +40,11 @@ _HEADINGS = {
 
 
 def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
-    """Reads a sweep's tables and the charts of its diagnostics.
+    """Reads the tables of a sweep or a run, and the charts of its diagnostics.
 
-    Raises UserError if the folder is not a sweep's, or if a file in it is damaged.
+    Raises UserError if the folder is neither a sweep's nor a run's, or if a file in it is damaged.
     """
-    tables = run_tables.read(SweepFolder(workdir))
+    tables = run_tables.read(sweep_or_run(workdir))
     styles = styling.group_styles(tables.groups)
     return tables, diagnostic_charts.read(tables.sweep, styles, tables.runs)
 
@@ -83,11 +84,17 @@ def write(workdir: AnyPath) -> None:
         console.print(_printed(summary, varied))
         for line in _claims(summary):
             console.print(line, markup=False)
+    if boxes := drawing.unreadable("".join(groups)):
+        console.print(
+            f"Figures show boxes for {boxes}: no font here has these signs. Install one, such as"
+            " Noto Sans CJK. The page shows them.",
+            markup=False,
+        )
     for chart in charts.drawable(shown):
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))
     for path in written:
-        console.print(str(path), markup=False)
+        console.print(cli.shown(path), markup=False)
 
 
 def in_markdown(tables: run_tables.Tables) -> str:
@@ -172,8 +179,12 @@ def _printed(summary: pd.DataFrame, varied: Sequence[str]) -> Table:
 
 
 def main(args: flags.FlagValues) -> None:
-    write(cli.sweep_folder(args))
+    write(filesystem.path(args.workdir))
 
 
 if __name__ == "__main__":
-    cli.run(main, config="none", workdir="The sweep's folder; the report is written into it.")
+    cli.run(
+        main,
+        config="none",
+        workdir="The folder of a sweep or of a run; the report is written into it.",
+    )

@@ -167,8 +167,10 @@ def sweep(
     states = run_sweep(runs, workdir, run_all)
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)
+    stopped = missing.keys() & {"preempted", "running", "not begun"}
     if hosts.is_first():
-        if not only or _is_over(whole, workdir):
+        # Who stops a sweep wants a prompt, not a table. The page is written while runs end.
+        if not stopped and (not only or _is_over(whole, workdir)):
             report.write(workdir)
         if missing:
             parts = ", ".join(f"{count} {state}" for state, count in missing.items())
@@ -178,7 +180,6 @@ def sweep(
             print(f"{finished} of {len(runs)} runs finished; {parts}.{goes_on}")
     if not missing:
         return 0
-    stopped = missing.keys() & {"preempted", "running", "not begun"}
     return cli.EXIT_STATUS["preempted"] if stopped else cli.FAILURE
 
 

@@ -98,18 +98,6 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     """SGD, Sec. 3.4 and 4.2, and what experiments put in its place."""
 
-    optimizer: Literal["sgd", "lars", "adam"] = "sgd"
-    """`lars`: SGD that scales each kernel's gradient to the norm of the kernel (You et al. 2017).
-    `adam`: Kingma and Ba (2015), whose beta 1 is `momentum`."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    clip_norm: NonNegativeFloat = 0.0
-    """Longest gradient, as the L2 norm of all parameters together. 0: no limit."""
-    norms_of: Literal["", "none", "pad"] = ""
-    """A value of `model.shortcut`. Each parameter's gradient gets a constant factor. With it, the
-    gradient has at first the norm that it has in the network with that shortcut. Empty: none."""
-    frozen: tuple[Part, ...] = ()
-    """Parts of the network that are not trained. BN's running averages still follow."""
     lr: NonNegativeFloat
     boundaries: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
     """Steps at which the learning rate is multiplied by `decay_factor`, ascending."""
@@ -122,6 +110,18 @@ class OptimConfig(Section):
     weight_decay: NonNegativeFloat
     decay_bn_and_bias: bool
     """Whether weight decay also applies to BN scales and to all biases, not only to kernels."""
+    optimizer: Literal["sgd", "lars", "adam"] = "sgd"
+    """`lars`: SGD that scales each kernel's gradient to the norm of the kernel (You et al. 2017).
+    `adam`: Kingma and Ba (2015), whose beta 1 is `momentum`."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip_norm: NonNegativeFloat = 0.0
+    """Longest gradient, as the L2 norm of all parameters together. 0: no limit."""
+    norms_of: Literal["", "none", "pad"] = ""
+    """A value of `model.shortcut`. Each parameter's gradient gets a constant factor. With it, the
+    gradient has at first the norm that it has in the network with that shortcut. Empty: none."""
+    frozen: tuple[Part, ...] = ()
+    """Parts of the network that are not trained. BN's running averages still follow."""
 
 
 class DataConfig(Section):

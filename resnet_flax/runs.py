@@ -4,6 +4,9 @@ import contextlib
 import functools
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,27 @@ class Run(NamedTuple):
     variables: dict[str, Any]  # `params` and `batch_stats`, as `model.apply` takes them.
     step: int
     image_mean: np.ndarray  # [H, W, C] or [1, 1, C] float32, subtracted from images.
+
+    def __repr__(self) -> str:
+        return _text("Run", self.facts())
+
+    def _repr_html_(self) -> str:
+        return _html("Run", self.facts())
+
+    def facts(self) -> dict[str, str]:
+        """What a notebook shows of the run. Its arrays would fill pages."""
+        model, data, sizes = self.config.model, self.config.data, self.image_mean.shape
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+        classes = len(self.variables["params"]["fc"]["bias"])
+        images = "of any size" if sizes[:2] == (1, 1) else " x ".join(map(str, sizes))
+        return {
+            "network": f"{model.family}, {model.depth} layers, shortcut {model.shortcut}"
+            f", {model.block}",
+            "parameters": f"{parameters:,}",
+            "data": f"{data.name}, images {images}, {classes} classes",
+            "seed": str(self.config.seed),
+            "step": f"{self.step:,} of {self.config.steps:,}",
+        }
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Images [B, H, W, C] uint8 -> class probabilities [B, K] float32."""
@@ -101,7 +125,7 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
     # Blocks keep their own names, however the run was trained. Only very deep networks are scanned:
     # unrolled, they would compile for minutes.
     net = config.model.model_copy(update={"scan": "auto", "remat": False})
-    model = build.build_model(net, num_classes)
+    model = build.build_model(net, num_classes, jax.default_backend())
     if build.scans(net):
         variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, bits.key(0), batch)
@@ -201,6 +225,27 @@ def _stopped_at(step: int, status: Status | None) -> Status:
 class Sweep(SweepFolder):
     """The records and the runs of a sweep. `sweep["plain-56-s0"]` restores that run."""
 
+    def __repr__(self) -> str:
+        return _text("Sweep", self.facts())
+
+    def _repr_html_(self) -> str:
+        return _html("Sweep", self.facts())
+
+    def facts(self) -> dict[str, str]:
+        """What a notebook shows of the sweep."""
+        found = [self.records(name).status() for name in self]
+        states = Counter(status.state if status else "not begun" for status in found)
+        points = self.points.values()
+        said = {
+            "folder": self.path.name,
+            "runs": f"{len(self)}: {', '.join(f'{n} {state}' for state, n in states.items())}",
+            "kinds": ", ".join(dict.fromkeys(point.kind for point in points)),
+            "depths": ", ".join(map(str, sorted({point.depth for point in points}))),
+        }
+        for field in self.varying.in_grid:
+            said[field] = ", ".join(dict.fromkeys(str(point.varied[field]) for point in points))
+        return said | {"seeds": ", ".join(map(str, sorted({point.seed for point in points})))}
+
     def __getitem__(self, name: str) -> Run:
         """Restores a run, as `load_run`. If the sweep lacks it, the UserError names its runs."""
         return load_run(self.records(name).path)
@@ -209,6 +254,18 @@ class Sweep(SweepFolder):
         """The table of the report: means over seeds, see `sweep_tables.summarize`."""
         runs = sweep_tables.read_runs(self)
         return sweep_tables.summarize(runs, self.varying.in_grid).drop(columns="group")
+
+
+def _text(title: str, facts: Mapping[str, str]) -> str:
+    room = max(map(len, facts))
+    return "\n  ".join([title, *(f"{name:{room}}  {value}" for name, value in facts.items())])
+
+
+def _html(title: str, facts: Mapping[str, str]) -> str:
+    """A table. Names come from files, so they are escaped."""
+    cell = '<td style="text-align: left">'
+    rows = (f"<tr>{cell}{escape(k)}</td>{cell}{escape(v)}</td></tr>" for k, v in facts.items())
+    return f"<b>{title}</b><table>{''.join(rows)}</table>"
 
 
 def load_sweep(folder: str | os.PathLike[str]) -> Sweep:

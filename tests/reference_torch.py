@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification
 
 CLASSES = 11
 WIDTHS = {"cifar": (6, 10, 14), "imagenet": (8, 12, 16, 24)}
@@ -75,6 +74,9 @@ class CifarNet(nn.Module):
 
 def imagenet_net(depths: tuple[int, ...], bottleneck: bool, stride_in_1x1: bool = False):
     """A ResNet of transformers: images [B, 3, H, W] -> an output with logits [B, CLASSES]."""
+    # Not at the top: `reference_preactivation.py` does without, and it takes seconds.
+    from transformers import ResNetConfig, ResNetForImageClassification
+
     config = ResNetConfig(
         layer_type="bottleneck" if bottleneck else "basic",
         depths=depths,
@@ -92,15 +94,16 @@ CASES = {
     "basic18": (partial(imagenet_net, (2, 2, 2, 2), bottleneck=False), basic, (64, 64)),
     "basic34": (partial(imagenet_net, (3, 4, 6, 3), bottleneck=False), basic, (75, 64)),
     "bottleneck50": (partial(imagenet_net, (3, 4, 6, 3), bottleneck=True), bottleneck, (75, 64)),
-    "bottleneck50_1x1": (
-        partial(imagenet_net, (3, 4, 6, 3), bottleneck=True, stride_in_1x1=True),
+    "bottleneck_3x3": (partial(imagenet_net, (2, 1, 2, 1), bottleneck=True), bottleneck, (75, 64)),
+    "bottleneck_1x1": (
+        partial(imagenet_net, (2, 1, 2, 1), bottleneck=True, stride_in_1x1=True),
         bottleneck,
         (64, 64),
     ),
     "plain8": (partial(CifarNet, 8, None), None, (16, 16)),
     "plain20": (partial(CifarNet, 20, None), None, (16, 16)),
     "residual14_both": (partial(CifarNet, 14, "both", head="linear"), "bn2", (19, 16)),
-    "residual20": (partial(CifarNet, 20, "end"), "bn2", (16, 16)),
+    "residual8": (partial(CifarNet, 8, "end"), "bn2", (16, 16)),
 }
 
 
@@ -157,6 +160,7 @@ def compute(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[
 
 
 def write(folder: Path, cases: dict) -> None:
+    torch.set_num_threads(1)  # More of them wait for each other longer than they compute.
     for seed, (case, (make_net, branch_end, size)) in enumerate(cases.items()):
         torch.manual_seed(seed)
         images, labels = torch.randn(4, 3, *size), torch.randint(CLASSES, (4,))

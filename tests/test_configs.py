@@ -29,7 +29,8 @@ def test_a_config_is_whole_and_names_a_network(name, net):
 
 def test_no_config_is_missing_from_these_tests():
     files = {path.stem for path in Path("configs").glob("*.py")} - {"__init__"}
-    assert files == {*RUN_CONFIGS, "causes", "degradation", "machines", "questions"}
+    sweeps = {"causes", "degradation", "questions"}
+    assert files == {*RUN_CONFIGS, *sweeps, "accelerators", "machines"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])

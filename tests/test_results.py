@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import causes
 from experiments import report
-from experiments.reporting import benchmark_tables, run_tables
+from experiments.reporting import benchmark_tables, cause_tables, run_tables
 from experiments.reporting.readme_tables import ratio
 from resnet_flax.data import sources
 from resnet_flax.runs import load_run
@@ -235,6 +236,13 @@ def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
         assert errors[kind] < 0.02 and counts[kind] > 1, kind
     for kind in fails:
         assert errors[kind] > 0.5 and counts[kind] > 1, kind
+
+
+def test_predictions_of_lost_forward_information_were_never_reversed():
+    rows = cause_tables.conditions("causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56)
+    reversed_ = {name: sum(r[name].endswith("-") for r in rows) for name in causes.EXPLANATIONS}
+    assert reversed_ == {"vanishing": 4, "exploding": 6, "forward": 0}
+    assert sum(row["forward"].endswith("+") for row in rows) >= 9
 
 
 def test_the_theory_orders_the_gradient_ratios_of_untrained_networks():

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pathlib import Path
 LIBRARY = (
     "runs", "analysis", "training", "config", "data", "models", "storage", "runtime", "errors"
 )  # fmt: skip
-ROOMS = ("sweeping", "reporting", "schedulers", "benchmarks")
+ROOMS = ("sweeping", "reporting", "schedulers", "benchmarks", "compiling")
 # Libraries with one importer.
 ONLY_IN = {
     "fsspec": "resnet_flax/storage/bucket.py",
@@ -118,8 +119,15 @@ def test_a_config_is_data_and_never_imports_the_library():
 
 def test_commands_are_alone_in_the_first_room():
     for path in Path("experiments").glob("*.py"):
-        if path.stem not in ("__init__", "cli"):
+        if path.stem not in ("__init__", "cli", "experiments"):
             assert 'if __name__ == "__main__":' in path.read_text(), path
+
+
+def test_a_command_also_runs_as_a_file(tmp_path):
+    file = Path("experiments/report.py").absolute()
+    asked = [sys.executable, file, "--help"]
+    shown = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--workdir" in shown.stdout, shown.stderr
 
 
 def rooms():

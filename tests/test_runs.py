@@ -368,3 +368,20 @@ def test_a_folder_that_is_no_runs_is_left_as_it_was(tmp_path):
     with pytest.raises(UserError, match="is .* a run's folder"):
         runs.load_run(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_and_a_sweep_show_themselves_in_a_few_lines():
+    run = runs.load_run("tests/golden/run")
+    assert str(run) == repr(run) and len(repr(run).splitlines()) == 6
+    assert "8 layers" in repr(run) and "24 of 24" in repr(run)
+    assert "8 layers" in run._repr_html_() and len(run._repr_html_()) < 1000
+    sweep = runs.load_sweep("experiments/results/rates")
+    assert "40: 40 finished" in repr(sweep) and "0.2, 0.1, 0.05, 0.02, 0.01" in repr(sweep)
+
+
+def test_a_page_of_a_notebook_shows_names_as_text(tmp_path):
+    config = json.loads(Path("tests/golden/run/config.json").read_text())
+    entries = {"run": {"kind": "<b>plain</b>", "config": config}}
+    sweep_folder.add_runs(tmp_path, entries, Varying())
+    assert "&lt;b&gt;plain" in runs.load_sweep(tmp_path)._repr_html_()
+    assert "1 not begun" in repr(runs.load_sweep(tmp_path))

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_flax.data import sources
+from resnet_flax.data import prepared
 
 TRAIN, VALIDATION = 45, 13  # The truncated image is in both, the one that is none in TRAIN.
 # Positions do not follow the order of generation; labels say which image it is.
@@ -66,4 +66,4 @@ class Varied(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(folder):
-    Varied(data_dir=folder, file_format=sources.FILE_FORMAT).download_and_prepare()
+    Varied(data_dir=folder, file_format=prepared.FILE_FORMAT).download_and_prepare()

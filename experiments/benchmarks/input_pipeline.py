@@ -4,7 +4,6 @@ All read the same files, which are in the page cache already, and give uint8 bat
 Each is timed on one core, and with two processes or threads on two cores.
 """
 
-import functools
 import gc
 import io
 import json
@@ -128,24 +127,22 @@ def loop(epochs: int) -> Iterator[Row]:
     cpu.use_cores(BATCH_SIZE)
     devices, optimizer = Devices(), optim.sgd(lambda _: 0.01)
     stream = open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
-    hook = conv_general_dilated if jax.default_backend() == "cpu" else None
+    hook = conv_general_dilated if devices.platform == "cpu" else None
     model = build_resnet(
         "imagenet", 18, "pad", (8, 8, 16, 16), num_classes=27, conv_general_dilated=hook
     )
     mean, shape = jnp.asarray(stream.image_mean()), stream.image_shape
     state = devices.replicate(steps.init_state(model, optimizer, 0, mean, shape))
     step = devices.map(
-        functools.partial(
-            steps.train_steps,
-            model=model,
-            optimizer=optimizer,
-            pad=0,
-            flip=True,
-            color=True,
-            log_every=100,
-        ),
+        steps.train_steps,
         sharded=(False, False, True),
         donate=0,
+        model=model,
+        optimizer=optimizer,
+        pad=0,
+        flip=True,
+        color=True,
+        log_every=100,
     )
     per_epoch = -(-stream.size // BATCH_SIZE)
     with StreamFeed(stream, devices, print).training(

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from experiments.benchmarks.worker import Case
 from resnet_flax.errors import FaultError
 
@@ -52,14 +55,20 @@ class Worker:
 
 
 def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
-    """Builds all cases, then times them in turn. Returns a row for each."""
+    """Builds all cases, then times them in turn. Returns a row for each.
+
+    Says on stderr what it does. A table of rows may go to stdout.
+    """
+    console = Console(stderr=True, highlight=False)
     with contextlib.ExitStack() as stack:
         workers = {}
-        for name, (command, case) in cases.items():
+        for i, (name, (command, case)) in enumerate(cases.items(), 1):
+            console.print(f"builds {name} ({i} of {len(cases)})", markup=False)
             workers[name] = worker = Worker(command, case)
             stack.callback(worker.close)
         times: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(rounds):
+        console.print(f"times {len(cases)} programs in {rounds} rounds")
+        for _ in track(range(rounds), "rounds", console=console, transient=True):
             for name, worker in workers.items():
                 times[name].append(worker.run())
         return [{"program": n, **w.built, **spread(times[n])} for n, w in workers.items()]

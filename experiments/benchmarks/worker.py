@@ -67,7 +67,8 @@ def main(case: Case) -> None:
 def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
     """Returns the costs of building, and a function that runs and returns milliseconds a step."""
     ours = case.kind == "ours"
-    hook = conv_general_dilated if ours and jax.default_backend() == "cpu" else None
+    devices = Devices()
+    hook = conv_general_dilated if ours and devices.platform == "cpu" else None
     model = build_resnet(
         case.family,
         case.depth,
@@ -82,12 +83,12 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         conv_general_dilated=hook,
     )
     optimizer = optim.sgd(lambda _: 0.1)
-    devices = Devices()
     rng = np.random.default_rng(0)
     count = IMAGES if case.size < 100 else 2 * case.batch_size
     shape = (count, case.size, case.size, case.channels)
     images = rng.integers(0, 256, shape, np.uint8)
-    data = devices.replicate(steps.Images(images, rng.integers(0, 10, count, np.int32)))
+    labels = rng.integers(0, 10, count, np.int32)
+    data = devices.replicate(steps.Images(images.reshape(count, -1), labels))
     init = functools.partial(steps.init_state, model.clone(scan=True), optimizer)
     state = jax.device_get(jax.jit(init)(np.uint32(0), images.mean(axis=0, dtype=np.float32)))
     if not case.scan:
@@ -135,8 +136,8 @@ def _one_step(
     state: steps.TrainState, data: steps.Images, indices: jax.Array, **fields: Any
 ) -> steps.TrainState:
     """A step as a user of plain Flax writes it: no loop over steps, no augmentation."""
-    images = (data.images[indices[0]].astype(jnp.float32) - state.image_mean) / 255
-    batch = steps.Batch(images, data.labels[indices[0]])
+    images, labels = steps.select(data, indices[0], state.image_mean.shape)
+    batch = steps.Batch((images.astype(jnp.float32) - state.image_mean) / 255, labels)
     return steps.train_step(state, batch, fields["model"], fields["optimizer"])
 
 

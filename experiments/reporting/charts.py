@@ -171,7 +171,10 @@ def degradation(
         " are single runs.",
         x="depth (weighted layers)",
         y="training error",
-        panels=tuple(Panel(title, tuple(series)) for title, series in panels.items()),
+        # A single network shows no change with depth.
+        panels=tuple(Panel(title, tuple(series)) for title, series in panels.items())
+        if len(summary) > 1
+        else (),
         percent=True,
         ticks=tuple(sorted(int(depth) for depth in summary["depth"].unique())),
         seeds=seeds_of(runs[runs["state"] == "finished"]),

@@ -114,7 +114,7 @@ def read_planes(sweep: SweepFolder) -> Planes | None:
 
 def _runs(sweep: SweepFolder) -> Iterator[tuple[AnyPath, GridPoint]]:
     for point in sorted(sweep.points.values(), key=lambda point: point.seed):
-        yield sweep.path / point.name, point
+        yield sweep.folder_of_runs / point.name, point
 
 
 def _of_run(point: GridPoint) -> dict[str, Any]:

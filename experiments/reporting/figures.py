@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from resnet_flax.storage.filesystem import AnyPath
 COLUMNS = 3
 PANEL = (4.6, 3.6)  # Inches.
 LETTERS = 10  # In an inch of a legend.
+ROW = 0.24  # Inches of a legend's row.
 
 
 def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
@@ -27,7 +30,7 @@ def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
     with style():
         figure = draw(chart)
         figure.suptitle(_plain(note), x=0.99, ha="right", fontsize=8, color="#666666")
-        _save(figure, paths)
+        write(figure, paths)
     return paths
 
 
@@ -37,6 +40,12 @@ def draw(chart: Chart) -> Figure:
     rows = -(-len(chart.panels) // columns)
     with style():
         size = (6.4, 4.2) if columns == 1 else (PANEL[0] * columns, PANEL[1] * rows)
+        if columns > 1:  # Below the panels, a legend of many rows would take their room.
+            entries = chart.legend()
+            size = (
+                size[0],
+                size[1] + ROW * max(0, -(-len(entries) // _columns(entries, size[0])) - 2),
+            )
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, sharey=bool(chart.y), squeeze=False).flat
         for axes in list(grid)[len(chart.panels) :]:
@@ -137,9 +146,14 @@ def _legend(figure: Figure, chart: Chart) -> None:
     if len(chart.panels) == 1:
         figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
     elif handles:
-        longest = max(len(series.label) for series in entries) + 7  # With its line.
-        columns = max(1, min(len(handles), int(LETTERS * figure.get_figwidth() / longest)))
+        columns = _columns(entries, figure.get_figwidth())
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _columns(entries: Sequence[Series], width: float) -> int:
+    """The columns of a legend that is as wide as the figure, in inches."""
+    longest = max((len(series.label) for series in entries), default=0) + 7  # With its line.
+    return max(1, min(len(entries), int(LETTERS * width / longest)))
 
 
 def _plain(name: str) -> str:
@@ -174,12 +188,15 @@ def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
             axes.set_xlabel("depth (weighted layers)")
             axes.set_title(label)
         axes.legend(frameon=False)
-        _save(figure, paths)
+        write(figure, paths)
 
 
-def _save(figure: Figure, paths: list[AnyPath]) -> None:
+def write(figure: Figure, paths: Iterable[AnyPath]) -> None:
+    """Writes a figure into files. Their suffixes are the formats. Called in a style, as `draw`."""
     for path in paths:
         kind, drawn = path.suffix.removeprefix("."), io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(drawn, format=kind, metadata=metadata)
+        with warnings.catch_warnings():  # `unreadable` finds these signs; a report names them once.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure.savefig(drawn, format=kind, metadata=metadata)
         filesystem.write_bytes(path, drawn.getvalue())

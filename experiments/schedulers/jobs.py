@@ -55,16 +55,30 @@ class Sweep(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """Resources of each run, in the scheduler's words. Without an accelerator: CPU cores."""
+    """Resources of each run, in the scheduler's words. Without an accelerator: CPU cores.
+
+    `minutes`: the time limit. None: the scheduler's own.
+    """
 
     accelerator: str
     devices: int
     nodes: int
     spot: bool
+    minutes: int | None = None
 
     @property
     def devices_per_node(self) -> int:
         return self.devices // self.nodes
+
+    @property
+    def gibibytes(self) -> int:
+        """The memory of a node. A run on two CPU cores was seen to take 2.2."""
+        return self.devices_per_node * (16 if self.accelerator else 4)
+
+    @property
+    def cpus(self) -> int:
+        """The CPU cores of a node: four for each accelerator, which read and cut its images."""
+        return self.devices_per_node * (4 if self.accelerator else 1)
 
 
 def slurm(
@@ -100,9 +114,17 @@ def tpu_vm(sweep: Sweep, resources: Resources, *, zone: str, runtime_version: st
 
 
 def gke(
-    sweep: Sweep, resources: Resources, *, image: str, topology: str | None, queue: str | None
+    sweep: Sweep,
+    resources: Resources,
+    *,
+    image: str,
+    topology: str | None,
+    queue: str | None,
+    service_account: str | None = None,
 ) -> Files:
     """One JobSet for each run.
+
+    `service_account`: the account of Kubernetes that its pods act as, and that a bucket admits.
 
     Raises UserError if a TPU has no topology, or another number of chips than a run has devices.
     """
@@ -118,6 +140,7 @@ def gke(
             f" {resources.devices}."
         )
     more = {"image": image, "topology": topology, "queue": queue}
+    more |= {"service_account": service_account}
     files = {}
     for run in sweep.runs:
         name = _job_name(f"{sweep.name}-{run}")

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
 from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section, parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
-from resnet_flax.storage import sweep_folder
+from resnet_flax.storage import sweep_file, sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.recipe import Varying, flat
 from resnet_flax.training import build
@@ -60,7 +60,7 @@ class SweepConfig(Section):
 
     run: RunConfig
     kinds: Annotated[
-        dict[sweep_folder.KindName, Annotated[Overrides, BeforeValidator(_as_overrides)]],
+        dict[sweep_file.KindName, Annotated[Overrides, BeforeValidator(_as_overrides)]],
         Field(min_length=1),
     ]
     """Name -> overrides. A string is the value of `model.shortcut`."""

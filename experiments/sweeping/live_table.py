@@ -33,7 +33,7 @@ def live_table(monitor: SweepMonitor, console: Console) -> RenderableType:
         Column("state", no_wrap=True, min_width=len("interrupted")),
         *(
             Column(heading, justify="right", no_wrap=True, min_width=width)
-            for heading, width in (("step", 9), ("loss", 6), ("error", 6), ("images/s", 8))
+            for heading, width in (("step", 9), ("loss", 6), ("train error", 6), ("images/s", 8))
         ),
         Column("left", justify="right", no_wrap=True, min_width=8),
         box=None,

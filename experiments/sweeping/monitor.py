@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.sweeping import estimate
+from experiments.sweeping.estimate import Timed
 from resnet_flax.errors import UserError, printable
 from resnet_flax.storage import filesystem, records
 from resnet_flax.storage.filesystem import AnyPath
@@ -36,6 +38,7 @@ class RunMonitor:
         """The last record of each series; see `series_of`."""
         self.seconds: float | None = None
         """Seconds that it took, if it finished in one attempt."""
+        self._rates: list[float] = []
         self._heartbeat = Heartbeat(folder.path)
         self._seen: tuple[int | str, ...] = ()
         self._said: set[tuple[int, str]] = set()
@@ -70,12 +73,24 @@ class RunMonitor:
         return rate if rate and rate > 0 else None
 
     @property
+    def pace(self) -> float | None:
+        """Images a second, the median after the first record. The first includes compilation."""
+        return statistics.median(self._rates[1:]) if len(self._rates) > 1 else None
+
+    @property
     def seconds_left(self) -> float | None:
-        """None unless the run is running and its rate has been measured."""
-        rate = self.images_per_second
-        if self.state != "running" or rate is None:
+        """None unless the run is running and its pace is known."""
+        if self.state != "running" or self.pace is None:
             return None
-        return self.work_left / self.point.multiply_adds / rate
+        return self.work_left / self.point.multiply_adds / self.pace
+
+    @property
+    def timed(self) -> Timed:
+        """What an estimate of the time left needs."""
+        point, pace = self.point, self.pace
+        speed = pace * point.multiply_adds if pace else None
+        network = (point.group, point.depth)
+        return Timed(network, point.depth, point.work, self.work_left, speed, self.seconds)
 
     def _shown(self, metric: str) -> float | None:
         return number(self.last.get("train") or self.last.get(RUNNING, {}), metric)
@@ -131,7 +146,7 @@ class RunMonitor:
         return self.status.state if self.status else self.without_status
 
     def _forget_metrics(self) -> None:
-        self._place, self.last = filesystem.ReadPosition(), {}
+        self._place, self.last, self._rates = filesystem.ReadPosition(), {}, []
 
     def _read_metrics(self) -> list[dict[str, Any]]:
         """Reads the new records. Skips lines that are not records."""
@@ -150,6 +165,8 @@ class RunMonitor:
         # A new dict: another thread may be drawing the old one.
         known = {} if anew else self.last
         self.last = known | {series_of(record): record for record in new}
+        rates = [number(record, "images_per_second") for record in new]
+        self._rates = ([] if anew else self._rates) + [rate for rate in rates if rate and rate > 0]
         return new
 
 
@@ -179,21 +196,10 @@ class SweepMonitor:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from the times of finished runs, or else from rates.
-
-        Assumes that as many runs as now train at once. None before anything is measured.
-        """
-        took = [
-            (run.point.work, run.seconds) for run in self.runs if run.seconds and run.seconds > 0
-        ]
-        rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in self.runs]
-        if took:
-            speed = sum(work for work, _ in took) / sum(seconds for _, seconds in took)
-        elif any(rates):
-            speed = statistics.median(filter(None, rates))
-        else:
-            return None
-        return self.work_left / speed / max(1, sum(run.state == "running" for run in self.runs))
+        """See `estimate.py`. Assumes that as many runs as now train at once."""
+        left = estimate.seconds_left([run.timed for run in self.runs])
+        at_once = max(1, sum(run.state == "running" for run in self.runs))
+        return None if left is None else left / at_once
 
 
 def number(record: Mapping[str, Any], metric: str) -> float | None:

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import ray
 from ray import exceptions
 
-from experiments import cli
 from experiments.sweeping import engine
 from experiments.sweeping.engine import OnChange
 from experiments.sweeping.grid import GridRun
 from resnet_flax.errors import UserError, summary
+from resnet_flax.runtime import process
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
@@ -134,7 +134,7 @@ def set_up(here: Path) -> None:
     """Sets up the process of a run. `here`: the folder that its config's paths are relative to."""
     with contextlib.suppress(OSError):  # A node may not have this folder.
         os.chdir(here)
-    cli.set_up()
+    process.set_up()
 
 
 def attempt(run: GridRun, workdir: AnyPath) -> tuple[State, str]:

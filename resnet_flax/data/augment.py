@@ -3,6 +3,7 @@
 B, H, W, C: batch, height, width, channels.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -66,15 +67,43 @@ def augment(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool, color: 
     - `images` [B, H, W, C] float32, normalised.
     """
     draws = jax.vmap(lambda key: draw(key, pad))(keys)
-    images = jax.vmap(lambda image, of: _crop_and_mirror(image, of, pad, flip))(images, draws)
+    if pad:
+        # On a TPU, the slices become a loop over the images. On a CPU, they cost a third.
+        images = jax.lax.platform_dependent(
+            images,
+            draws,
+            tpu=functools.partial(crop_by_products, pad=pad, flip=flip),
+            default=functools.partial(crop_by_slices, pad=pad, flip=flip),
+        )
+    elif flip:
+        images = crop_by_slices(images, draws, pad=0, flip=True)
     return shift_color(images, draws.color) if color else images
 
 
-def _crop_and_mirror(image: jax.Array, draws: Draws, pad: int, flip: bool) -> jax.Array:
+def crop_by_slices(images: jax.Array, draws: Draws, *, pad: int, flip: bool) -> jax.Array:
     """Pads each side by `pad`, crops [H, W] at random, mirrors half of the images (Sec. 4.2).
 
-    The padding is zero, the value of the mean image.
+    The padding is zero, the value of the mean image. `images` [B, H, W, C], `draws` [B, ...].
     """
+    return jax.vmap(lambda image, of: _crop_and_mirror(image, of, pad, flip))(images, draws)
+
+
+def crop_by_products(images: jax.Array, draws: Draws, *, pad: int, flip: bool) -> jax.Array:
+    """The same bits as `crop_by_slices`, from two matrix products that choose rows and columns."""
+    height, width = images.shape[1:3]
+    top, left = draws.corner.T
+    # Where each row and column of the crop lies in its image. Outside, all weights are zero.
+    rows = top[:, None] - pad + jnp.arange(height)[None]
+    columns = left[:, None] - pad + jnp.arange(width)[None]
+    if flip:
+        columns = jnp.where(draws.mirrored[:, None], columns[:, ::-1], columns)
+    # The highest precision keeps every bit of a float32 that is multiplied by 1.
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    images = product("bih,bhwc->biwc", jax.nn.one_hot(rows, height), images)
+    return product("bjw,biwc->bijc", jax.nn.one_hot(columns, width), images)
+
+
+def _crop_and_mirror(image: jax.Array, draws: Draws, pad: int, flip: bool) -> jax.Array:
     if pad:
         top, left = draws.corner
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))

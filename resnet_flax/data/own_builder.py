@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from resnet_flax.data import pictures, sources
+from resnet_flax.data import pictures, prepared
 from resnet_flax.data.class_folders import File
 from resnet_flax.data.pictures import Picture
 from resnet_flax.errors import FaultError, TryAgainError, UserError, summary
@@ -125,7 +125,7 @@ def write(
                 root,
                 track,
                 data_dir=str(target.parent),
-                file_format=sources.FILE_FORMAT,
+                file_format=prepared.FILE_FORMAT,
             )
             with tempfile.TemporaryDirectory() as downloads, _silence():
                 builder.download_and_prepare(download_dir=downloads)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from resnet_flax.data import class_folders, own_builder, pictures, sources
+from resnet_flax.data import class_folders, own_builder, pictures, prepared
 from resnet_flax.data.class_folders import File
 from resnet_flax.data.own_builder import Image, Track
 from resnet_flax.data.pictures import Picture
@@ -45,7 +45,7 @@ def prepare(
     The set appears whole or not at all. The same files and seed give the same bytes.
     Raises UserError for a wrong name or folder, FaultError if the set cannot be written.
     """
-    target = Path(sources.data_folder(data_dir), name)
+    target = Path(prepared.data_folder(data_dir), name)
     _check_name(name, target)
     found = class_folders.find(folder)
     with warnings.catch_warnings():

@@ -6,22 +6,22 @@ N: images of the split; H, W, C: height, width, channels.
 import contextlib
 import functools
 import io
-import os
-import re
-import shlex
 import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.utils.version import list_all_versions
 
 from resnet_flax.data.digits import Digits
-from resnet_flax.errors import UserError, summary
+from resnet_flax.data.prepared import (
+    FILE_FORMAT,
+    check_files,
+    data_folder,
+    find_builder,
+    prepared_builder,
+)
+from resnet_flax.errors import UserError
 
-# Random access needs this format. TFDS prepares TFRecord files by default.
-FILE_FORMAT = "array_record"
 _READ_AT_ONCE = 1000
 
 
@@ -46,6 +46,20 @@ class Split(NamedTuple):
         """The per-pixel mean of Sec. 4.2: [H, W, C] float32, in 0..255. The sum is exact."""
         total = self.images.sum(axis=0, dtype=np.int64)
         return (total / len(self.images)).astype(np.float32)
+
+
+class Described(NamedTuple):
+    """The images of one split as steps see them, known without reading any."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C) in training.
+    num_classes: int
+    size: int | None  # N. None: not known, for images that are read while the steps run.
+    resident: bool  # Whether all images are on each device.
+
+    @property
+    def mean_shape(self) -> tuple[int, int, int]:
+        """The shape of what is subtracted: a mean of each pixel, or of each channel."""
+        return self.image_shape if self.resident else (1, 1, self.image_shape[-1])
 
 
 class Opened(NamedTuple):
@@ -111,17 +125,34 @@ def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) 
 
 def open_split(name: str, split: str, data_dir: str = "") -> Opened:
     """Finds a split of a prepared set without reading it. Arguments and errors: `load_split`."""
-    builder = _digits_builder() if name == Digits.name else _prepared_builder(name, data_dir)
+    builder = _with_splits(name, data_dir)
     shape, num_classes = _shape_and_classes(builder)
+    size = _count(builder, name, split)
+    check_files(builder, name, split, data_dir)
+    return Opened(builder, *_keys(builder), shape, num_classes, size)
+
+
+def count(name: str, split: str, data_dir: str = "") -> int:
+    """The number of images in a split of a prepared set. Its files of images may be missing.
+
+    Arguments and errors: `load_split`.
+    """
+    return _count(_with_splits(name, data_dir), name, split)
+
+
+def _with_splits(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    return _digits_builder() if name == Digits.name else prepared_builder(name, data_dir)
+
+
+def _count(builder: tfds.core.DatasetBuilder, name: str, split: str) -> int:
     try:
-        size = builder.info.splits[split].num_examples
+        size: int = builder.info.splits[split].num_examples
     except ValueError as error:
         given = f"Cannot read split {split!r} of {name}"
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
     if size < 1:  # It is below 0 for train[10:5].
         raise UserError(f"Expected images in split {split!r} of {name}, got none.")
-    _check_files(builder, name, split, data_dir)
-    return Opened(builder, *_keys(builder), shape, num_classes, size)
+    return size
 
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
@@ -129,7 +160,7 @@ def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
 
     If sizes vary, H and W are the paper's 224. Raises UserError if the set is unknown.
     """
-    builder = _digits_builder() if name == Digits.name else _builder(name, data_dir)
+    builder = _digits_builder() if name == Digits.name else find_builder(name, data_dir)
     (height, width, channels), num_classes = _shape_and_classes(builder)
     return (height or 224, width or 224, channels), num_classes
 
@@ -139,125 +170,13 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
     # Each process prepares it again. That takes 0.2 s, and no two processes share a folder.
     folder = tempfile.TemporaryDirectory(prefix="resnet_flax_digits_")
     builder = Digits(data_dir=folder.name, file_format=FILE_FORMAT)
+    # Silent: TFDS would print that it downloads, and show bars, in a notebook as widgets.
+    tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        builder.download_and_prepare()  # Silent: TFDS would print that it downloads.
+        builder.download_and_prepare()
+    tfds.enable_progress_bar()
     builder.folder = folder  # Python deletes the folder together with the builder.
     return builder
-
-
-def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    data_dir = data_folder(data_dir)
-    try:
-        return tfds.builder(_with_version(name, data_dir), data_dir=data_dir, try_gcs=False)
-    except Exception as error:  # Such as a wrong version, or a missing library that a set needs.
-        reason = "" if isinstance(error, tfds.core.DatasetNotFoundError) else f" ({summary(error)})"
-        raise UserError(
-            f"Unknown data set data.name={name!r}{reason}: it is neither digits, nor registered in"
-            f" TFDS, nor prepared in {data_dir}.{_other_version(name, data_dir)}"
-        ) from error
-
-
-def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    builder, data_dir = _builder(name, data_dir), data_folder(data_dir)
-    # TFDS must not download here: without a network it retries for minutes.
-    if not builder.info.splits:
-        raise UserError(
-            f"Data set {name!r} is not prepared in {data_dir}: run"
-            f" {_prepare_command(name, data_dir)}, or set TFDS_DATA_DIR or data.data_dir to the"
-            f" folder that has it.{_other_version(name, data_dir)}"
-        )
-    formats = _choose_format(builder.info)
-    if FILE_FORMAT not in formats:
-        raise UserError(
-            f"Data set {name!r} is in {data_dir} as {' and '.join(sorted(formats))}, but only"
-            f" {FILE_FORMAT} allows random access: {_prepare_command(name, data_dir)} converts"
-            " it, without a download."
-        )
-    return builder
-
-
-def _choose_format(info: tfds.core.DatasetInfo) -> set[str]:
-    """Chooses FILE_FORMAT if the set has it. Returns all formats that the set has."""
-    # `available_file_formats` omits some formats of sets for which TFDS has code.
-    proto = info.as_proto
-    formats = {proto.file_format, *proto.alternative_file_formats}
-    if FILE_FORMAT in formats:
-        info.set_file_format(FILE_FORMAT, override=True, override_if_initialized=True)
-    return formats
-
-
-def _check_files(builder: tfds.core.DatasetBuilder, name: str, split: str, data_dir: str) -> None:
-    lacking = _lacking(builder.info, split)
-    if lacking:
-        raise UserError(
-            f"Split {split!r} of {name} lacks {lacking[0]} (files missing: {len(lacking)}). Copy"
-            f" them there, or run {_prepare_command(name, data_folder(data_dir))}."
-        )
-
-
-def _lacking(info: tfds.core.DatasetInfo, split: str) -> list[str]:
-    """The paths of the files that are missing from a prepared split."""
-    files = [Path(part.filename) for part in info.splits[split].file_instructions]
-    return [str(file) for file in files if not file.exists()]
-
-
-def _prepare_command(name: str, data_dir: str) -> str:
-    full_name = _with_version(name, data_dir)
-    return f"`make prepare DATASET={full_name} TFDS_DATA_DIR={shlex.quote(data_dir)}`"
-
-
-def _with_version(name: str, data_dir: str) -> str:
-    """Adds the newest complete version to a name without a version.
-
-    If TFDS has code for the set, that code gives the version and `name` stays unchanged. Without
-    such code, TFDS itself would take the newest folder, even an empty one.
-    """
-    if ":" in name:
-        return name
-    with contextlib.suppress(tfds.core.DatasetNotFoundError):
-        tfds.builder_cls(name.partition("/")[0])
-        return name
-    versions = _whole_versions(Path(data_dir, name))
-    return f"{name}:{versions[-1]}" if versions else name
-
-
-def _other_version(name: str, data_dir: str) -> str:
-    base = name.partition(":")[0]
-    versions = _whole_versions(Path(data_dir, base))
-    if not versions:
-        return ""
-    return f" Version {versions[-1]} is there: data.name={base}:{versions[-1]} reads it."
-
-
-def _whole_versions(folder: Path) -> list[str]:
-    """The versions of a set that have all their files, oldest first."""
-    versions = [str(version) for version in list_all_versions(folder)]
-    return [version for version in versions if _is_whole(folder / version)]
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        info = tfds.builder_from_directory(folder).info
-    except Exception:  # An incomplete set may raise errors of many kinds.
-        return False
-    _choose_format(info)
-    return bool(info.splits) and not any(_lacking(info, split) for split in info.splits)
-
-
-def data_folder(data_dir: str) -> str:
-    """The full path of the folder of prepared sets. Arguments: `load_split`."""
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "") or str(tfds.core.constants.DATA_DIR)
-    if re.match(r"\w[\w+.\-]*:/", data_dir):
-        raise UserError(
-            "Expected a folder on a disk in data.data_dir or TFDS_DATA_DIR, because images are read"
-            f" in random order, got {data_dir}. Copy the prepared set to a disk."
-        )
-    try:
-        return str(Path(data_dir).expanduser().absolute())
-    except RuntimeError as error:  # The user has no home folder.
-        raise UserError(
-            f"Cannot find {data_dir}: {error} Give data.data_dir or TFDS_DATA_DIR."
-        ) from error
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:

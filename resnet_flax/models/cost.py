@@ -23,6 +23,9 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Dense: "fully connected",
 }
 
+BRANCHES = {"residual": "F", "project": "h"}
+"""Method of a block -> the branch whose parts it calls."""
+
 
 class Part(NamedTuple):
     """A row of the layer table. The row of a block includes its parts."""
@@ -33,6 +36,10 @@ class Part(NamedTuple):
     parameters: int
     # For one image. Only convolutions and dense layers count, as in the paper's FLOPs.
     multiply_adds: int
+    kernel: tuple[int, ...]  # Height and width, of a convolution only.
+    stride: int  # How many times smaller than the input's the maps of the output are.
+    branch: str  # In a block: "F", "h" for its projection, or "" outside of both.
+    reads: str  # The part whose output it reads. "" is the image, or no part's output, as a sum.
 
 
 def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Part]:
@@ -40,16 +47,25 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
 
     It traces shapes only and computes nothing.
     """
-    if getattr(model, "scan", False):
-        model = model.clone(scan=False)  # A line for each block.
+    if isinstance(model, resnet.ResNet):
+        model = model.clone(scan=False, remat=False)  # A line for each block.
     parts: list[Part] = []
+    branches = [""]
+    made: dict[int, tuple[jax.Array, str]] = {}
+    """Array -> itself, which keeps its id taken, and the name of the part that made it."""
 
     def record(call, args, kwargs, context):  # type: ignore[no-untyped-def]
         module = context.module
+        if branch := BRANCHES.get(context.method_name):
+            branches.append(branch)
+            out = call(*args, **kwargs)
+            branches.pop()
+            return out
         if context.method_name != "__call__" or not module.path:
             return call(*args, **kwargs)
-        place = len(parts)
-        parts.append(Part("", "", (), 0, 0))
+        place, (x, *_) = len(parts), args
+        parts.append(Part("", "", (), 0, 0, (), 1, "", ""))
+        _, reads = made.get(id(x), (x, ""))
         out = call(*args, **kwargs)
         params = module.variables.get("params", {})
         kernel = params.get("kernel")
@@ -57,16 +73,22 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
         held = sum(part.multiply_adds for part in children)
         parts[place] = Part(
             "/".join(module.path),
-            _kind(module, args[0]),
+            _kind(module, x),
             out.shape[1:],
             sum(leaf.size for leaf in jax.tree.leaves(params)),
             held if kernel is None else kernel.size * int(np.prod(out.shape[1:-1])),
+            kernel=() if kernel is None else kernel.shape[:-2],
+            stride=round(x.shape[1] / out.shape[1]) if out.ndim == x.ndim == 4 else 1,
+            branch=branches[-1],
+            reads=reads,
         )
+        made[id(out)] = out, parts[place].name
         return out
 
     with nn.intercept_methods(record):
         jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, *image_shape)))
-    return [*parts, Part("softmax", "softmax", parts[-1].shape, 0, 0)]
+    last = parts[-1]
+    return [*parts, Part("softmax", "softmax", last.shape, 0, 0, (), 1, "", last.name)]
 
 
 def _kind(module: nn.Module, x: jax.Array) -> str:

@@ -4,7 +4,10 @@ They are defaults: JAX_NUM_CPU_DEVICES and XLA_FLAGS take precedence. On other p
 no effect.
 """
 
+import importlib.util
 import os
+from importlib import metadata
+from pathlib import Path
 
 from resnet_flax.errors import UserError
 
@@ -15,6 +18,9 @@ WORKERS = "RESNET_FLAX_WORKERS"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 # Without this flag, XLA drops the barriers of `models/cpu_convolution.py`.
 _BARRIERS = "--xla_disable_hlo_passes"
+_DEV = Path("/dev")
+# NVIDIA's GPUs, also under WSL; AMD's GPUs; TPUs.
+_ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
 def cores() -> int:
@@ -48,10 +54,26 @@ def use_cores(batch_size: int | None) -> None:
 
 
 def keep_barriers() -> None:
-    """Keeps `lax.optimization_barrier` in compiled programs."""
+    """Keeps `lax.optimization_barrier` in programs for the CPU.
+
+    XLA reads the flag once, and for every platform. Its compiler for GPUs refuses a program that
+    keeps a barrier, such as one with `model.remat`. So a process that will use a GPU or TPU goes
+    without the flag.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _BARRIERS not in flags:
+    if _BARRIERS not in flags and not expects_accelerator():
         os.environ["XLA_FLAGS"] = f"{flags} {_BARRIERS}=cse_barrier_expander".strip()
+
+
+def expects_accelerator() -> bool:
+    """Whether jax will choose another device than the CPU. It opens none: that would be too early.
+
+    Without JAX_PLATFORMS, jax needs a plug-in for the device, and the device.
+    """
+    if platforms := os.environ.get("JAX_PLATFORMS", ""):
+        return platforms.split(",")[0] != "cpu"
+    plugins = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
+    return bool(plugins) and any(any(_DEV.glob(device)) for device in _ACCELERATORS)
 
 
 def quick_compilation() -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Maps a step over the devices of all processes. Only this file uses pmap and shard_map."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -14,6 +15,8 @@ from resnet_flax.errors import UserError, summary
 
 # The mapped axis. Steps take their means over it.
 DATA_AXIS = "data"
+# A sweep comes back to each network with the next seed.
+_PROGRAMS = 64
 Backend = Literal["pmap", "shard_map"]
 M = TypeVar("M")
 S = TypeVar("S")
@@ -76,6 +79,11 @@ class Devices:
         # pmap works on this process's part of an array, jit on the whole array.
         self.mesh = Mesh(self.local if backend == "pmap" else self.devices, (DATA_AXIS,))
 
+    @property
+    def platform(self) -> str:
+        """The platform of the devices: cpu, gpu or tpu. It may not be this process's default."""
+        return self.devices[0].platform
+
     def check_divisible(self, field: str, batch_size: int) -> None:
         """Raises UserError unless all devices get equal shares of the batch."""
         check_divisible(field, batch_size, len(self.devices))
@@ -108,39 +116,79 @@ class Devices:
         sharding = NamedSharding(self.mesh, P(DATA_AXIS))
         return jax.make_array_from_process_local_data(sharding, shares)
 
+    def replicated_shapes(self, tree: Any) -> Any:
+        """Shapes and types of a tree that is on every device, to lower a mapped step with.
+
+        It is for one process that lowers for all devices, which may be those of a described pod.
+        """
+        everywhere = NamedSharding(Mesh(self.devices, (DATA_AXIS,)), P())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), tree
+        )
+
+    def sharded_shape(self, shape: tuple[int, ...], dtype: Any, axis: int) -> jax.ShapeDtypeStruct:
+        """The shape [D, ..., B/D, ...] of a batch on all devices, from the whole batch's shape.
+
+        `axis`: the axis of B. To lower a mapped step with, as `replicated_shapes`.
+        """
+        count = len(self.devices)
+        shares = (count, *shape[:axis], shape[axis] // count, *shape[axis + 1 :])
+        sharding = NamedSharding(Mesh(self.devices, (DATA_AXIS,)), P(DATA_AXIS))
+        return jax.ShapeDtypeStruct(shares, dtype, sharding=sharding)
+
     def map(
-        self, step: Callable[..., Any], sharded: Sequence[bool], donate: int | None = None
+        self,
+        step: Callable[..., Any],
+        sharded: Sequence[bool],
+        donate: int | None = None,
+        **static: Any,
     ) -> Callable[..., Any]:
-        """Compiles `step` for all devices. Its arguments are trees of arrays.
+        """Compiles `step` for all devices. Its positional arguments are trees of arrays.
 
         - `sharded`: for each argument, true if it comes from `shard`, false if from `replicate`.
         - `donate`: the index of the argument whose memory the result may use.
+        - `static`: its keyword arguments, hashable. They become part of the program.
+
+        Equal arguments, on equal devices, give the same function. It is compiled once a process.
         """
-        donated = () if donate is None else (donate,)
-        if self.backend == "pmap":
-            in_axes = tuple(0 if s else None for s in sharded)
-            return jax.pmap(
-                step,
-                axis_name=DATA_AXIS,
-                in_axes=in_axes,
-                out_axes=None,
-                donate_argnums=donated,
-                devices=self.devices,
-            )
+        devices = tuple(self.devices) if self.backend == "pmap" else None
+        fixed = tuple(sorted(static.items()))
+        return _mapped(step, tuple(sharded), donate, fixed, self.mesh, devices)
 
-        def on_device(*args: Any) -> Any:
-            shares = (
-                jax.tree.map(lambda x: x[0], a) if s else a
-                for a, s in zip(args, sharded, strict=True)
-            )
-            return step(*shares)
 
-        # check_vma would turn a mean of gradients into their sum, without an error.
-        mapped = jax.shard_map(
-            on_device,
-            mesh=self.mesh,
-            in_specs=tuple(P(DATA_AXIS) if s else P() for s in sharded),
-            out_specs=P(),
-            check_vma=False,
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _mapped(
+    step: Callable[..., Any],
+    sharded: tuple[bool, ...],
+    donate: int | None,
+    static: tuple[tuple[str, Any], ...],
+    mesh: Mesh,
+    pmapped: tuple[jax.Device, ...] | None,
+) -> Callable[..., Any]:
+    """`pmapped`: the devices of a pmap. None: a shard_map over `mesh`."""
+    step, donated = functools.partial(step, **dict(static)), () if donate is None else (donate,)
+    if pmapped:
+        return jax.pmap(
+            step,
+            axis_name=DATA_AXIS,
+            in_axes=tuple(0 if s else None for s in sharded),
+            out_axes=None,
+            donate_argnums=donated,
+            devices=pmapped,
         )
-        return jax.jit(mapped, donate_argnums=donated)
+
+    def on_device(*args: Any) -> Any:
+        shares = (
+            jax.tree.map(lambda x: x[0], a) if s else a for a, s in zip(args, sharded, strict=True)
+        )
+        return step(*shares)
+
+    # check_vma would turn a mean of gradients into their sum, without an error.
+    mapped = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=tuple(P(DATA_AXIS) if s else P() for s in sharded),
+        out_specs=P(),
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=donated)

@@ -1,5 +1,6 @@
 """Shows long work: bars on a terminal, plain lines in a log file."""
 
+import os
 from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
@@ -26,7 +27,15 @@ class RunProgress:
         - `quiet`: shows nothing. True in all processes but the first.
         - `view`: returns what a terminal shows instead of the bar; called every second.
         """
-        self.console = Console(highlight=False, emoji=False, soft_wrap=True, quiet=quiet)
+        # A notebook says that it is a terminal, but it cannot draw over what it has shown.
+        in_notebook = "JPY_PARENT_PID" in os.environ
+        self.console = Console(
+            highlight=False,
+            emoji=False,
+            soft_wrap=True,
+            quiet=quiet,
+            force_terminal=False if in_notebook else None,
+        )
         self._view = view
         self._name = self._values = ""
         self._steps = 0

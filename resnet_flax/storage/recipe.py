@@ -51,6 +51,16 @@ def of_run(kind: str, identity: Mapping[str, Any], varying: Varying) -> Recipe:
     return recipe
 
 
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The kind of a run that no sweep names: `plain`, `residual`, and its block if not the paper's.
+
+    `config`: flat.
+    """
+    kind = "plain" if config.get("model.shortcut") == "none" else "residual"
+    block = config.get("model.block", "postactivation")  # Older configs have no other.
+    return kind if block == "postactivation" else f"{kind}, {block}"
+
+
 def differences(old: Recipe, new: Recipe) -> list[Difference]:
     """Differences in the fields that both have. Older records may lack newer fields."""
     shared = sorted(old.keys() & new.keys())

@@ -2,34 +2,19 @@
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field
 
 from resnet_flax.errors import UserError
-from resnet_flax.storage import filesystem, recipe
+from resnet_flax.storage import filesystem, recipe, sweep_file
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.records import identity, series_of
 from resnet_flax.storage.run_folder import RunFolder
 
-
-def _printable(name: str) -> str:
-    if not name.isprintable() or not name.strip():
-        raise ValueError(f"expected a printable name, got {name!r}")
-    return name
-
-
-KindName = Annotated[str, Field(max_length=100), AfterValidator(_printable)]
-# These are names of folders, so they must not lead out of the sweep's folder.
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=200)]
-LARGEST = 2**26  # Bytes of sweep.json.
-Count = Annotated[int, Field(ge=1, lt=2**31)]
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
 """Adds newer fields to an older config. Raises UserError if it is not a config."""
 
@@ -72,59 +57,6 @@ class GridPoint(NamedTuple):
         return self.multiply_adds * self.batch_size * self.steps
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True)
-
-
-class _Model(_Strict):
-    depth: Count
-
-
-class _Data(_Strict):
-    batch_size: Count
-
-
-class _Config(_Strict):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    steps: Count
-    model: _Model
-    data: _Data
-
-
-def _with_names(config: Any) -> Any:
-    """Returns a config, or a section, unchanged. Raises ValueError for a bad field name."""
-    for name, value in config.items() if isinstance(config, dict) else ():
-        if not re.fullmatch(r"\w{1,100}", name):
-            raise ValueError(f"expected a field name of letters, digits and _, got {name!r:.60}")
-        _with_names(value)
-    return config
-
-
-class _Entry(_Strict):
-    kind: KindName
-    config: Annotated[_Config, BeforeValidator(_with_names)]
-    multiply_adds: Annotated[int, Field(ge=1, lt=2**63)] | None = None
-    """None in sweeps of older versions."""
-
-
-FieldName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)]
-_Fields = Annotated[tuple[FieldName, ...], Field(strict=False)]
-
-
-class _Varying(_Strict):
-    by_kind: _Fields
-    by_depth: _Fields
-    in_grid: _Fields
-
-
-class _Grid(_Strict):
-    """The fields of sweep.json that readers rely on."""
-
-    varying: _Varying | None = None
-    """None in sweeps of older versions."""
-    runs: Annotated[dict[RunName, _Entry], Field(min_length=1)]
-
-
 class SweepFolder:
     """The records of a sweep. Iterates over the names of all its runs, begun or not.
 
@@ -135,23 +67,17 @@ class SweepFolder:
     def __init__(self, path: str | os.PathLike[str]):
         """Reads sweep.json. Raises UserError if the folder is not a sweep's."""
         self.path = filesystem.path(path)
-        file = self.path / "sweep.json"
-        if not filesystem.exists(file):
-            raise UserError(f"Expected a sweep's folder, got {path}: it has no sweep.json.")
-        self._content = filesystem.read_json(file, LARGEST)
-        try:
-            grid = _Grid.model_validate(self._content)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            said = first["msg"].removeprefix("Value error, ")
-            raise UserError(f"Cannot use {file}: {field!r}: {said}.") from error
+        self.folder_of_runs, self._content, grid = self._read()
+        """Each run's folder is in this one, and has the run's name."""
         self.varying = Varying(**grid.varying.model_dump()) if grid.varying else Varying()
         """The fields in which the runs may differ."""
         recipes, places = recipe.group(self.recipes())
         varied = {name: self._varied(name) for name in grid.runs}
         self.points = _points(grid.runs, dict(zip(grid.runs, places, strict=True)), varied)
         self.apart = _apart(recipes, Counter(places))
+
+    def _read(self) -> tuple[AnyPath, dict[str, Any], sweep_file.Grid]:
+        return self.path, *sweep_file.read(self.path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)
@@ -163,7 +89,7 @@ class SweepFolder:
         """The records of a run. If the sweep lacks it, the UserError names its runs."""
         if name not in self.points:
             raise UserError(f"No run {name!r} in {self.path}; there are: {', '.join(self)}.")
-        return RunFolder(self.path / name)
+        return RunFolder(self.folder_of_runs / name)
 
     def config(self, name: str) -> dict[str, Any]:
         """A run's identity, from sweep.json."""
@@ -203,6 +129,25 @@ class SweepFolder:
         columns = ["run", "kind", "depth", "seed", *self.varying.in_grid]
         columns += ["step", "split", "metric", "value"]
         return pd.DataFrame(rows, columns=columns).astype({"value": float})
+
+
+class SingleRun(SweepFolder):
+    """The records of one run, as those of a sweep that has no other."""
+
+    def _read(self) -> tuple[AnyPath, dict[str, Any], sweep_file.Grid]:
+        return self.path.parent, *sweep_file.of_run(self.path)
+
+
+def sweep_or_run(path: AnyPath) -> SweepFolder:
+    """The records in a folder. Raises UserError if it is neither a sweep's nor a run's."""
+    if filesystem.exists(path / "sweep.json"):
+        return SweepFolder(path)
+    if filesystem.exists(path / "config.json"):
+        return SingleRun(path)
+    raise UserError(
+        f"Expected a sweep's or a run's folder, got {path}: it has no sweep.json and no"
+        " config.json. Give the --workdir of a sweep, or of a run."
+    )
 
 
 def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]], varying: Varying) -> None:
@@ -269,7 +214,7 @@ def _key(kind: str, config: dict[str, Any]) -> str:
 
 
 def _points(
-    entries: Mapping[str, _Entry],
+    entries: Mapping[str, sweep_file.Entry],
     places: Mapping[str, int],
     varied: Mapping[str, dict[str, Cell]],
 ) -> dict[str, GridPoint]:

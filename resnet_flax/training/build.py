@@ -3,9 +3,11 @@
 The functions that this file calls take typed arguments, not the config.
 """
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from flax import linen as nn
 
 from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_flax.data import augment, sources
-from resnet_flax.data.sources import Split
+from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
 from resnet_flax.models import vgg
@@ -44,14 +46,23 @@ WITHOUT_BLOCKS = {
 }
 
 
-class Experiment(NamedTuple):
-    """The parts of a run, built and checked. Nothing is compiled or written yet."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The parts of a run from which its steps are compiled, built and checked."""
 
     config: RunConfig
+    images: Described
+    """The training images."""
     model: nn.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     devices: Devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Program):
+    """The parts of a run. Nothing is compiled or written yet."""
+
     train: Split | Stream
     test: Split | Stream
 
@@ -62,33 +73,72 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
     `devices`: the devices that the run uses. Default: all.
     """
     data = config.data
-    # Checks the networks before the data set is read. Any class count will do.
-    for model in (config.model, *twins(config)):
-        build_model(model, num_classes=1)
     devices = devices or Devices(config.parallel)
-    devices.check_divisible("data.batch_size", data.batch_size)
+    _check_before_data(config, devices)
     train, test = (open_split(data, split) for split in (data.train_split, data.test_split))
-    if data.batch_size > train.size:
+    images = Described(train.image_shape, train.num_classes, train.size, isinstance(train, Split))
+    parts = _program(config, images, devices)
+    return Experiment(**vars(parts), train=train, test=test)
+
+
+def describe(config: RunConfig, devices: Devices) -> Program:
+    """The parts from which the steps of a run are compiled. It reads no images.
+
+    `devices`: the process may have none of them. Raises UserError as `build` does. A set that fits
+    in memory must be prepared: its description then has the number of images.
+    """
+    _check_before_data(config, devices)
+    data = config.data
+    image_shape, num_classes = trained_images(data)
+    resident = data.crop == "none"
+    size = sources.count(data.name, data.train_split, data.data_dir) if resident else None
+    return _program(config, Described(image_shape, num_classes, size, resident), devices)
+
+
+def _check_before_data(config: RunConfig, devices: Devices) -> None:
+    for model in (config.model, *twins(config)):
+        build_model(model, num_classes=1)  # Any class count will do.
+    devices.check_divisible("data.batch_size", config.data.batch_size)
+
+
+def _program(config: RunConfig, images: Described, devices: Devices) -> Program:
+    data = config.data
+    if images.size is not None and data.batch_size > images.size:
         raise UserError(
-            f"Expected data.batch_size of at most {train.size}, the images of"
+            f"Expected data.batch_size of at most {images.size}, the images of"
             f" data.train_split={data.train_split!r}, got {data.batch_size}. Give a smaller batch"
             " or a larger split."
         )
-    check_image_shape(config.model, train.image_shape)
-    if data.color and train.image_shape[-1] != 3:
+    check_image_shape(config.model, images.image_shape)
+    if data.color and images.image_shape[-1] != 3:
         raise UserError(
             "Expected data.color=False for images without three colours, got data.color=True and"
-            f" images of shape {train.image_shape}."
+            f" images of shape {images.image_shape}."
         )
     schedule = build_schedule(config.optim)
-    return Experiment(
+    return Program(
         config=config,
-        model=build_model(config.model, train.num_classes),
+        images=images,
+        model=build_model(config.model, images.num_classes, devices.platform),
         schedule=schedule,
         optimizer=build_optimizer(config.optim, schedule),
         devices=devices,
-        train=train,
-        test=test,
+    )
+
+
+def map_training(program: Program) -> Callable[..., Any]:
+    """`steps.train_steps` of a run, mapped over its devices. It donates the state."""
+    config = program.config
+    return program.devices.map(
+        steps.train_steps,
+        sharded=(False, False, True),
+        donate=0,
+        model=program.model,
+        optimizer=program.optimizer,
+        pad=config.data.pad,
+        flip=config.data.flip,
+        color=config.data.color,
+        log_every=config.log_every,
     )
 
 
@@ -149,7 +199,7 @@ def training_batches(
     with images.evaluation(batch_size) as fed:
         for of_devices, _ in itertools.islice(fed, min(count, images.size // batch_size)):
             share = jax.tree.map(lambda x: x[0], of_devices)
-            seen, labels = steps.select(images.resident, share)
+            seen, labels = steps.select(images.resident, share, image_mean.shape)
             batches.append(Batch(augment.normalize(seen, jnp.asarray(image_mean)), labels))
     return batches
 
@@ -161,8 +211,12 @@ def scans(config: ModelConfig) -> bool:
     return config.scan == "on"
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The network of a config. Raises UserError if its family has no such network."""
+def build_model(config: ModelConfig, num_classes: int, platform: str | None = None) -> nn.Module:
+    """The network of a config. Raises UserError if its family has no such network.
+
+    `platform`: that of the devices that will run it, which is not always this machine's. None: it
+    will not run, only shapes and names are wanted.
+    """
     dtype = jnp.dtype(config.dtype)
     if config.family == "vgg":
         for name, expected in WITHOUT_BLOCKS.items():
@@ -192,7 +246,7 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         dtype=dtype,
         scan=scans(config),
         remat=config.remat,
-        conv_general_dilated=conv_general_dilated if jax.default_backend() == "cpu" else None,
+        conv_general_dilated=conv_general_dilated if platform == "cpu" else None,
     )
 
 
@@ -205,13 +259,18 @@ def check_image_shape(config: ModelConfig, shape: Sequence[int]) -> None:
         )
 
 
+@functools.cache
 def build_schedule(config: OptimConfig) -> optax.Schedule:
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the step.
+
+    Equal configs give the same function, so that their runs share compiled programs.
+    """
     return optim.learning_rate(
         config.lr, config.boundaries, config.decay_factor, config.warmup_steps, config.warmup_lr
     )
 
 
+@functools.cache
 def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser, with the learning rate of `schedule`."""
     decay = config.weight_decay, config.decay_bn_and_bias

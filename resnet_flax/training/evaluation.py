@@ -1,6 +1,5 @@
 """Scores every image of a split exactly once, on any number of devices."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,7 @@ class Evaluator:
     def __init__(self, model: nn.Module, devices: Devices, batch_size: int):
         """`batch_size`: the largest number of images at once, rounded up to equal shares."""
         self.devices, self.batch_size = devices, batch_size
-        step = functools.partial(eval_step, model=model)
-        self._step = devices.map(step, sharded=(False, False, False, True, True))
+        self._step = devices.map(eval_step, sharded=(False, False, False, True, True), model=model)
 
     def __call__(
         self,

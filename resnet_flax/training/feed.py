@@ -5,16 +5,17 @@ B: images on a device; k: steps of a dispatch; D: devices of this process.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from resnet_flax.data import crops
 from resnet_flax.data.order import batch_indices, padded_batch
-from resnet_flax.data.sources import Split
+from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import (
     Batch,
     EvaluationBatches,
@@ -44,12 +45,34 @@ class Feed(Protocol):
         """Yields an iterator over inputs [D, B, ...] and masks [D, B], for the whole split."""
 
 
+def training_shapes(
+    images: Described, devices: Devices, batch_size: int, per_dispatch: int
+) -> tuple[Any, Any]:
+    """The shapes of `Feed.resident` and of the inputs of a dispatch, to lower steps with.
+
+    They are trees of ShapeDtypeStruct in place of arrays.
+    """
+    batch = functools.partial(devices.sharded_shape, axis=1)
+    places = per_dispatch, batch_size
+    labels = batch(places, np.int32)
+    if not images.resident:
+        streamed: Any = (batch((*places, *images.image_shape), np.uint8), labels)
+        return None, Images(*streamed)
+    assert images.size is not None  # It is known if the images are resident.
+    resident: Any = (
+        jax.ShapeDtypeStruct((images.size, math.prod(images.image_shape)), np.uint8),
+        jax.ShapeDtypeStruct((images.size,), np.int32),
+    )
+    return devices.replicated_shapes(Images(*resident)), labels
+
+
 class ResidentFeed:
     """A split whose images are all on each device."""
 
     def __init__(self, split: Split, devices: Devices):
         self.size, self.devices = split.size, devices
-        self.resident: Images | None = devices.replicate(Images(split.images, split.labels))
+        images = split.images.reshape(split.size, -1)
+        self.resident: Images | None = devices.replicate(Images(images, split.labels))
 
     @contextlib.contextmanager
     def training(

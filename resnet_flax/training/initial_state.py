@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from flax import linen as nn
 
 from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
@@ -17,7 +19,7 @@ from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, optim, steps
-from resnet_flax.training.build import Experiment
+from resnet_flax.training.build import Experiment, Program
 from resnet_flax.training.transfer import transfer
 from resnet_flax.training.twin import norm_factors
 
@@ -30,8 +32,7 @@ def initial_state(built: Experiment, say: Callable[[str], None]) -> steps.TrainS
     `init_from` is not the folder of a run, or does not fit.
     """
     seed, mean = np.uint32(built.config.seed), built.train.image_mean()
-    init = jax.jit(_stacked(built), compiler_options=cpu.quick_compilation())
-    state = stacking.unstack(jax.device_get(init(seed, mean)))
+    state = stacking.unstack(jax.device_get(_init(built)(seed, mean)))
     if built.config.init_from:
         state = state.replace(**_transferred(built, state.variables, say))
     if built.config.optim.norms_of:
@@ -97,26 +98,42 @@ def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str
     return stacking.unstack(initial_state(built, say).variables)
 
 
-def state_shapes(built: Experiment) -> steps.TrainState:
+def state_shapes(program: Program) -> steps.TrainState:
     """The shapes and dtypes of a saved state, block by block, found without computing it."""
-
-    def init(seed: jax.Array, mean: jax.Array) -> steps.TrainState:
-        return stacking.unstack(_stacked(built)(seed, mean))
-
-    return jax.eval_shape(init, np.uint32(0), built.train.image_mean())
+    shapes = _shapes(_init(program), program)
+    return jax.eval_shape(stacking.unstack, shapes)
 
 
-def _as_trained(built: Experiment, state: steps.TrainState) -> steps.TrainState:
+def trained_shapes(program: Program) -> steps.TrainState:
+    """The shapes and dtypes of a state in training, found without computing it."""
+    if build.scans(program.config.model):
+        return _shapes(_init(program), program)
+    return state_shapes(program)
+
+
+def _shapes(init: Any, program: Program) -> steps.TrainState:
+    mean = jax.ShapeDtypeStruct(program.images.mean_shape, np.float32)
+    return init.eval_shape(np.uint32(0), mean)
+
+
+def _as_trained(program: Program, state: steps.TrainState) -> steps.TrainState:
     """A state of single blocks, stacked if the network of the run is scanned."""
-    return stacking.stack(state) if build.scans(built.config.model) else state
+    return stacking.stack(state) if build.scans(program.config.model) else state
 
 
-def _stacked(built: Experiment) -> Callable[[Any, Any], steps.TrainState]:
-    """A function that makes the initial state, with stacked blocks so that it compiles fast."""
-    is_vgg = built.config.model.family == "vgg"
-    model = built.model if is_vgg else built.model.clone(scan=True)
-    shape = built.train.image_shape
-    return functools.partial(steps.init_state, model, built.optimizer, image_shape=shape)
+def _init(program: Program) -> Any:
+    """A jitted function that makes the initial state, with stacked blocks: it compiles fast."""
+    is_vgg = program.config.model.family == "vgg"
+    model = program.model if is_vgg else program.model.clone(scan=True)
+    return _jitted_init(model, program.optimizer, program.images.image_shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted_init(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> Any:
+    init = functools.partial(steps.init_state, model, optimizer, image_shape=image_shape)
+    return jax.jit(init, compiler_options=cpu.quick_compilation())
 
 
 def _with_norms_of_twin(built: Experiment, state: steps.TrainState) -> Any:

@@ -1,7 +1,6 @@
 """Trains and evaluates one run, from its beginning or from its last checkpoint."""
 
 import contextlib
-import functools
 import math
 import os
 
@@ -137,16 +136,7 @@ class _Training:
         self.step = step
         """The last step taken."""
         self._begun = step  # The last step whose save has started.
-        train_steps = functools.partial(
-            steps.train_steps,
-            model=built.model,
-            optimizer=built.optimizer,
-            pad=self._config.data.pad,
-            flip=self._config.data.flip,
-            color=self._config.data.color,
-            log_every=self._config.log_every,
-        )
-        self._train_steps = self._devices.map(train_steps, sharded=(False, False, True), donate=0)
+        self._train_steps = build.map_training(built)
         self._evaluator = Evaluator(built.model, self._devices, self._config.data.eval_batch_size)
         self._feeds = {
             name: build.feed(split, self._devices, recorder.progress.say)

@@ -47,7 +47,8 @@ class Batch(NamedTuple):
 class Images(NamedTuple):
     """All images of a split, resident on each device, or the streamed images of some steps."""
 
-    images: jax.Array | np.ndarray  # [N, H, W, C] or [..., B, H, W, C] uint8.
+    # [N, H * W * C] or [..., B, H, W, C] uint8. A TPU would pad the channels of resident images.
+    images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray  # [N] or [..., B] int32.
 
 
@@ -124,7 +125,7 @@ def train_steps(
     """Takes k steps. `fed` is the share of this device, [k, B, ...]."""
 
     def body(state: TrainState, fed: Any) -> tuple[TrainState, None]:
-        images, labels = select(resident, fed)
+        images, labels = select(resident, fed, state.image_mean.shape)
         image = augment.normalize(images, state.image_mean)
         places = jax.lax.axis_index(DATA_AXIS) * len(labels) + jnp.arange(len(labels))
         keys = augment.image_keys(state.seed, state.step, places)
@@ -137,9 +138,18 @@ def train_steps(
     return jax.lax.scan(body, state, fed)[0]
 
 
-def select(resident: Images | None, fed: Fed) -> tuple[jax.Array, jax.Array]:
-    """The images [B, H, W, C] uint8 and labels [B] int32 of one step's share of `fed`."""
-    images, labels = fed if resident is None else (part[fed] for part in resident)
+def select(
+    resident: Images | None, fed: Fed, image_shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The images [B, H, W, C] uint8 and labels [B] int32 of one step's share of `fed`.
+
+    `image_shape`: (H, W, C) of resident images.
+    """
+    if resident is None:
+        images, labels = fed
+    else:
+        images, labels = resident.images[fed], resident.labels[fed]
+        images = images.reshape(len(labels), *image_shape)
     return jnp.asarray(images), jnp.asarray(labels)
 
 
@@ -154,7 +164,7 @@ def eval_step(
     model: nn.Module,
 ) -> metrics.Totals:
     """Totals over the images of `fed` [B, ...] in `mask` [B] bool. BN uses running averages."""
-    images, labels = select(resident, fed)
+    images, labels = select(resident, fed, image_mean.shape)
     logits = eval_logits(model, variables, augment.normalize(images, image_mean))
     return jax.lax.psum(metrics.totals(logits, labels, mask), DATA_AXIS)
 

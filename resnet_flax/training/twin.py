@@ -32,7 +32,7 @@ def norm_factors(
     batches = build.training_batches(config.data, config.parallel, image_mean, BATCHES)
 
     def norms(model: ModelConfig) -> Any:
-        parts = part_by_part.parts_of(build.build_model(model, num_classes))
+        parts = part_by_part.parts_of(build.build_model(model, num_classes, jax.default_backend()))
         by_batch = [
             jax.tree.map(part_by_part.norm, part_by_part.gradients(parts, variables, batch)[0])
             for batch in batches

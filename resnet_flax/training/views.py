@@ -85,8 +85,9 @@ class Views:
         self, stream: Stream, cut: crops.Cut, plan: Plan, *, mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean probabilities over the views [N, K] float32, and labels [N] int32."""
-        mean = functools.partial(_mean_over_views, model=self.model, mirrored=mirrored)
-        step = self.devices.map(mean, sharded=(False, False, True))
+        step = self.devices.map(
+            _mean_over_views, (False, False, True), model=self.model, mirrored=mirrored
+        )
 
         def on_devices(batch: Batch) -> tuple[jax.Array, np.ndarray]:
             return self.devices.shard_places(batch.images, 0), batch.labels

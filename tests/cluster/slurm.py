@@ -43,7 +43,10 @@ ReturnToService=2
 MailProg=/bin/true
 PartitionName=main Nodes=ALL Default=YES
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN\n"
+_NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=8192"
+    " State=UNKNOWN\n"
+)
 
 
 ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT")

@@ -374,3 +374,17 @@ def test_each_class_keeps_an_image_for_training_though_it_shares_all_with_anothe
         chosen = class_folders.choose_test(labels, digests, 0.5, seed)
         for label in "ab":
             assert {d for one, d in zip(labels, digests, strict=True) if one == label} - chosen
+
+
+def test_a_set_that_lost_a_file_is_to_be_made_again_from_its_images(tmp_path):
+    photos, sets = fill(tmp_path / "photos"), tmp_path / "my sets"
+    prepare(photos, sets)
+    (lost, *_) = (sets / "mine" / "1.0.0").glob("mine-train.array_record*")
+    lost.unlink()
+    sources._load_split.cache_clear()
+    with pytest.raises(UserError, match=f"delete {sets}/mine and make it again") as error:
+        sources.load_split("mine", "train", str(sets))
+    assert f"`make prepare FOLDER=photos NAME=mine TFDS_DATA_DIR='{sets}'`" in str(error.value)
+    shutil.rmtree(sets / "mine")
+    prepare(photos, sets)
+    assert len(sources.load_split("mine", "train", str(sets)).images) == 6

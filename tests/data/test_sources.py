@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_flax.data import crops, sources, stream, workers
+from resnet_flax.data.prepared import FILE_FORMAT
 from resnet_flax.errors import UserError
 from tests.prepared import needs_cifar10
 
@@ -68,7 +69,7 @@ class Unlabelled(tfds.core.GeneratorBasedBuilder):
 def wide_folder(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tfds"))
     for builder in (Wide, Unlabelled):
-        builder(data_dir=folder, file_format=sources.FILE_FORMAT).download_and_prepare()
+        builder(data_dir=folder, file_format=FILE_FORMAT).download_and_prepare()
     return folder
 
 

@@ -59,8 +59,9 @@ SMALLEST = """
 import sys
 from types import SimpleNamespace
 
-from experiments import benchmark, cli
+from experiments import benchmark
 from experiments.benchmarks import convolution, engine
+from resnet_flax.runtime import process
 
 benchmark.SHAPES = {"depth 8, 8x8": {"depth": 8, "size": 8, "channels": 1}}
 benchmark.ACCELERATOR = {"CIFAR depth 8": {"depth": 8, "size": 8}}
@@ -68,7 +69,7 @@ benchmark.DEPTHS = benchmark.DEPTHS_OF_MEMORY = benchmark.DEPTHS_OF_SEEDS = (8,)
 benchmark.STARTED = benchmark.TRAINED = ("resnet8",)
 convolution.GRID = convolution.GRID[2:3]
 engine.RUNS = 6
-cli.set_up()
+process.set_up()
 _, suite, workdir = sys.argv
 benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="", batch_size=0))
 """

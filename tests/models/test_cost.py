@@ -55,8 +55,8 @@ def test_the_parts_of_a_network_are_all_there_in_order():
         "stage1_block1/bn1",
     ]
     # 32*32*16 outputs, each of 3*3*3 products.
-    assert parts[0] == ("conv", "convolution", (32, 32, 16), 432, 442_368)
-    assert parts[-1] == ("softmax", "softmax", (10,), 0, 0)
+    assert parts[0][:5] == ("conv", "convolution", (32, 32, 16), 432, 442_368)
+    assert parts[-1][:5] == ("softmax", "softmax", (10,), 0, 0)
 
 
 @pytest.mark.parametrize(

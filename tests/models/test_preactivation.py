@@ -81,8 +81,7 @@ def step(model, variables, images, labels):
         )
         return metrics.cross_entropy(logits, labels).mean(), (logits, updates["batch_stats"])
 
-    # Less of LLVM's optimisation, which takes half the time and changes nothing else.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def both(params):
         evaluated = model.apply({"params": params, **stats}, images)
         return evaluated, jax.value_and_grad(loss_fn, has_aux=True)(params)

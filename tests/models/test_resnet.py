@@ -52,6 +52,7 @@ def parameters(model, image_shape):
 
 
 def count(model, image_shape):
+    """With scan, as many as without (`test_stacking.py`), and as fast for 1202 layers as for 20."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters(model, image_shape)))
 
 
@@ -59,7 +60,7 @@ def count(model, image_shape):
 @pytest.mark.parametrize("shortcut", CIFAR_SHORTCUTS)
 @pytest.mark.parametrize("depth", CIFAR)
 def test_a_cifar_net_has_the_papers_parameters(depth, shortcut, block):
-    model = build_resnet("cifar", depth, shortcut, block=block, num_classes=10)
+    model = build_resnet("cifar", depth, shortcut, block=block, num_classes=10, scan=True)
     assert count(model, (32, 32, 3)) == OF_BLOCKS[block][0][depth]
 
 
@@ -76,7 +77,7 @@ def test_without_bn_each_convolution_has_a_bias_in_place_of_scale_and_bias(depth
 @pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
 @pytest.mark.parametrize("depth", IMAGENET)
 def test_an_imagenet_net_has_the_papers_parameters(depth, shortcut, block):
-    model = build_resnet("imagenet", depth, shortcut, block=block, num_classes=1000)
+    model = build_resnet("imagenet", depth, shortcut, block=block, num_classes=1000, scan=True)
     expected = OF_BLOCKS[block][1][depth]["none" if shortcut == "pad" else shortcut]
     assert count(model, (224, 224, 3)) == expected
 
@@ -112,8 +113,16 @@ def test_plain_and_option_a_nets_compute_different_things():
     assert not np.allclose(plain.apply(variables, image), residual.apply(variables, image))
 
 
-@pytest.mark.parametrize("family, depth", [("cifar", 8), ("imagenet", 18), ("imagenet", 50)])
-@pytest.mark.parametrize("shortcut", ["none", "pad", "projection", "projection_all"])
+@pytest.mark.parametrize(
+    "shortcut, family, depth",
+    [
+        ("pad", "cifar", 8),
+        ("projection_all", "cifar", 8),
+        ("projection", "imagenet", 18),
+        ("none", "imagenet", 50),
+        ("pad", "imagenet", 50),
+    ],
+)
 def test_any_image_size_channel_and_class_count_gives_finite_logits(family, depth, shortcut):
     model = build_resnet(
         family, depth, shortcut, (4, 8, 8, 16)[: 3 + (family != "cifar")], num_classes=7

@@ -42,22 +42,28 @@ def test_a_mean_of_gradients_is_a_mean_and_not_a_sum(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_second_call_is_not_compiled_again(backend):
+def test_the_same_step_on_the_same_devices_is_not_compiled_again(backend):
     devices = Devices(backend)
     traced = []
 
-    def step(state, x):
+    def step(state, x, times):
         traced.append(1)
-        return state + jax.lax.psum(x.sum(), DATA_AXIS)
+        return state + jax.lax.psum(x.sum(), DATA_AXIS) * times
 
-    mapped = devices.map(step, (False, True), donate=0)
+    mapped = devices.map(step, (False, True), donate=0, times=1)
     state = devices.replicate(np.float32(0))
     state = mapped(state, devices.shard(np.ones(4, np.float32)))
     compiled = len(traced)
     for _ in range(3):
+        mapped = Devices(backend).map(step, [False, True], donate=0, times=1)
         state = mapped(state, devices.shard(np.ones(4, np.float32)))
     assert len(traced) == compiled
     assert state == 16
+    other = Devices(backend).map(step, (False, True), donate=0, times=2)
+    assert other(state, devices.shard(np.ones(4, np.float32))) == 24
+    two = Devices(backend, jax.devices()[:2])
+    mapped = two.map(step, (False, True), donate=0, times=1)
+    assert mapped(two.replicate(np.float32(0)), two.shard(np.ones(4, np.float32))) == 4
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -134,6 +134,15 @@ def test_the_same_config_gives_the_same_bits(tiny_config, whole_run, tmp_path):
     assert_same_run(tmp_path / "run", whole_run(tiny_config))
 
 
+def test_the_next_seed_of_a_network_compiles_nothing(tiny_config, whole_run, tmp_path, caplog):
+    whole_run(tiny_config)
+    with jax.log_compiles():
+        train(tiny_config | {"seed": 1}, tmp_path / "seed1")
+        assert "ompil" not in caplog.text
+        train(tiny_config | {"seed": 1, "log_every": 6}, tmp_path / "another")
+        assert "ompil" in caplog.text
+
+
 @pytest.mark.parametrize(
     "owner, name, calls",
     [

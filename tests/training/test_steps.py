@@ -13,6 +13,7 @@ from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime import bits
 from resnet_flax.runtime.parallel import DATA_AXIS, Devices
 from resnet_flax.training import metrics, optim, steps
+from tests.conftest import OPTIMIZED
 
 BACKENDS = ["pmap", "shard_map"]
 OPTIMIZER = optim.sgd(lambda _: 0.1)
@@ -26,25 +27,39 @@ def model(scope="global", shortcut="pad"):
     return build_resnet("cifar", 8, shortcut, (4, 8, 8), num_classes=10, norm_axis=axis)
 
 
+def mapped_steps(net, devices, pad=1, flip=True, log_every=100):
+    return devices.map(
+        steps.train_steps,
+        (False, False, True),
+        donate=0,
+        model=net,
+        optimizer=OPTIMIZER,
+        pad=pad,
+        flip=flip,
+        color=False,
+        log_every=log_every,
+    )
+
+
 @functools.cache
 def host_state(net, seed=0):
     return jax.device_get(steps.init_state(net, OPTIMIZER, np.uint32(seed), MEAN))
 
 
-@functools.cache
-def mapped_steps(net, device_count, backend, **options):
-    """Compiled once for all tests that take the same steps."""
+def train(
+    net, device_count, batches, backend="pmap", pad=1, flip=True, log_every=100, optimized=False
+):
+    """The state after `batches` [calls, k, B] of image indices.
+
+    `optimized`: by the program that users get, not the one that compiles quickly.
+    """
     devices = Devices(backend, jax.devices()[:device_count])
-    step = functools.partial(steps.train_steps, model=net, optimizer=OPTIMIZER, **options)
-    return devices, devices.map(step, (False, False, True), donate=0)
-
-
-def train(net, device_count, batches, backend="pmap", pad=1, flip=True, log_every=100, color=False):
-    """The state after `batches` [calls, k, B] of image indices."""
-    options = {"pad": pad, "flip": flip, "log_every": log_every, "color": color}
-    devices, mapped = mapped_steps(net, device_count, backend, **options)
+    mapped = mapped_steps(net, devices, pad=pad, flip=flip, log_every=log_every)
     data = devices.replicate(steps.Images(IMAGES, LABELS))
     state = devices.replicate(host_state(net))
+    if optimized:
+        example = devices.shard(np.asarray(batches[0], np.int32))
+        mapped = mapped.lower(state, data, example).compile(OPTIMIZED)
     for indices in np.asarray(batches, np.int32):
         state = mapped(state, data, devices.shard(indices))
     return jax.device_get(state)
@@ -84,6 +99,12 @@ def test_a_second_copy_of_a_shard_changes_nothing(scope):
     )
     assert two.totals.images == 2 * one.totals.images
     assert_close(two.replace(totals=one.totals), one, 2e-5)
+
+
+def test_the_optimised_program_takes_the_same_steps():
+    # 2e-5: as above.
+    quick, optimized = (train(model(), 2, BATCHES, "shard_map", optimized=o) for o in (False, True))
+    assert_close(optimized, quick, 2e-5)
 
 
 def test_pmap_and_its_twin_end_in_the_same_bits():
@@ -144,8 +165,8 @@ def test_augmentation_depends_on_the_seed_and_the_step():
     same = np.tile(np.arange(4), (1, 1, 2))  # Each image twice in the batch.
 
     def loss(seed, step):
-        options = {"pad": 2, "flip": True, "log_every": 100, "color": False}
-        devices, mapped = mapped_steps(net, 2, "pmap", **options)
+        devices = Devices("pmap", jax.devices()[:2])
+        mapped = mapped_steps(net, devices, pad=2)
         state = host_state(net).replace(seed=np.uint32(seed), step=np.int32(step))
         data = devices.replicate(steps.Images(IMAGES, LABELS))
         out = mapped(devices.replicate(state), data, devices.shard(same[0].astype(np.int32)))
@@ -168,7 +189,7 @@ class Small(nn.Module):
 def test_settings_of_jax_and_flax_change_no_bit(monkeypatch):
     def everything():
         draws = jax.jit(lambda: draw(bits.key(3), pad=4))()
-        return jax.device_get(draws), train(Small(), 1, BATCHES[:1])
+        return jax.device_get(draws), train(Small(), 1, BATCHES[:1], "shard_map", optimized=True)
 
     expected = everything()
     monkeypatch.setitem(flax.config._values, "flax_fix_rng_separator", True)
@@ -191,18 +212,8 @@ def test_settings_of_jax_and_flax_change_no_bit(monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_statistics_and_totals_are_one_all_reduce(backend):
     devices = Devices(backend, jax.devices()[:2])
-    step = functools.partial(
-        steps.train_steps,
-        model=model(scope="device"),
-        optimizer=OPTIMIZER,
-        pad=1,
-        flip=True,
-        color=False,
-        log_every=9,
-    )
-    mapped = devices.map(step, (False, False, True))
-    data, state = devices.replicate((steps.Images(IMAGES, LABELS), host_state(model("device"))))
-    program = mapped.lower(  # type: ignore[attr-defined]
-        state, data, devices.shard(np.zeros((3, 8), np.int32))
-    ).compile()
+    net = model(scope="device")
+    data, state = devices.replicate((steps.Images(IMAGES, LABELS), host_state(net)))
+    mapped = mapped_steps(net, devices)
+    program = mapped.lower(state, data, devices.shard(np.zeros((3, 8), np.int32))).compile()
     assert len(re.findall(r" all-reduce(?:-start)?\(", program.as_text())) == 1

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection
@@ -50,7 +52,7 @@ def test_every_value_is_inside_its_axes(style, fields):
 
 
 def test_every_value_of_the_committed_figures_is_inside_its_axes():
-    tables, diagnostics = report.read("experiments/results/digits")
+    tables, diagnostics = report.read(Path("experiments/results/digits"))
     shown = [*diagnostics, charts.curves(tables.records)]
     for one in charts.drawable(shown):
         if not one.panels[0].field:

@@ -1,0 +1,204 @@
+"""The first ten minutes on a GPU or TPU: checks it, measures it, and trains a sweep on it.
+
+.venv/bin/python -m experiments.accelerator --config=configs/degradation.py:cifar10 \
+    --workdir=runs/accelerator --minutes=9
+
+All that it learns is in the folder as soon as it is known. The same command goes on from there, on
+another machine too, if the folder was copied. Checks and measurements take a third of the time, and
+three minutes at most. What is known of a kind of device is not measured again.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from absl import flags
+
+from experiments import cli
+from experiments.benchmarks import agreement, sharing
+from experiments.sweeping import grid
+from resnet_flax.config import parse
+from resnet_flax.data import sources
+from resnet_flax.errors import ExplainedError, FaultError, UserError
+from resnet_flax.storage import filesystem
+
+PREPARATION = 180.0  # Seconds at most before training.
+_SAVING = 20.0  # Seconds before the end in which runs save and the report is written.
+_RECORD = "first_minutes.json"
+_LARGEST = 2**20
+
+
+class Record:
+    """What was checked and measured, by kind of device, in a file that is always whole."""
+
+    def __init__(self, path: Path, device: str):
+        self._path, self._device = path, device
+        known = filesystem.read_json(path, _LARGEST) if path.exists() else {}
+        self._known: dict[str, dict[str, Any]] = known
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The result of `measure`, from the file if it is there. None if it could not measure."""
+        known = self._known.setdefault(self._device, {})
+        if name not in known:
+            try:
+                known[name] = measure()
+            except ExplainedError as error:
+                print(f"{name}: {error}", flush=True)
+                return None
+            filesystem.write_json(self._path, self._known)
+        print(f"{name}: {json.dumps(known[name])}", flush=True)
+        return known[name]
+
+
+def device() -> dict[str, Any]:
+    """The platform, kind and number of this machine's devices, found by a process of its own."""
+    script = (
+        "import json, jax; d = jax.devices(); "
+        "print(json.dumps([d[0].platform, d[0].device_kind, len(d)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"jax opens no device: {done.stderr.strip().splitlines()[-1]}")
+    platform, kind, count = json.loads(done.stdout.splitlines()[-1])
+    return {"platform": platform, "kind": kind, "count": count}
+
+
+def prepare(
+    args: flags.FlagValues, found: dict[str, Any], folder: Path, end: float
+) -> tuple[bool, int]:
+    """Checks and measures until `end`. Returns whether all is well, and how many runs share."""
+    record = Record(folder / _RECORD, "{count} x {kind}, {platform}".format(**found))
+
+    def left() -> float:
+        return end - time.monotonic()
+
+    def agrees() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            return agreement.check(Path(scratch), left())
+
+    checked = record.once("check", agrees) or {}
+    is_well = bool(checked.get("agrees") and checked.get("resumes_in_the_same_bits"))
+    at_once = args.at_once
+    if not at_once and found["platform"] == "gpu":  # A TPU has one process. A CPU is full.
+        dtype = args.config.run.model.dtype
+        rows = record.once("sharing", lambda: sharing.measure(depth=20, dtype=dtype))
+        at_once = sharing.best(rows) if rows else 1
+    record.once("benchmark", lambda: benchmark(args, folder / "benchmarks", left()))
+    return is_well, max(at_once, 1)
+
+
+def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """The rows of the suite for accelerators that are measured in this time."""
+    command = [sys.executable, "-m", "experiments.benchmark", "--suite=accelerator", "--rounds=3"]
+    command.append(f"--workdir={folder}")
+    if Path(args.torch_python).exists():
+        command += ["--against=torch", f"--torch_python={args.torch_python}"]
+    with tempfile.TemporaryFile("w+") as output:
+        with group([command], [{}], output) as processes:
+            _wait(processes, time.monotonic() + seconds)
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.startswith("{")]
+    if not lines:
+        raise FaultError("no network was measured in the time that was left.")
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def group(
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[dict[str, str]],
+    output: IO[str] | None = None,
+) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Processes that end with the context: first they are told to stop, so that they save."""
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for command, more in zip(commands, environments, strict=True):
+            environment = os.environ | more
+            processes.append(subprocess.Popen(command, stdout=output, text=True, env=environment))
+        yield processes
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(_SAVING)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(processes: Sequence["subprocess.Popen[str]"], end: float) -> None:
+    """Returns when all processes have ended, or at `end`."""
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(end - time.monotonic(), 0.1))
+
+
+def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: float) -> int:
+    """Trains the sweep until `end`, so many runs on each GPU. Returns the exit status."""
+    runs = [run.name for run in grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))]
+    command = [sys.executable, "-m", "experiments.sweep", *cli.config_as_given(args)]
+    command.append(f"--workdir={args.workdir}")
+    gpus = found["count"] if found["platform"] == "gpu" else 1
+    count = min(at_once * gpus, len(runs))
+    commands = [[*command, f"--only={','.join(runs[share::count])}"] for share in range(count)]
+    environments: list[dict[str, str]] = [{} for _ in commands]
+    if found["platform"] == "gpu":
+        memory = f"{0.9 / at_once:.2f}"
+        environments = [
+            {"CUDA_VISIBLE_DEVICES": str(share % gpus), "XLA_PYTHON_CLIENT_MEM_FRACTION": memory}
+            for share in range(count)
+        ]
+    with group(commands, environments) as processes:
+        _wait(processes, end)
+    statuses = {process.returncode for process in processes}
+    if statuses == {0}:  # The last run wrote the report.
+        return 0
+    report = [sys.executable, "-m", "experiments.report", f"--workdir={args.workdir}"]
+    subprocess.run(report, check=False)
+    return max(statuses)
+
+
+def main(args: flags.FlagValues) -> int:
+    start = time.monotonic()
+    seconds = 60 * args.minutes
+    folder = cli.sweep_folder(args)
+    if not isinstance(folder, Path):
+        raise UserError(f"Expected a folder on a disk, got {folder}. Copy it to a bucket later.")
+    _check_data(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The processes that it started are told to stop, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    found = device()
+    print(f"device: {json.dumps(found)}", flush=True)
+    is_well, at_once = prepare(args, found, folder, start + min(PREPARATION, seconds / 3))
+    print(f"training after {time.monotonic() - start:.0f} s, {at_once} at once", flush=True)
+    status = train(args, found, at_once, start + seconds - _SAVING)
+    if not is_well:
+        print(f"The check failed or did not end: see above, and {folder / _RECORD}.")
+        return cli.FAILURE
+    return status
+
+
+def _check_data(args: flags.FlagValues) -> None:
+    """Raises UserError if the sweep's data cannot be read, before any minute is spent."""
+    data = parse(cli.sweep_config(args), grid.SweepConfig).run.data
+    for split in (data.train_split, data.test_split):
+        sources.open_split(data.name, split, data.data_dir)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_float("minutes", 9, "Minutes that all of it may take.", lower_bound=0.1)
+    flags.DEFINE_integer("at_once", 0, "Runs that share the device; 0: measured.", lower_bound=0)
+    flags.DEFINE_string(
+        "torch_python", ".venv-torch/bin/python", "A Python with PyTorch, if there is one."
+    )
+    cli.run(main, config="sweep", workdir="The folder for all results. It may come from elsewhere.")

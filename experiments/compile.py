@@ -1,0 +1,89 @@
+"""Compiles training steps for a TPU or GPU that is described, not present. It runs nothing.
+
+.venv/bin/python -m experiments.compile --config=configs/cifar10.py:resnet56 --topology=v5e:4x4
+
+A sweep's config compiles each distinct program. `make compilers` installs the compilers.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli
+from experiments.compiling import bound, chips, findings, programs, report
+from experiments.compiling.chips import Topology
+from experiments.sweeping import grid
+from resnet_flax.config import RunConfig, parse
+from resnet_flax.errors import UserError
+from resnet_flax.models import cost
+from resnet_flax.storage import filesystem
+from resnet_flax.training import build
+
+
+def configs_of(args: flags.FlagValues) -> list[RunConfig]:
+    """A config of each distinct program of --config, which is of one run or of a sweep."""
+    if not args.config:
+        raise UserError("Expected --config=FILE.py:ARGUMENT; see configs/.")
+    if "kinds" not in args.config:
+        return [parse(args.config.to_dict(), RunConfig)]
+    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+    return programs.distinct([run.config for run in runs])
+
+
+def compiled(config: RunConfig, topology: Topology, args: flags.FlagValues) -> dict[str, Any]:
+    """Compiles one program. Returns its row, in JSON types."""
+    model = config.model.model_dump(mode="json") | {"scan": build.scans(config.model)}
+    row = {"topology": topology.name, "data": config.data.name, **model}
+    row["batch_size"] = config.data.batch_size
+    found = programs.compile_steps(
+        config, topology, args.compiler_python, args.timeout, full=args.full
+    )
+    if found.facts.get("status") == UserError.exit_status:
+        raise UserError(found.facts["error"])
+    if args.hlo_dir:
+        programs.keep(found, Path(args.hlo_dir), report.name_of(row))
+    row |= found.facts
+    if "error" in row:
+        return row | {"memory": findings.memory(found.assignment), "fits": False}
+    image_shape, classes = build.trained_images(config.data)
+    network = build.build_model(config.model, classes)
+    work = bound.FLOPS * cost.multiply_adds(network, image_shape)
+    images = config.data.batch_size // row["chips"]
+    dtype, steps = config.model.dtype, config.steps_per_dispatch
+    row |= findings.of(found, topology.chip, images, steps, dtype, work)
+    return row | {"fits": row["memory"]["total"] <= topology.chip.memory}
+
+
+def main(args: flags.FlagValues) -> int:
+    # Then the compiler and its folder go, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    configs, topology = configs_of(args), chips.topology(args.topology)
+    programs.check_python(args.compiler_python, topology)
+    console, fit = Console(highlight=False, soft_wrap=True), True
+    for config in configs:
+        row = compiled(config, topology, args)
+        console.print(f"{report.name_of(row)} on {topology.name}", style="bold", markup=False)
+        for line in report.lines(row, topology.chip):
+            console.print(line, markup=False)
+        if args.output:
+            report.save(row, filesystem.path(args.output))
+        fit &= row["fits"]
+    return 0 if fit else 1
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5e:4x4 or h100:8.", required=True)
+    flags.DEFINE_bool("full", False, "Also generate code. For a TPU that takes minutes.")
+    flags.DEFINE_string("hlo_dir", "", "A folder that keeps the compiled programs as text.")
+    flags.DEFINE_string("output", "", "A JSON file to which the findings are added.")
+    flags.DEFINE_float("timeout", 600, "Seconds that one compilation may take.", lower_bound=1)
+    flags.DEFINE_string(
+        "compiler_python",
+        ".venv-compile/bin/python",
+        "A Python with the compilers; `make compilers` installs one.",
+    )
+    cli.run(main, config="either")

@@ -1,0 +1,84 @@
+"""Rows of findings: their names, as lines for a person, and in a file."""
+
+import json
+from typing import Any
+
+from experiments.compiling.chips import Chip
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
+
+Row = dict[str, Any]
+_GIB = 2**30
+_IDENTITY = ("topology", "data", "batch_size")  # And the fields of the model.
+
+
+def name_of(row: Row) -> str:
+    """A short name of a program."""
+    kind = "plain" if row["shortcut"] == "none" else "residual"
+    parts = [row["data"], kind, row["depth"], row["dtype"], f"batch{row['batch_size']}"]
+    parts += [word for word in ("scan", "remat") if row[word]]
+    parts += ["global"] if row["bn_scope"] == "global" else []
+    return "-".join(map(str, parts)).replace("/", "_")
+
+
+def lines(row: Row, chip: Chip) -> list[str]:
+    """The findings of one program, in words."""
+    if "error" in row:
+        return [f"REFUSED: {row['error']}"]
+    peak, kinds = chip.flops[row["dtype"]], dict(row["memory"])
+    total = kinds.pop("total")
+    parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in kinds.items())
+    found = [
+        f"  memory: {total / _GIB:.2f} GiB of {chip.memory / _GIB:.1f} ({parts})",
+        f"  collectives a step: {_collectives(row)}",
+        f"  at least {row['least_ms']:.3f} ms a step, by {row['bound_by']}; a bound, not measured",
+        f"    {row['flops'] / 1e9:,.1f} GFLOP at {peak / 1e12:g} TFLOP/s,"
+        f" {row['bytes'] / 1e6:,.1f} MB at {chip.bandwidth / 1e9:g} GB/s ({chip.source})",
+        f"  lowered in {row['lower_s']:.0f} s, compiled in {row['compile_s']:.0f} s",
+    ]
+    if "estimate" in row:
+        whole, network, others = row["estimate"].values()
+        found.append(
+            f"  XLA's estimate: {whole:.3f} ms a step, {network:.3f} of it in the network; a model,"
+            " not measured"
+        )
+        found += [f"    {part:.3f} ms {what}" for part, what in others]
+    found += [
+        f"  padding: {one['array']} takes {one['bytes'] / 2**20:.1f} MiB, {one['times']:.1f} times"
+        " its numbers"
+        for one in row["padded"]
+    ]
+    found += [
+        f"  WARNING: a loop over {one['times']} images, one after another: {one['source']}"
+        for one in row["serial_loops"]
+    ]
+    found += [
+        f"  WARNING: {one['array']}, {one['bytes'] / 2**20:.1f} MiB, is copied to another layout"
+        f" {one['times_a_step']:g} times a step: {one['source']}"
+        for one in row["relayouts"]
+    ]
+    if not row["fits"]:
+        found.append(f"  DOES NOT FIT: {total / _GIB:.2f} GiB of {chip.memory / _GIB:.1f}")
+    return found
+
+
+def _collectives(row: Row) -> str:
+    kinds = row["collectives"].items()
+    said = (f"{one['count']:g} {kind}, {one['bytes']:,.0f} bytes" for kind, one in kinds)
+    return "; ".join(said) or "none"
+
+
+def load(path: AnyPath) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    return json.loads(path.read_text()) if filesystem.exists(path) else []
+
+
+def save(row: Row, path: AnyPath) -> None:
+    """Adds a row to a file. It replaces the earlier one of the same program and topology."""
+    merged = {_key(each): each for each in [*load(path), row]}
+    filesystem.write_json(path, [merged[key] for key in sorted(merged)])
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    fields = ("family", "depth", "shortcut", "block", "dtype", "bn_scope", "scan", "remat", "norm")
+    return tuple(f"{row[field]!s:>6}" for field in (*_IDENTITY, *fields))

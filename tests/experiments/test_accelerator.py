@@ -1,0 +1,96 @@
+"""The first minutes on an accelerator, rehearsed on this machine's CPU with tiny networks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.benchmarks import agreement, sharing
+from experiments.soak import mismatches
+from resnet_flax.storage.run_folder import RunFolder
+from tests.end_to_end.processes import SECONDS, SWEEP
+
+RUNS = ("plain-8-s0", "residual-8-s0")
+
+
+def rates(*numbers):
+    return [
+        {"runs_at_once": count, "dispatches_per_s": rate}
+        for count, rate in zip((1, 2, 4), numbers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "measured, chosen",
+    [
+        (rates(10, 19, 30), 4),
+        (rates(10, 19, 20), 2),
+        (rates(10, 10.5, 10.9), 1),
+        (rates(9, 5, 10), 4),
+    ],
+)
+def test_runs_share_a_device_only_if_that_pays(measured, chosen):
+    assert sharing.best(measured) == chosen
+
+
+def start(workdir, *flags):
+    """The command, in a group of processes of its own."""
+    command = [sys.executable, "-m", "experiments.accelerator", *SWEEP[1:], *flags]
+    command += [f"--workdir={workdir}", "--torch_python=none"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_training_on_a_cpu_agrees_with_itself_and_resumes_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    found = agreement.check(tmp_path, SECONDS)
+    assert found["agrees"], found
+    assert found["was_killed"]
+    assert found["resumes_in_the_same_bits"], found["differing"]
+
+
+@pytest.mark.slow
+def test_it_goes_on_elsewhere_from_the_folder_of_a_machine_that_vanished(tmp_path):
+    steps = ("--config.run.steps=2000", "--config.run.optim.boundaries=(1000,)", "--at_once=2")
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    process = start(here, *steps, "--minutes=60")
+    run = RunFolder(here / RUNS[0])
+    while process.poll() is None:
+        if run.path.exists() and any(record["step"] >= 40 for record in run.metrics()):
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert run.status().state == "running"
+
+    here.rename(elsewhere)
+    for _ in range(5):  # A busy machine may need several times these minutes.
+        said, _ = start(elsewhere, *steps, "--minutes=4").communicate(timeout=2 * SECONDS)
+        states = [RunFolder(elsewhere / name).status().state for name in RUNS]
+        if states == ["finished", "finished"]:
+            break
+    assert states == ["finished", "finished"], said
+    assert (elsewhere / "report.html").exists()
+    whole = subprocess.run(
+        [sys.executable, "-m", "experiments.sweep", *SWEEP[1:], *steps[:2]]
+        + [f"--workdir={tmp_path}/whole", f"--only={RUNS[0]}"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+    )
+    assert whole.returncode == 0
+    assert mismatches(elsewhere / RUNS[0], tmp_path / "whole" / RUNS[0]) == []
+
+
+@pytest.mark.slow
+def test_it_saves_and_says_try_again_when_its_minutes_are_over(tmp_path):
+    process = start(tmp_path, "--config.run.steps=1000000", "--minutes=1.5")
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode in (75, 1), said  # 1: the check did not end in 30 s.
+    status = RunFolder(tmp_path / RUNS[0]).status()
+    assert status is None or (status.state == "preempted" and status.step > 0)

@@ -1,0 +1,9 @@
+from resnet_flax.runtime.progress import RunProgress
+
+
+def test_a_command_in_a_notebook_prints_lines_and_draws_nothing(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As notebooks do.
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert RunProgress().console.is_terminal
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not RunProgress().console.is_terminal
