@@ -3,6 +3,7 @@
 import os
 import uuid
 
+import hypothesis
 import jax
 import pytest
 
@@ -24,6 +25,8 @@ OPTIMIZED = {
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
 cpu.keep_barriers()  # As every entry point does.
 jax.config.update("jax_num_cpu_devices", 4)
+hypothesis.settings.register_profile("busy", deadline=None)  # A machine may be as slow as it likes.
+hypothesis.settings.load_profile("busy")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -346,7 +346,7 @@ names = st.sampled_from(["plain-8-s0"] * 8 + ["a" * 300])
 pipes = st.sampled_from([None] * 8 + ["sweep", "status", "environment", "metrics"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     entry=json_values,
     name=names,
