@@ -192,7 +192,7 @@ def training_batches(
     All batches are full. If the split is smaller than a batch, it is one batch. Every call gives
     the same batches.
     """
-    device = Devices(backend, jax.devices()[:1])
+    device = Devices(backend, jax.local_devices()[:1])
     images = feed(open_split(data, data.train_split), device, print)
     batch_size = min(data.batch_size, images.size)
     batches = []

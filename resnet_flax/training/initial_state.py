@@ -93,7 +93,7 @@ class Beginning:
 
 def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Parameters and BN statistics of a run before its first step, block by block."""
-    device = Devices(config.parallel, jax.devices()[:1])
+    device = Devices(config.parallel, jax.local_devices()[:1])
     built = build.build(config, device)
     return stacking.unstack(initial_state(built, say).variables)
 
@@ -139,7 +139,10 @@ def _jitted_init(
 def _with_norms_of_twin(built: Experiment, state: steps.TrainState) -> Any:
     """The optimiser's state, with the factors that give each gradient the norm of the twin's."""
     train = built.train
-    factors = norm_factors(built.config, train.num_classes, train.image_mean(), state.variables)
+    with hosts.alike() as facts:  # Each process measures them.
+        mean, variables = train.image_mean(), state.variables
+        factors = norm_factors(built.config, train.num_classes, mean, variables)
+        facts["optim.norms_of"] = _digest(factors)
 
     def of_network(ones: Any) -> Any:
         parts = {name: factors[name] for name in ones}  # In the order of the state.
@@ -173,5 +176,5 @@ def _transferred(
 def _digest(tree: Any) -> str:
     sha = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.device_get(tree)):
-        sha.update(leaf.tobytes())
+        sha.update(np.asarray(leaf).tobytes())
     return sha.hexdigest()[:12]

@@ -27,6 +27,10 @@ from tests.end_to_end.processes import (
 )
 
 
+# So that the initial state, too, is computed in every process from the images.
+TWIN = "--config.optim.norms_of=none"
+
+
 def state_of(workdir):
     return Checkpoints(RunFolder(workdir).checkpoints).restore()
 
@@ -48,7 +52,7 @@ def assert_close(one, other):
 def one_process(tmp_path_factory):
     """A run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    finish(workdir, devices=4)
+    finish(workdir, TWIN, devices=4)
     return workdir
 
 
@@ -59,7 +63,7 @@ def two_processes(tmp_path_factory):
     port = str(free_port())
     running = [
         start(
-            workdir, devices=2, SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost",
+            workdir, TWIN, devices=2, SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost",
             SLURM_NTASKS="2", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
             JAX_COORDINATOR_PORT=port,
         )
@@ -91,7 +95,7 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
     workdir = tmp_path / "run"
 
     def go_on():
-        return start(workdir, processes=2, devices=2)
+        return start(workdir, TWIN, processes=2, devices=2)
 
     statuses, (line,) = signal_one(go_on(), *lost)
     assert statuses == [75]
@@ -111,12 +115,12 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
 def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_map(
     one_process, tmp_path
 ):
-    workdir, backend = tmp_path / "run", "--config.parallel=shard_map"
+    workdir, backend = tmp_path / "run", (TWIN, "--config.parallel=shard_map")
     for processes, devices in [(1, 4), (2, 2)]:
-        running = start(workdir, backend, processes=processes, devices=devices)
+        running = start(workdir, *backend, processes=processes, devices=devices)
         statuses, lines = signal_one(running, 0, signal.SIGTERM)
         assert set(statuses) == {75}, lines
-    finish(workdir, backend, devices=1)
+    finish(workdir, *backend, devices=1)
     counts = [(e["process_count"], e["device_count"]) for e in RunFolder(workdir).environments()]
     assert counts == [(1, 4), (2, 4), (1, 1)]
     assert_close(one_process, workdir)
