@@ -24,7 +24,7 @@ from experiments.benchmarks.worker import Case
 from experiments.reporting import figures, markdown
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models import cost
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime import environment
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.run_folder import RunFolder

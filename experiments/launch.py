@@ -18,9 +18,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import machines
-from experiments import cli, plan
+from experiments import cli
 from experiments.schedulers import jobs
 from experiments.sweeping import grid
+from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import parallel
@@ -135,12 +136,12 @@ def time_limit(runs: Sequence[grid.GridRun], args: flags.FlagValues) -> int | No
     given = args.machine or (None if args.accelerator else machines.get_config("cpu_2_cores"))
     if not given:
         return None
-    machine = parse(given.to_dict(), plan.MachineConfig, "machine")
+    machine = parse(given.to_dict(), MachineConfig, "machine")
     chips = args.devices_per_run if args.accelerator else 1
     try:
         for run in runs:
             _check_measured(machine, run.config.data.name)
-        seconds = max(plan.run_seconds(run, machine, chips) for run in runs)
+        seconds = max(run_seconds(run, machine, chips) for run in runs)
     except UserError:
         if args.machine:
             raise
@@ -148,7 +149,7 @@ def time_limit(runs: Sequence[grid.GridRun], args: flags.FlagValues) -> int | No
     return min(max(math.ceil(SPARE * seconds / 60), SHORTEST), LONGEST)
 
 
-def _check_measured(machine: plan.MachineConfig, data: str) -> None:
+def _check_measured(machine: MachineConfig, data: str) -> None:
     """Raises UserError if nothing was measured. `plan` then goes by the peak: too short a limit."""
     speed = machine.speed.get(data)
     if speed is not None and speed.images_per_second is None:

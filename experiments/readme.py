@@ -27,8 +27,9 @@ from experiments.reporting import (
 )
 from experiments.reporting.readme_tables import RESULTS, Rows
 from experiments.sweeping import grid
+from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem, sweep_tables
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -72,9 +73,9 @@ def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
     return grid.expand(parse(config.to_dict(), grid.SweepConfig))
 
 
-def _machine(name: str) -> plan.MachineConfig:
+def _machine(name: str) -> MachineConfig:
     """A machine of configs/machines.py."""
-    return parse(machines.get_config(name).to_dict(), plan.MachineConfig, "machine")
+    return parse(machines.get_config(name).to_dict(), MachineConfig, "machine")
 
 
 def plans() -> Rows:
@@ -125,7 +126,7 @@ def plans_and_records() -> Rows:
         )
         runs = [run for run in (small if folder == "digits" else deep) if run.name in minutes]
         runs = [run for run in runs if is_part(run)]
-        seconds = sum(plan.run_seconds(run, machine, 1) for run in runs)
+        seconds = sum(run_seconds(run, machine, 1) for run in runs)
         rows.append(
             {
                 "sweep": what,

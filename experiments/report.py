@@ -26,6 +26,7 @@ from experiments.reporting import (
     run_tables,
     styling,
 )
+from experiments.reporting.chart import Chart, drawable
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
@@ -39,7 +40,7 @@ _HEADINGS = {
 }
 
 
-def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[charts.Chart]]:
+def read(workdir: AnyPath) -> tuple[run_tables.Tables, list[Chart]]:
     """Reads the tables of a sweep or a run, and the charts of its diagnostics.
 
     Raises UserError if the folder is neither a sweep's nor a run's, or if a file in it is damaged.
@@ -90,7 +91,7 @@ def write(workdir: AnyPath) -> None:
             " Noto Sans CJK. The page shows them.",
             markup=False,
         )
-    for chart in charts.drawable(shown):
+    for chart in drawable(shown):
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))
     for path in written:
@@ -139,7 +140,7 @@ class LivePage:
         self._due = time.monotonic() + REST_SECONDS
 
 
-def _note(tables: run_tables.Tables, chart: charts.Chart) -> str:
+def _note(tables: run_tables.Tables, chart: Chart) -> str:
     """What was measured, for the figure: data, seeds, and what its bars and bands are."""
     data = sorted({str(config.get("data.name")) for config in tables.configs.values()})
     seeds = chart.seeds

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.data import augment, sources
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.models.torch_weights import from_torch
 from tests.prepared import PEERS, needs_cifar10, torch_python
 

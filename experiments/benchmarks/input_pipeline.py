@@ -118,8 +118,8 @@ def loop(epochs: int) -> Iterator[Row]:
     import jax
     import jax.numpy as jnp
 
+    from resnet_flax.models.catalogue import build_resnet
     from resnet_flax.models.cpu_convolution import conv_general_dilated
-    from resnet_flax.models.resnet import build_resnet
     from resnet_flax.runtime.parallel import Devices
     from resnet_flax.training import optim, steps
     from resnet_flax.training.feed import StreamFeed

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_flax.models import stacking
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.models.cpu_convolution import conv_general_dilated
-from resnet_flax.models.resnet import Family, Norm, Shortcut, build_resnet
+from resnet_flax.models.resnet import Family, Norm, Shortcut
 from resnet_flax.runtime import cpu
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training import optim, steps

@@ -6,15 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator
 import pandas as pd
 
 from experiments.reporting import diagnostic_tables, signal_charts
-from experiments.reporting.charts import (
-    Chart,
-    Field,
-    Panel,
-    Series,
-    drawable,
-    numbers,
-    seeds_of,
-)
+from experiments.reporting.chart import Chart, Field, Panel, Series, drawable, numbers, seeds_of
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
 from experiments.reporting.styling import Style, Styles, depth_colors
 from resnet_flax.storage.findings import Plane

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.reporting.charts import Chart, Field, Map, Panel, Series
+from experiments.reporting.chart import Chart, Field, Map, Panel, Series
 from experiments.reporting.drawing import Axes, Figure, Line2D, MaxNLocator, PercentFormatter, style
 from experiments.reporting.styling import KIND_STYLES
 from resnet_flax.storage import filesystem

@@ -17,7 +17,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from experiments.reporting import charts, plots, published, run_tables, styling
-from experiments.reporting.charts import Chart
+from experiments.reporting.chart import Chart, drawable
 from experiments.sweeping import monitor
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
@@ -49,7 +49,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
     sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
-    shown = charts.drawable([*headline, *curves, *diagnostics, *costs])
+    shown = drawable([*headline, *curves, *diagnostics, *costs])
     return _template().render(
         name=sweep.path.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",

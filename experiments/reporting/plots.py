@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.reporting.charts import Chart, Field, Map, Panel, Series
+from experiments.reporting.chart import Chart, Field, Map, Panel, Series
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}

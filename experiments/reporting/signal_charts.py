@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.reporting.charts import Chart, Panel, Series, numbers, seeds_of
+from experiments.reporting.chart import Chart, Panel, Series, numbers, seeds_of
 from experiments.reporting.styling import Style, Styles, depth_colors
 
 MEASURES = {

@@ -1,19 +1,18 @@
-"""The plain and residual networks of Table 1 (ImageNet) and Sec. 4.2 (CIFAR), and their depths.
+"""The plain and residual networks of Table 1 (ImageNet) and Sec. 4.2 (CIFAR).
 
 B, H, W, C: batch, height, width, channels.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_flax.errors import UserError
 from resnet_flax.models import blocks, looks_linear
-from resnet_flax.models.blocks import Block, BlockShortcut, Form, ModuleDef
+from resnet_flax.models.blocks import Block, BlockShortcut, ModuleDef
 from resnet_flax.models.stacking import scan_blocks
 
 Family = Literal["cifar", "imagenet"]
@@ -22,17 +21,6 @@ Norm = Literal["batch", "none"]
 Init = Literal["he", "looks_linear"]
 STEM = ("conv", "bn", "relu", "max_pool")
 Part = Literal["stem", "stage1", "stage2", "stage3", "stage4", "head"]
-
-CIFAR_WIDTHS = (16, 32, 64)
-IMAGENET_WIDTHS = (64, 128, 256, 512)
-# Table 1: the form of the blocks, and their number in each stage.
-IMAGENET_NETS: dict[int, tuple[Form, tuple[int, ...]]] = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-}
 
 
 @cache
@@ -217,83 +205,6 @@ class ResNet(nn.Module):
         if self.shortcut == "projection" and not changes_dimensions:
             return "pad"
         return self.shortcut
-
-
-def build_resnet(
-    family: Family,
-    depth: int,
-    shortcut: Shortcut,
-    widths: Sequence[int] = (),
-    block: str = "postactivation",
-    **fields: Any,
-) -> ResNet:
-    """The network of a family and depth.
-
-    - `widths`: widths of the stages. Empty: those of the paper.
-    - `block`: a name in `blocks.BLOCKS`.
-    - `fields`: other fields of `ResNet`.
-
-    Raises UserError for a depth, a shortcut, widths or a block that the family does not have.
-    """
-    if shortcut not in get_args(Shortcut):
-        raise UserError(f"Expected model.shortcut in {get_args(Shortcut)}, got {shortcut!r}.")
-    form, counts = _cifar_stages(depth) if family == "cifar" else _imagenet_stages(depth)
-    widths = tuple(widths) or (CIFAR_WIDTHS if family == "cifar" else IMAGENET_WIDTHS)
-    if len(widths) != len(counts) or min(widths) < 1:
-        raise UserError(f"Expected {len(counts)} positive model.widths, got {widths}.")
-    if shortcut == "pad" and list(widths) != sorted(widths):
-        raise UserError(
-            f'Expected model.widths that do not shrink with model.shortcut="pad", got {widths};'
-            ' "projection" accepts any widths.'
-        )
-    net = ResNet(family, blocks.find(block, form), counts, widths, shortcut=shortcut, **fields)
-    _check_effects(net, block)
-    return net
-
-
-def _check_effects(net: ResNet, block: str) -> None:
-    """Raises UserError for a field that would have no effect, or not the one that it stands for."""
-    is_plain, has_bn = net.shortcut == "none", net.norm == "batch"
-    if is_plain and net.shortcut_scale != 1:
-        raise UserError(
-            'Expected model.shortcut_scale=1 with model.shortcut="none", which has no shortcut to'
-            f' scale, got {net.shortcut_scale}; give model.shortcut="pad".'
-        )
-    if net.bn_bias and not has_bn:
-        raise UserError(
-            f'Expected model.bn_bias=0 with model.norm="none", got {net.bn_bias}; leave it out.'
-        )
-    if net.zero_init_residual and (is_plain or not has_bn or block != "postactivation"):
-        raise UserError(
-            'Expected model.zero_init_residual=False, or a shortcut, model.norm="batch" and'
-            f' model.block="postactivation", got shortcut={net.shortcut!r}, norm={net.norm!r} and'
-            f" block={block!r}."
-        )
-    exact = is_plain and net.stem == "cifar" and not net.negative_slope and not net.bn_bias
-    if net.kernel_init == "looks_linear" and not exact:
-        raise UserError(
-            'Expected model.init="he", or model.family="cifar", model.shortcut="none",'
-            " model.negative_slope=0 and model.bn_bias=0, with which a network can be linear, got"
-            f" family={net.stem!r}, shortcut={net.shortcut!r}, negative_slope={net.negative_slope}"
-            f" and bn_bias={net.bn_bias}."
-        )
-
-
-def _cifar_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
-    n, rest = divmod(depth - 2, 6)
-    if rest == 0 and n > 0:
-        return "basic", (n, n, n)
-    below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 1) + 2
-    nearest = f"{below}" if below >= depth else f"{below} and {above}"
-    raise UserError(
-        f"Expected a depth of 6n+2 (8, 14, 20, ...), got {depth}; the nearest: {nearest}."
-    )
-
-
-def _imagenet_stages(depth: int) -> tuple[Form, tuple[int, ...]]:
-    if depth not in IMAGENET_NETS:
-        raise UserError(f"Expected an ImageNet depth in {tuple(IMAGENET_NETS)}, got {depth}.")
-    return IMAGENET_NETS[depth]
 
 
 def part_of(name: str) -> Part:

@@ -21,8 +21,8 @@ from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
 from resnet_flax.models import vgg
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.models.cpu_convolution import conv_general_dilated
-from resnet_flax.models.resnet import build_resnet
 from resnet_flax.runtime.parallel import DATA_AXIS, Backend, Devices
 from resnet_flax.training import optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
@@ -278,8 +278,8 @@ def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Grad
         betas = config.momentum, config.adam_beta2
         optimizer = optim.adam(schedule, *betas, config.adam_epsilon, config.nesterov, *decay)
     else:
-        rule = {"sgd": optim.sgd, "lars": optim.lars}[config.optimizer]
-        optimizer = rule(schedule, config.momentum, config.nesterov, *decay)
+        layerwise = config.optimizer == "lars"
+        optimizer = optim.sgd(schedule, config.momentum, config.nesterov, *decay, layerwise)
     if config.clip_norm:
         optimizer = optim.with_clipping(optimizer, config.clip_norm)
     if config.norms_of:

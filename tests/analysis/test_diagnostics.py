@@ -11,7 +11,8 @@ from resnet_flax.analysis.diagnostics import layer_statistics
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
 from resnet_flax.models.blocks import BasicBlock
-from resnet_flax.models.resnet import GlobalAveragePool, build_resnet
+from resnet_flax.models.catalogue import build_resnet
+from resnet_flax.models.resnet import GlobalAveragePool
 from resnet_flax.models.vgg import build_vgg
 from resnet_flax.training import metrics, part_by_part
 from resnet_flax.training.steps import Batch

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from resnet_flax.analysis import landscape
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training.steps import Batch
 
 RANDOM = np.random.RandomState(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.analysis import mean_field, signal
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training.steps import Batch
 
 

@@ -26,7 +26,6 @@ from tests.end_to_end.processes import (
     until_it_trains,
 )
 
-
 # So that the initial state, too, is computed in every process from the images.
 TWIN = "--config.optim.norms_of=none"
 

@@ -16,9 +16,9 @@ from ml_collections import config_flags
 
 from configs import degradation, machines
 from experiments import launch as launcher
-from experiments import plan
 from experiments.schedulers import jobs
 from experiments.sweeping import grid
+from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
 from resnet_flax.errors import UserError
 
@@ -381,7 +381,7 @@ def test_the_time_limit_is_that_of_the_plan_with_time_to_spare():
         minutes("cifar10", "a100", h100)
     h100.speed.cifar10.images_per_second = 10_000.0
     runs = grid.expand(parse(degradation.get_config("cifar10").to_dict(), grid.SweepConfig))
-    machine = parse(h100.to_dict(), plan.MachineConfig, "machine")
-    longest = max(plan.run_seconds(run, machine, 1) for run in runs) / 60
+    machine = parse(h100.to_dict(), MachineConfig, "machine")
+    longest = max(run_seconds(run, machine, 1) for run in runs) / 60
     spare = launcher.SPARE * longest
     assert launcher.SHORTEST < spare <= minutes("cifar10", "a100", h100) < spare + 1

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from configs import degradation, machines
 from experiments import plan
+from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.storage.run_folder import RunFolder
 from tests.given import expanded
 
@@ -28,7 +29,7 @@ def machine(name, **changes):
         for section in sections:
             inner = inner[section]
         inner[last] = value
-    return parse(config, plan.MachineConfig, "machine")
+    return parse(config, MachineConfig, "machine")
 
 
 def cifar_chips(chips, share=0.9):
@@ -78,7 +79,7 @@ def test_chip_hours_are_those_of_the_runs_and_the_used_share_of_the_machines(chi
     known = cifar_chips(chips)
     runs = sweep("cifar10")
     for option in plan.options(runs, known):
-        held = sum(plan.run_seconds(run, known, option.chips_a_run) for run in runs)
+        held = sum(run_seconds(run, known, option.chips_a_run) for run in runs)
         assert option.chip_hours == pytest.approx(held * option.chips_a_run / 3600)
         there = option.utilisation * option.wall * chips / 3600
         assert option.chip_hours == pytest.approx(there)
@@ -88,9 +89,9 @@ def test_chip_hours_are_those_of_the_runs_and_the_used_share_of_the_machines(chi
 def test_a_run_takes_its_start_up_and_its_images_by_the_ratio_of_multiply_adds():
     run, _ = sweep("cifar10", depths=(20,), seeds=(0,))
     training = 64_000 * 128 / 1e4 * 40_551_040 / 125_485_696
-    assert plan.run_seconds(run, cifar_chips(64), 1) == pytest.approx(15.5 + training)
+    assert run_seconds(run, cifar_chips(64), 1) == pytest.approx(15.5 + training)
     # Four chips would be four times as fast, but for a tenth that is lost at each doubling.
-    faster = plan.run_seconds(run, cifar_chips(64), 4)
+    faster = run_seconds(run, cifar_chips(64), 4)
     assert faster == pytest.approx(15.5 + training / (4 * 0.9**2))
 
 
@@ -164,7 +165,7 @@ def test_at_best_a_chip_works_at_its_peak_and_no_run_of_cifar10_gets_two():
     (run, *_) = runs = sweep("cifar10", depths=(32,), seeds=(0,))  # It was not compiled.
     known = machine("v5e_64")
     training = 64_000 * 128 * 6 * run.point.multiply_adds / 197e12
-    assert plan.run_seconds(run, known, 1) == pytest.approx(15.5 + training)
+    assert run_seconds(run, known, 1) == pytest.approx(15.5 + training)
     assert [option.chips_a_run for option in plan.options(runs, known)] == [1]
 
 
@@ -179,7 +180,7 @@ def test_at_best_a_compiled_program_takes_the_time_that_its_bytes_take():
         if (row["topology"], row["depth"], row["dtype"]) == ("h100:1", 56, "float32")
     )
     assert row["bound_by"] == "memory"
-    seconds = plan.run_seconds(run, machine("h100_8"), 1)
+    seconds = run_seconds(run, machine("h100_8"), 1)
     assert seconds == pytest.approx(15.5 + 64 * row["least_ms"])
 
 
@@ -211,7 +212,7 @@ def test_the_committed_digits_sweep_took_what_the_plan_of_it_says_within_a_quart
     seconds = {run: folder.wall_seconds(folder.status()) for run, folder in folders.items()}
     took = {run: known for run, known in seconds.items() if known}
     assert len(took) == 49
-    planned = sum(plan.run_seconds(run, machine("cpu_2_cores"), 1) for run in took)
+    planned = sum(run_seconds(run, machine("cpu_2_cores"), 1) for run in took)
     assert planned == pytest.approx(sum(took.values()), rel=0.25)
 
 

@@ -16,6 +16,7 @@ from experiments.reporting import (
     run_tables,
     styling,
 )
+from experiments.reporting.chart import drawable, numbers
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
 from resnet_flax.storage import findings, sweep_tables
@@ -376,13 +377,13 @@ def test_a_panel_without_a_value_is_left_out_and_a_chart_without_a_panel():
     empty = table.assign(depth=20, weight_gradient_norm=None)
     chart = diagnostic_charts.gradients(pd.concat([table, empty]), STYLES)
     assert [panel.title for panel in chart.panels] == ["depth 8", "depth 20"]
-    [left] = charts.drawable([chart])
+    [left] = drawable([chart])
     assert [panel.title for panel in left.panels] == ["depth 8"]
     ratio = diagnostic_charts.gradient_ratio(table.assign(norm="none", seed=0), STYLES)
     nothing = ((None, None), (None, None))
     plane = Plane(**PLACE, seed=0, losses=nothing, errors=nothing)
     field = diagnostic_charts.plane(diagnostic_tables.Planes(8, {"plain": plane}))
-    assert charts.drawable([ratio, field]) == []
+    assert drawable([ratio, field]) == []
 
 
 @pytest.mark.parametrize(
@@ -402,8 +403,8 @@ def test_a_sweep_whose_errors_are_not_finite_has_a_page_without_curves(begun_swe
 def test_what_an_axis_cannot_show_is_a_gap():
     values = [1.0, None, float("inf"), float("nan"), 1e300, -2.0, 0.0]
     gaps = [None] * 4
-    assert charts.numbers(values) == [1.0, *gaps, -2.0, 0.0]
-    assert charts.numbers(values, positive=True) == [1.0, *gaps, None, None]
+    assert numbers(values) == [1.0, *gaps, -2.0, 0.0]
+    assert numbers(values, positive=True) == [1.0, *gaps, None, None]
 
 
 def layer_table(**measures):
@@ -427,7 +428,7 @@ def test_identity_shares_are_by_block_and_plain_networks_have_none():
     [panel] = diagnostic_charts.identity_share(table, STYLES).panels
     assert (panel.title, panel.series[0].x, panel.series[0].y) == (AFTER, [1, 2], [0.6, 0.7])
     plain = table.assign(kind="plain", identity_share=0.0, moment=BEFORE)
-    assert charts.drawable([diagnostic_charts.identity_share(plain, STYLES)]) == []
+    assert drawable([diagnostic_charts.identity_share(plain, STYLES)]) == []
 
 
 def test_blocks_keep_their_numbers_whatever_was_measured():

@@ -11,7 +11,8 @@ from flax import linen as nn
 from resnet_flax.errors import UserError
 from resnet_flax.models import blocks
 from resnet_flax.models.blocks import BasicBlock, zero_pad_shortcut
-from resnet_flax.models.resnet import build_resnet, part_of
+from resnet_flax.models.catalogue import build_resnet
+from resnet_flax.models.resnet import part_of
 from tests.models.test_blocks import PARTS, without_f
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.errors import UserError
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training import part_by_part
 
 

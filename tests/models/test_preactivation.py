@@ -13,7 +13,8 @@ from flax import traverse_util
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.models.blocks import BLOCKS
-from resnet_flax.models.resnet import ResNet, build_resnet
+from resnet_flax.models.catalogue import build_resnet
+from resnet_flax.models.resnet import ResNet
 from resnet_flax.models.torch_weights import from_torch, to_torch
 from resnet_flax.training import metrics
 from tests import prepared

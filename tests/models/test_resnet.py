@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from resnet_flax.errors import UserError
-from resnet_flax.models import resnet, vgg
+from resnet_flax.models import catalogue, vgg
 from resnet_flax.models.blocks import BLOCKS
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 
 CIFAR_SHORTCUTS = ("none", "pad")
 # Trainable parameters of Sec. 4.2, 10 classes, by arithmetic: with n = (depth-2)/6,
@@ -90,7 +90,7 @@ def test_vgg_has_the_papers_parameters(depth):
 def test_no_registered_net_is_missing_from_the_tables():
     assert OF_BLOCKS.keys() == BLOCKS.keys()
     for _, imagenet in OF_BLOCKS.values():
-        assert imagenet.keys() == resnet.IMAGENET_NETS.keys()
+        assert imagenet.keys() == catalogue.IMAGENET_NETS.keys()
     assert VGG.keys() == vgg.VGG_NETS.keys()
 
 

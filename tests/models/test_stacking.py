@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.models import stacking
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 
 # Family, depth, shortcut: stages of 3, of 2, and of 3 to 6 blocks.
 NETS = [("cifar", 20, "pad"), ("cifar", 14, "none"), ("imagenet", 50, "projection")]

@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from resnet_flax.errors import FaultError, UserError
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.storage import step_folders, sums
 from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter

@@ -8,7 +8,7 @@ import pytest
 from resnet_flax.data.augment import normalize
 from resnet_flax.data.order import padded_batch
 from resnet_flax.data.sources import Split
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training import optim, steps
 from resnet_flax.training.evaluation import Evaluator

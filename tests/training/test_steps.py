@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from resnet_flax.data.augment import draw, normalize
-from resnet_flax.models.resnet import build_resnet
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime import bits
 from resnet_flax.runtime.parallel import DATA_AXIS, Devices
 from resnet_flax.training import metrics, optim, steps

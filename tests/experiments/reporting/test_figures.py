@@ -6,7 +6,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 
 from experiments import report
 from experiments.reporting import charts, figures
-from experiments.reporting.charts import Chart, Map, Panel, Series
+from experiments.reporting.chart import Chart, Map, Panel, Series, drawable
 from experiments.reporting.styling import Style
 
 LINE, POINTS = Style("red", "o"), Style("red", "o", "")
@@ -54,7 +54,7 @@ def test_every_value_is_inside_its_axes(style, fields):
 def test_every_value_of_the_committed_figures_is_inside_its_axes():
     tables, diagnostics = report.read(Path("experiments/results/digits"))
     shown = [*diagnostics, charts.curves(tables.records)]
-    for one in charts.drawable(shown):
+    for one in drawable(shown):
         if not one.panels[0].field:
             assert_all_inside(figures.draw(one))
 

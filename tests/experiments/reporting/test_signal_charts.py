@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.reporting import charts, signal_charts
+from experiments.reporting.chart import MOST_LINES, Chart, Panel, Series, drawable
 from experiments.reporting.styling import group_styles
 
 
@@ -68,7 +69,7 @@ def test_a_number_that_varies_is_an_axis():
 )
 def test_other_grids_have_no_such_axis(columns, varied):
     table = runs(train_error=[0.1, 0.2], **columns)
-    assert charts.drawable([signal_charts.by_value(table, varied)]) == []
+    assert drawable([signal_charts.by_value(table, varied)]) == []
 
 
 def test_measured_and_predicted_ratios_stand_side_by_side():
@@ -97,9 +98,9 @@ def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
 
 def test_a_panel_with_more_lines_than_one_can_read_is_left_out():
     def chart(count):
-        lines = [charts.Series(f"{i}", [0, 1], [0.0, 1.0], style) for i in range(count)]
-        return charts.Chart("x", "x", "x", "x", "y", (charts.Panel("", tuple(lines)),))
+        lines = [Series(f"{i}", [0, 1], [0.0, 1.0], style) for i in range(count)]
+        return Chart("x", "x", "x", "x", "y", (Panel("", tuple(lines)),))
 
     (style,) = group_styles({"plain": "plain"}).values()
-    assert charts.drawable([chart(charts.MOST_LINES)])
-    assert not charts.drawable([chart(charts.MOST_LINES + 1)])
+    assert drawable([chart(MOST_LINES)])
+    assert not drawable([chart(MOST_LINES + 1)])

@@ -1,0 +1,138 @@
+"""What a figure shows. `figures.py` draws it on paper, `plots.py` on the page."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from experiments.reporting.styling import Style
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points joined by a line, or single points if `style.line` is empty. None is a gap."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: Style
+    strength: float = 1.0
+    """Opacity."""
+    deviations: Sequence[float] = ()
+    """Half the length of each point's error bar."""
+    band: Sequence[float] = ()
+    """Half the height of a band around the line, at each point."""
+    names: Sequence[str] = ()
+    """The name of each point, shown when the mouse is over it."""
+    run: str = ""
+    """The run that the series belongs to, if it is one."""
+    rank: int = 0
+    """The place in the legend. Series of equal rank keep their order."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Values at the nodes of a square grid. Row i and column j are at positions i and j."""
+
+    label: str
+    positions: Sequence[float]
+    values: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A value for each pair of two things that a grid varies. None is a gap."""
+
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: lines, a field or a map."""
+
+    title: str
+    series: tuple[Series, ...] = ()
+    field: Field | Map | None = None
+    log_x: bool = False
+
+    def is_empty(self) -> bool:
+        """Whether nothing could be drawn."""
+        rows = self.field.values if self.field else [series.y for series in self.series]
+        return all(value is None for row in rows for value in row)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels with the same axes."""
+
+    name: str
+    """The name of its files."""
+    title: str
+    caption: str
+    """A text that says what the chart shows and how to read it."""
+    x: str
+    y: str
+    panels: tuple[Panel, ...]
+    log: bool = False
+    seeds: tuple[int, ...] = ()
+    """The seeds of the networks that it shows."""
+    percent: bool = False
+    """Whether y is a fraction that is shown in per cent."""
+    ticks: tuple[int, ...] = ()
+    """Ticks of x; empty: chosen by the plotting library."""
+
+    def legend(self) -> list[Series]:
+        """One series for each label, in the legend's order."""
+        series = [series for panel in self.panels for series in panel.series]
+        first = list({one.label: one for one in reversed(series) if one.label}.values())[::-1]
+        return sorted(first, key=lambda one: one.rank)
+
+    def extent(self) -> tuple[float, float]:
+        """The least and the largest value of all fields, so that panels share one scale."""
+        fields = [panel.field.values for panel in self.panels if panel.field]
+        values = [
+            value for value in itertools.chain(*itertools.chain(*fields)) if value is not None
+        ]
+        low = min(values, default=0.0)
+        return low, max(max(values, default=1.0), low + 1e-3)
+
+
+def seeds_of(rows: pd.DataFrame) -> tuple[int, ...]:
+    """The seeds of a table's rows, ascending."""
+    return tuple(sorted(int(seed) for seed in rows["seed"].dropna().unique()))
+
+
+MOST_LINES = 12
+"""In one panel."""
+
+
+def drawable(charts: Iterable[Chart]) -> list[Chart]:
+    """Removes empty panels, charts without another, and those with more lines than one can read."""
+    full = [
+        replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
+        for chart in charts
+    ]
+    return [chart for chart in full if chart.panels and _lines(chart) <= MOST_LINES]
+
+
+def _lines(chart: Chart) -> int:
+    """The number of lines in the fullest panel. Those with a common label count once."""
+    return max(len({one.label for one in p.series if one.style.line}) for p in chart.panels)
+
+
+def numbers(
+    values: Sequence[float | None] | pd.Series, *, positive: bool = False
+) -> list[float | None]:
+    """Replaces values that an axis cannot show by None. `positive`: for a logarithmic axis.
+
+    The limit is float32's range. No measured value is beyond it, and near the limit of float64 the
+    axes' own sums overflow.
+    """
+    limits = np.finfo(np.float32)
+    low, high = float(limits.tiny if positive else limits.min), float(limits.max)
+    values = np.asarray(values, float).tolist()  # None becomes NaN.
+    return [value if low <= value <= high else None for value in values]
