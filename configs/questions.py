@@ -13,7 +13,7 @@ Measured: see experiments/results.
 
 import ml_collections
 
-from configs import cifar10, degradation
+from configs import degradation
 
 KINDS = {"plain": "none", "residual": "pad"}
 OPTIONS = {
@@ -42,12 +42,7 @@ def get_config(question: str = "rates") -> ml_collections.ConfigDict:
         config.seeds = (0, 1, 2)
     elif question == "options_cifar10":
         config.kinds = OPTIONS
-        config.run = cifar10.get_config("resnet56")
-        config.run.model.widths = (8, 16, 32)
-        config.run.steps = 2_000
-        config.run.eval_every = 500
-        config.run.checkpoint_every = 500
-        config.run.optim.boundaries = (1_000, 1_500)
+        config.run = degradation.narrow_cifar10()
         config.depths = (20, 56)
         config.seeds = (0,)
     else:

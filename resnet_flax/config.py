@@ -123,6 +123,17 @@ class OptimConfig(Section):
     frozen: tuple[Part, ...] = ()
     """Parts of the network that are not trained. BN's running averages still follow."""
 
+    @pydantic.model_validator(mode="after")
+    def _of_adam(self) -> Self:
+        for name in ("adam_beta2", "adam_epsilon"):
+            default = type(self).model_fields[name].default
+            if self.optimizer != "adam" and getattr(self, name) != default:
+                raise ValueError(
+                    f'expected {name}={default} with optimizer="{self.optimizer}", which does not'
+                    f" use it, got {getattr(self, name)}"
+                )
+        return self
+
 
 class DataConfig(Section):
     """A TFDS image classification set."""

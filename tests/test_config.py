@@ -37,6 +37,10 @@ def test_a_whole_config_is_read_with_its_types():
         ({"optim__lr": float("nan")}, r"config.optim.lr: "),
         ({"optim__lr": float("inf")}, r"config.optim.lr: "),
         ({"optim__boundaries": (120, 120)}, r"config.optim.boundaries: expected ascending"),
+        (
+            {"optim__adam_beta2": 0.9},
+            r'config.optim: expected adam_beta2=0.999 with optimizer="sgd"',
+        ),
         ({"optim__nesterov": 1}, r"config.optim.nesterov: .*boolean"),
         ({"seed": -1}, r"config.seed: "),
         ({"seed": 2**32}, r"config.seed: "),

@@ -40,32 +40,22 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 1e-4,
     decay_bn_and_bias: bool = True,
+    layerwise: bool = False,
 ) -> optax.GradientTransformation:
     """SGD: v <- momentum v + (g + weight_decay w);  w <- w - lr v.
 
     Weight decay is part of the momentum, as in Caffe, which the paper used. It applies to kernels.
     With `decay_bn_and_bias` it also applies to BN scales and to every bias.
-    """
-    return optax.chain(
-        _decay(weight_decay, decay_bn_and_bias),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-    )
 
-
-def lars(
-    schedule: optax.Schedule,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 1e-4,
-    decay_bn_and_bias: bool = True,
-) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv 1708.03888), trust coefficient 1, of all kernels.
-
+    With `layerwise` it is LARS (You et al. 2017, arXiv 1708.03888) with trust coefficient 1:
     u <- g + weight_decay w;  v <- momentum v + lr u |w| / |u|;  w <- w - v. BN scales and biases go
     without the factor |w| / |u|.
     """
+    decay = _decay(weight_decay, decay_bn_and_bias)
+    if not layerwise:
+        return optax.chain(decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov))
     return optax.chain(  # As optax.lars, which would take a stack of kernels for one.
-        _decay(weight_decay, decay_bn_and_bias),
+        decay,
         optax.stateless(_to_norms_of_kernels),
         optax.scale_by_learning_rate(schedule),
         optax.trace(momentum, nesterov),

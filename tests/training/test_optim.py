@@ -54,7 +54,7 @@ def test_the_field_decides_whether_decay_covers_bn_and_biases(covered):
 
 
 def test_lars_steps_by_the_norm_of_each_kernel_also_in_a_stack():
-    optimizer = optim.lars(lambda _: 0.1, momentum=0.0, weight_decay=0.0)
+    optimizer = optim.sgd(lambda _: 0.1, momentum=0.0, weight_decay=0.0, layerwise=True)
     kernels = jnp.array([[3.0, 4.0], [0.6, 0.8]])
     params = {
         "stage1_blocks": {"kernel": kernels},
@@ -70,7 +70,7 @@ def test_lars_steps_by_the_norm_of_each_kernel_also_in_a_stack():
 
 
 def test_lars_is_that_of_optax_where_no_kernel_is_in_a_stack():
-    ours = optim.lars(lambda _: 0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    ours = optim.sgd(lambda _: 0.1, nesterov=True, weight_decay=0.01, layerwise=True)
     theirs = optax.lars(0.1, 0.01, trust_coefficient=1.0, momentum=0.9, nesterov=True)
     params = {"kernel": jnp.array([3.0, 4.0])}
     grads = [{"kernel": jnp.array([1.0, 2.0])}, {"kernel": jnp.array([-1.0, 3.0])}]
