@@ -39,7 +39,7 @@ def test_a_step_for_two_hosts_of_tpus_sums_over_all_their_chips(tmp_path, backen
 def test_a_network_that_does_not_fit_is_refused_in_xlas_words(tmp_path):
     data = {"name": "imagenet2012", "crop": "scale", "image_size": 32, "pad": 0}  # Not prepared.
     flags = [f"--config.data.{name}={value}" for name, value in data.items()]
-    flags += ["--config.data.shorter_side=(36,60)", "--config.model.remat=False"]
+    flags += ["--config.data.shorter_side=(36,60)", "--config.data.batch_size=256"]
     said, status, row = compiled(tmp_path, "v5e:1x1", "configs/cifar10.py:resnet1202", *flags)
     assert status == 1, row
     assert "Ran out of memory" in said
