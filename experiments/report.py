@@ -17,6 +17,7 @@ from rich.text import Text
 from experiments import cli
 from experiments.reporting import (
     charts,
+    curves,
     diagnostic_charts,
     drawing,
     figures,
@@ -78,8 +79,8 @@ def write(workdir: AnyPath) -> None:
         shown = [
             charts.degradation(runs, summary, styles, varied),
             charts.error_map(runs, summary, varied),
-            charts.curves(records),
-            charts.curves_by_depth(records, groups),
+            curves.means(records),
+            curves.by_depth(records, groups),
             *shown,
         ]
         console.print(_printed(summary, varied))

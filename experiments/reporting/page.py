@@ -4,9 +4,11 @@ The page shows everything in a sweep's files as text. Jinja escapes it, and the 
 security policy keeps it from running.
 """
 
+import base64
 import functools
 import json
 import secrets
+import zlib
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import jinja2
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from experiments.reporting import charts, plots, published, run_tables, styling
+from experiments.reporting import charts, curves, plots, published, run_tables, styling
 from experiments.reporting.chart import Chart, drawable
 from experiments.sweeping import monitor
 from resnet_flax.storage import filesystem, recipe
@@ -25,6 +27,8 @@ from resnet_flax.storage.sweep_folder import SweepFolder
 
 _ENDED = (*monitor.ENDED, "incomplete")
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "\u00a0"}
+_FEW_RUNS = 12
+"""More runs are shown as means with bands."""
 _OF_ATTEMPT = ("attempt", "started", "parameters")
 
 
@@ -40,16 +44,18 @@ def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
 def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
     sweep, runs, summary, measured, groups, configs = tables
     styles, fields = styling.group_styles(groups), sweep.varying.in_grid
-    headline, curves = [], []
+    headline, shown_curves = [], []
+    many = measured["run"].nunique() > _FEW_RUNS
     if not summary.empty:
         headline = [charts.degradation(runs, summary, styles, fields)]
         headline.append(charts.error_map(runs, summary, fields))
     if not measured.empty:
-        curves = [charts.run_curves(measured), charts.curves_by_depth(measured, groups)]
+        shown_curves = [curves.means(measured) if many else curves.of_runs(measured)]
+        shown_curves.append(curves.by_depth(measured, groups))
     sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
-    shown = drawable([*headline, *curves, *diagnostics, *costs])
+    shown = drawable([*headline, *shown_curves, *diagnostics, *costs])
     return _template().render(
         name=sweep.path.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -62,18 +68,18 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         fields=fields,
         charts={chart.name: chart for chart in shown},
         diagnostics=[chart.name for chart in diagnostics],
-        plots={chart.name: plots.draw(chart) for chart in shown},
+        plots=_packed(json.dumps({chart.name: plots.draw(chart) for chart in shown})),
         dashes=plots.DASHES,
         symbols=_MARKS,
         summary=summary.to_dict("records"),
         sources=published.comparable(configs.values(), sweep.varying),
         shortcuts=run_tables.shortcuts(runs, configs),
         runs=runs.to_dict("records"),
-        switches=_switches(measured),
+        switches=_switches(measured, many),
         environments=_environments(sweep),
         **_recipe(configs),
         nonce=secrets.token_urlsafe(16),
-        plotly=get_plotlyjs(),
+        plotly=_packed_plotly(),
     )
 
 
@@ -90,8 +96,19 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each group and depth, the runs that have a curve."""
+def _packed(text: str) -> tuple[int, str]:
+    """Text that takes less room: its bytes once compressed, and these bytes in base 85."""
+    compressed = zlib.compress(text.encode(), level=9)
+    return len(compressed), base64.b85encode(compressed, pad=True).decode()
+
+
+@functools.cache
+def _packed_plotly() -> tuple[int, str]:
+    return _packed(get_plotlyjs())
+
+
+def _switches(measured: pd.DataFrame, are_means: bool) -> list[dict[str, Any]]:
+    """For each group and depth, the curves that it has: its runs, or their mean."""
     colors = styling.depth_colors(measured["depth"])
     rows = measured.drop_duplicates("run").groupby(["group", "depth"], sort=False)
     return [
@@ -99,6 +116,7 @@ def _switches(measured: pd.DataFrame) -> list[dict[str, Any]]:
             "group": group,
             "depth": depth,
             "color": colors[depth],
+            "mean": curves.name_of(group, depth) if are_means else "",
             "runs": of[["run", "seed"]].to_dict("records"),
         }
         for (group, depth), of in rows

@@ -59,7 +59,7 @@ def _line(series: Series, chart: Chart) -> go.Scatter:
         hovertemplate=f"{what}: {value}"
         + ("" if not line else "<br>%{fullData.name}")
         + "<extra></extra>",
-        meta={"run": series.run},
+        meta={"run": series.run, "dash": DASHES.get(line, "solid")},
     )
     if len(series.deviations):
         trace.error_y = {"array": list(series.deviations), "thickness": 1.5}
@@ -74,7 +74,7 @@ def _band(series: Series) -> go.Scatter:
         if y is not None
     ]
     edges = [(x, y + half) for x, y, half in points] + [
-        (x, y - half) for x, y, half in points[::-1]
+        (x, max(y - half, min(y, 0.0))) for x, y, half in points[::-1]
     ]
     return go.Scatter(
         x=[x for x, _ in edges],
@@ -85,7 +85,7 @@ def _band(series: Series) -> go.Scatter:
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
-        meta={"run": series.run},
+        meta={"run": series.run, "dash": DASHES.get(series.style.line, "solid")},
     )
 
 

@@ -138,14 +138,15 @@ class SingleRun(SweepFolder):
         return self.path.parent, *sweep_file.of_run(self.path)
 
 
-def sweep_or_run(path: AnyPath) -> SweepFolder:
+def sweep_or_run(path: str | os.PathLike[str]) -> SweepFolder:
     """The records in a folder. Raises UserError if it is neither a sweep's nor a run's."""
-    if filesystem.exists(path / "sweep.json"):
-        return SweepFolder(path)
-    if filesystem.exists(path / "config.json"):
-        return SingleRun(path)
+    folder = filesystem.path(path)
+    if filesystem.exists(folder / "sweep.json"):
+        return SweepFolder(folder)
+    if filesystem.exists(folder / "config.json"):
+        return SingleRun(folder)
     raise UserError(
-        f"Expected a sweep's or a run's folder, got {path}: it has no sweep.json and no"
+        f"Expected a sweep's or a run's folder, got {folder}: it has no sweep.json and no"
         " config.json. Give the --workdir of a sweep, or of a run."
     )
 

@@ -9,6 +9,7 @@ import pytest
 from experiments import report
 from experiments.reporting import (
     charts,
+    curves,
     diagnostic_charts,
     diagnostic_tables,
     page,
@@ -271,7 +272,7 @@ def test_kinds_of_a_depth_share_axes_in_the_curves():
     ]
     records = pd.DataFrame(rows)
     groups = {"plain, lr 0.1": "plain", "residual, lr 0.1": "residual"}
-    chart = charts.curves_by_depth(records, groups)
+    chart = curves.by_depth(records, groups)
     assert [panel.title for panel in chart.panels] == ["depth 8, lr 0.1", "depth 20, lr 0.1"]
     for panel in chart.panels:
         *series, _, _ = panel.series
@@ -279,7 +280,7 @@ def test_kinds_of_a_depth_share_axes_in_the_curves():
         assert {one.style.color for one in series} == {s.color for s in STYLES.values()}
         assert all((one.x, one.y) == ([1, 2], [0.1, 0.2]) for one in series)
     alone = records[records["group"] == "plain, lr 0.1"]
-    assert not charts.curves_by_depth(alone, groups).panels
+    assert not curves.by_depth(alone, groups).panels
 
 
 def layers(step):
@@ -368,7 +369,7 @@ def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one()
         [("plain", 8), ("plain", 56), ("residual", 20)], columns=["group", "depth"]
     )
     records = points.assign(step=1, measure="test_error", error=0.5, seed=0)
-    legend = [series.label for series in charts.curves(records).legend()]
+    legend = [series.label for series in curves.means(records).legend()]
     assert legend == ["depth 8", "depth 20", "depth 56", "training, running", "test"]
 
 

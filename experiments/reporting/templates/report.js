@@ -73,8 +73,9 @@ if (controls) {
     for (const div of curves) {
       const { data, layout } = figure(div);
       data.forEach((trace, i) => {
-        trace.visible = shown.run.has(trace.meta.run) && shown.line.has(trace.line.dash);
-        trace.y = smooth(raw.get(div)[i], Number(chosen.get("smoothing")));
+        const weight = Number(chosen.get("smoothing")), isBand = trace.fill === "toself";
+        trace.visible = shown.run.has(trace.meta.run) && shown.line.has(trace.meta.dash) && !(isBand && weight);
+        trace.y = isBand ? raw.get(div)[i] : smooth(raw.get(div)[i], weight);
       });
       layout.yaxis = { ...layout.yaxis, ...(chosen.has("log") ? { type: "log", range: undefined } : { type: "linear", range }) };
       draw(div);

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 
 from experiments import report
-from experiments.reporting import charts, figures
+from experiments.reporting import charts, curves, figures
 from experiments.reporting.chart import Chart, Map, Panel, Series, drawable
 from experiments.reporting.styling import Style
 
@@ -53,7 +53,7 @@ def test_every_value_is_inside_its_axes(style, fields):
 
 def test_every_value_of_the_committed_figures_is_inside_its_axes():
     tables, diagnostics = report.read(Path("experiments/results/digits"))
-    shown = [*diagnostics, charts.curves(tables.records)]
+    shown = [*diagnostics, curves.means(tables.records)]
     for one in drawable(shown):
         if not one.panels[0].field:
             assert_all_inside(figures.draw(one))

@@ -114,7 +114,16 @@ def loaded(browser, said, tmp_path_factory):
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: request.url == url or said.append(request.url))
     tab.goto(url)
+    wait_until_drawn(tab)
     return tab
+
+
+def wait_until_drawn(tab):
+    for _ in range(600):  # Playwright's own waiting is stopped by the page's security policy.
+        if tab.evaluate("typeof divs !== 'undefined' && divs.every(d => d._fullLayout)"):
+            return
+        tab.wait_for_timeout(50)
+    raise AssertionError("the figures were not drawn")
 
 
 def test_every_chart_is_drawn_without_complaint_or_a_request(loaded, said):
@@ -161,6 +170,7 @@ def test_a_touch_screen_has_no_buttons_over_its_plots(browser, loaded):
     )
     tab = context.new_page()
     tab.goto(loaded.url)
+    wait_until_drawn(tab)
     assert tab.locator("[data-chart] .main-svg").count() > 0
     assert tab.locator(".modebar-btn").count() == 0
     context.close()
