@@ -24,7 +24,7 @@ export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: sweep test slow cluster-test soak benchmark accelerator wheels tensorboard torch compilers prepare cifar10 readme lock
+.PHONY: sweep test slow cluster-test soak benchmark accelerator wheels tensorboard torch compilers prepare cifar10 readme notebooks lock
 
 sweep: .venv/installed
 	$(BIN)/python -m experiments.sweep --config="$(CONFIG)" --workdir="$(WORKDIR)"
@@ -85,16 +85,32 @@ prepare: $(if $(FOLDER),.venv/installed,$(if $(DATASET),$(PREPARE)/installed))
 	$(if $(DATASET),$(PREPARE)/bin/python experiments/prepare.py "$$DATASET",\
 	  @$(BIN)/python -m experiments.prepare_folder --folder="$$FOLDER" --name="$$NAME")
 
+# Status 2: it is not prepared, and says so. Any other error is shown as it is, and ends make.
+define OPEN_CIFAR10
+import sys
+from resnet_flax.data.sources import open_split
+from resnet_flax.errors import UserError
+try:
+    [open_split("cifar10", split) for split in ("train", "test")]
+except UserError as error:
+    print(error)
+    sys.exit(2)
+endef
+export OPEN_CIFAR10
+
 # Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs an eighth of it.
 cifar10: CONFIG = configs/degradation.py:cifar10
 cifar10: .venv/installed
-	@$(BIN)/python -c 'from resnet_flax.data.sources import open_split; [open_split("cifar10", split) for split in ("train", "test")]' \
-	  2>/dev/null || $(MAKE) prepare DATASET=cifar10
+	@$(BIN)/python -c "$$OPEN_CIFAR10" || { test $$? = 2 && $(MAKE) prepare DATASET=cifar10; }
 	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
 
 # Fills the tables of the READMEs from the committed records.
 readme: .venv/installed
 	$(BIN)/python -m experiments.readme
+
+# Runs the notebooks and stores what they show. One of them needs CIFAR-10.
+notebooks: .venv/installed-dev
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 # Pins all packages for every supported Python. Commit the result.
 lock: .venv/installed-dev
