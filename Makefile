@@ -126,24 +126,26 @@ lock: .venv/installed-dev
 
 .venv/installed: requirements.txt requirements.lock | .venv/made
 	@echo "Installing the libraries into .venv: 1.5 GB. That takes minutes."
-	$(BIN)/python -m pip install --quiet --editable . -c requirements.lock
+	$(BIN)/python -m pip install --editable . -c requirements.lock
 	touch $@
 
 .venv/installed-accelerator: requirements.lock .venv/installed
-	$(if $(PLUGIN),$(BIN)/python -m pip install --quiet "jax[$(PLUGIN)]" -c requirements.lock)
+	$(if $(PLUGIN),$(BIN)/python -m pip install "jax[$(PLUGIN)]" -c requirements.lock)
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c requirements.lock
+	@echo "Installing the tools of the tests into .venv: 0.7 GB more."
+	$(BIN)/python -m pip install --editable ".[dev]" -c requirements.lock
 	touch $@
 
 $(COMPILE)/installed: pyproject.toml requirements.txt requirements.lock | $(COMPILE)/made
-	$(@D)/bin/python -m pip install --quiet --editable ".[compile]" -c requirements.lock
+	@echo "Installing the compilers into $(@D): 6 GB."
+	$(@D)/bin/python -m pip install --editable ".[compile]" -c requirements.lock
 	touch $@
 
 # Each target installs a dependency group of pyproject.toml. Python's own pip may be too old for that.
 $(PREPARE)/installed $(TORCH)/installed $(TENSORBOARD)/installed $(SCHEDULERS)/installed: \
   .venv-%/installed: pyproject.toml | .venv-%/made
 	$(@D)/bin/python -m pip install --quiet "pip>=25.1"
-	$(@D)/bin/python -m pip install --quiet --group $*
+	$(@D)/bin/python -m pip install --group $*
 	touch $@

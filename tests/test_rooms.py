@@ -134,7 +134,7 @@ def rooms():
     """Every folder that has a README of its own, but for the repository's."""
     library = [Path("resnet_flax", room) for room in LIBRARY]
     own = [Path("experiments", room) for room in (*ROOMS, "results")]
-    whole = [Path("resnet_flax"), Path("experiments"), Path("configs")]
+    whole = [Path("resnet_flax"), Path("experiments"), Path("configs"), Path("notebooks")]
     return [*whole, *(room for room in library if room.is_dir()), *own]
 
 

@@ -10,7 +10,6 @@ from experiments.reporting.styling import (
     COLORS,
     KIND_STYLES,
     KNOWN,
-    Style,
     Styles,
     group_styles,
 )

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 
 from experiments import report
-from experiments.reporting import charts, curves, figures
+from experiments.reporting import curves, figures
 from experiments.reporting.chart import Chart, Map, Panel, Series, drawable
 from experiments.reporting.styling import Style
 
