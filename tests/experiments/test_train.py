@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 # A set in memory needs none of these, and each takes a while to import.
-HEAVY = ("cv2", "grain", "simplejpeg", "ray", "plotly", "pandas", "matplotlib")
+HEAVY = ("cv2", "grain", "simplejpeg", "ray", "plotly", "pandas", "matplotlib", "sklearn")
 
 
 def test_a_run_on_a_set_in_memory_imports_nothing_heavy(tmp_path):
