@@ -24,28 +24,31 @@ from resnet_flax.storage import filesystem
 from resnet_flax.training import build
 
 
-def configs_of(args: flags.FlagValues) -> list[RunConfig]:
-    """A config of each distinct program of --config, which is of one run or of a sweep."""
+def configs_of(args: flags.FlagValues) -> dict[str, RunConfig]:
+    """A config of each distinct program of --config, which is of one run or of a sweep, by name."""
     if not args.config:
         raise UserError("Expected --config=FILE.py:ARGUMENT; see configs/.")
     if "kinds" not in args.config:
-        return [parse(args.config.to_dict(), RunConfig)]
+        config = parse(args.config.to_dict(), RunConfig)
+        return {report.name_of(config): config}
     runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
-    return programs.distinct([run.config for run in runs])
+    return programs.distinct({run.name: run.config for run in runs})
 
 
-def compiled(config: RunConfig, topology: Topology, args: flags.FlagValues) -> dict[str, Any]:
+def compiled(
+    name: str, config: RunConfig, topology: Topology, args: flags.FlagValues
+) -> dict[str, Any]:
     """Compiles one program. Returns its row, in JSON types."""
     model = config.model.model_dump(mode="json") | {"scan": build.scans(config.model)}
     row = {"topology": topology.name, "data": config.data.name, **model}
-    row["batch_size"] = config.data.batch_size
+    row |= {"batch_size": config.data.batch_size, "optim": programs.algorithm(config.optim)}
     found = programs.compile_steps(
         config, topology, args.compiler_python, args.timeout, full=args.full
     )
     if found.facts.get("status") == UserError.exit_status:
         raise UserError(found.facts["error"])
     if args.hlo_dir:
-        programs.keep(found, Path(args.hlo_dir), report.name_of(row))
+        programs.keep(found, Path(args.hlo_dir), name)
     row |= found.facts
     if "error" in row:
         return row | {"memory": findings.memory(found.assignment), "fits": False}
@@ -64,9 +67,9 @@ def main(args: flags.FlagValues) -> int:
     configs, topology = configs_of(args), chips.topology(args.topology)
     programs.check_python(args.compiler_python, topology)
     console, fit = Console(highlight=False, soft_wrap=True), True
-    for config in configs:
-        row = compiled(config, topology, args)
-        console.print(f"{report.name_of(row)} on {topology.name}", style="bold", markup=False)
+    for name, config in configs.items():
+        row = compiled(name, config, topology, args)
+        console.print(f"{name} on {topology.name}", style="bold", markup=False)
         for line in report.lines(row, topology.chip):
             console.print(line, markup=False)
         if args.output:

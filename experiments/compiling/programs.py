@@ -7,12 +7,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.compiling.chips import Topology
-from resnet_flax.config import RunConfig
+from resnet_flax.config import OptimConfig, RunConfig
 from resnet_flax.errors import FaultError, UserError, printable
 
 # Written last, once layouts, memory and collectives are decided. Code generation follows.
@@ -42,16 +42,22 @@ class Compiled(NamedTuple):
     """XLA's buffer assignment."""
 
 
-def distinct(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The first config of each program. Seeds, rates and the number of steps make no other."""
-    found: dict[str, RunConfig] = {}
-    for config in configs:
-        optim = config.optim
-        algorithm = (optim.momentum > 0, optim.nesterov, optim.decay_bn_and_bias)
+_RATES = {"lr", "boundaries", "decay_factor", "warmup_steps", "warmup_lr", "weight_decay"}
+
+
+def algorithm(optim: OptimConfig) -> dict[str, Any]:
+    """The fields of an optimiser that make another program: all but rates, as JSON types."""
+    return optim.model_dump(mode="json", exclude=_RATES) | {"momentum": optim.momentum > 0}
+
+
+def distinct(configs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
+    """The first config of each program, by name. Seeds, rates and step counts make no other."""
+    found: dict[str, str] = {}
+    for name, config in configs.items():
         data = config.data.model_copy(update={"test_split": "", "eval_batch_size": 1})
-        key = repr((config.model, data, algorithm, config.steps_per_dispatch, config.parallel))
-        found.setdefault(key, config)
-    return list(found.values())
+        key = (config.model, data, algorithm(config.optim), config.steps_per_dispatch)
+        found.setdefault(repr((*key, config.parallel)), name)
+    return {name: configs[name] for name in found.values()}
 
 
 def check_python(python: str, topology: Topology) -> None:

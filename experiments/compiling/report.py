@@ -4,20 +4,20 @@ import json
 from typing import Any
 
 from experiments.compiling.chips import Chip
+from resnet_flax.config import ModelConfig, RunConfig
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
 
 Row = dict[str, Any]
 _GIB = 2**30
-_IDENTITY = ("topology", "data", "batch_size")  # And the fields of the model.
+_IDENTITY = ("topology", "data", "batch_size", *ModelConfig.model_fields, "optim")
 
 
-def name_of(row: Row) -> str:
-    """A short name of a program."""
-    kind = "plain" if row["shortcut"] == "none" else "residual"
-    parts = [row["data"], kind, row["depth"], row["dtype"], f"batch{row['batch_size']}"]
-    parts += [word for word in ("scan", "remat") if row[word]]
-    parts += ["global"] if row["bn_scope"] == "global" else []
+def name_of(config: RunConfig) -> str:
+    """A name of a single run's program."""
+    model, data = config.model, config.data
+    kind = "plain" if model.shortcut == "none" else "residual"
+    parts = [data.name, kind, model.depth, model.dtype, f"batch{data.batch_size}"]
     return "-".join(map(str, parts)).replace("/", "_")
 
 
@@ -80,5 +80,4 @@ def save(row: Row, path: AnyPath) -> None:
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    fields = ("family", "depth", "shortcut", "block", "dtype", "bn_scope", "scan", "remat", "norm")
-    return tuple(f"{row[field]!s:>6}" for field in (*_IDENTITY, *fields))
+    return tuple(f"{row[field]!s:>6}" for field in _IDENTITY)

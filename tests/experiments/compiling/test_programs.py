@@ -19,10 +19,24 @@ def test_a_sweep_has_a_program_for_each_network_and_not_for_each_run():
     config = degradation.get_config("cifar10")
     config.vary = {"optim": {"lr": (0.1, 0.05)}, "model": {"dtype": ("float32", "bfloat16")}}
     runs = expanded(config.to_dict())
-    found = programs.distinct([run.config for run in runs])
-    networks = {(c.model.depth, c.model.shortcut, c.model.dtype) for c in found}
+    found = programs.distinct({run.name: run.config for run in runs})
+    networks = {(c.model.depth, c.model.shortcut, c.model.dtype) for c in found.values()}
     assert len(networks) == len(found) == len(config.depths) * len(config.kinds) * 2
     assert len(runs) == len(found) * 2 * len(config.seeds)
+
+
+def test_another_optimiser_is_another_program_and_another_rate_is_not():
+    kinds = {
+        "sgd": {"momentum": 0.9}, "half": {"lr": 0.05}, "warm-up": {"warmup_steps": 5},
+        "adam": {"optimizer": "adam"},
+        "clipped": {"clip_norm": 1.0}, "frozen": {"frozen": ("stage1",)},
+    }  # fmt: skip
+    config = degradation.get_config("digits")
+    config.kinds = {name: {"optim": fields} for name, fields in kinds.items()}
+    config.depths, config.seeds = (8,), (0,)
+    runs = expanded(config.to_dict())
+    found = programs.distinct({run.kind: run.config for run in runs})
+    assert list(found) == ["sgd", "adam", "clipped", "frozen"]
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100:2x2", "v7:2x2", "v5e:0x1", ""])

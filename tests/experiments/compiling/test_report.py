@@ -2,13 +2,14 @@
 
 import pytest
 
+from configs import digits
 from experiments.compiling import report
 from experiments.compiling.chips import CHIPS
+from resnet_flax.config import RunConfig, parse
 
 FITS = {
-    "topology": "v5e:2x2", "data": "cifar10", "batch_size": 128, "family": "cifar", "depth": 20,
-    "shortcut": "pad", "block": "postactivation", "dtype": "float32", "bn_scope": "device",
-    "scan": False, "remat": True, "norm": "batch", "fits": True, "lower_s": 1, "compile_s": 2,
+    "topology": "v5e:2x2", "data": "cifar10", "batch_size": 128, "dtype": "float32", "fits": True,
+    "lower_s": 1, "compile_s": 2,
     "memory": {"arguments": 2**30, "temporaries": 2**31, "total": 3 * 2**30}, "least_ms": 0.25,
     "collectives": {"all-reduce": {"count": 1, "bytes": 4000}}, "bound_by": "memory", "padded": [],
     "serial_loops": [], "relayouts": [], "flops": 10**9, "bytes": 10**6,
@@ -37,11 +38,11 @@ def test_a_finding_is_said_in_words(changes, said):
 
 def test_a_row_replaces_that_of_the_same_program_and_no_other(tmp_path):
     path = tmp_path / "rows.json"
-    for changes in ({}, {"bytes": 7}, {"remat": False}, {"topology": "h100:1"}):
-        report.save(FITS | changes, path)
-    found = [(row["topology"], row["remat"], row["bytes"]) for row in report.load(path)]
-    assert sorted(found) == [
-        ("h100:1", True, 10**6),
-        ("v5e:2x2", False, 10**6),
-        ("v5e:2x2", True, 7),
-    ]
+    config = parse(digits.get_config("resnet8").to_dict(), RunConfig)
+    model = config.model.model_dump(mode="json")
+    adam, leaky, other = {"optim": {"optimizer": "adam"}}, {"negative_slope": 0.5}, {"depth": 20}
+    first = {**FITS, **model, "optim": {}}
+    for changes in ({}, adam, leaky, other, {"topology": "h100:1"}, {"bytes": 7}):
+        report.save(first | changes, path)
+    found = [row["bytes"] for row in report.load(path)]
+    assert sorted(found) == [7, 10**6, 10**6, 10**6, 10**6]
