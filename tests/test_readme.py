@@ -44,7 +44,7 @@ def digits(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_an_example_runs_as_it_stands(code, digits):
     exec(compile(code, "README.md", "exec"), {})
-    for made in ("gradients.png", "shared/plain-56-s0", "moved/plain-56-s0"):
+    for made in ("runs/gradients.png", "shared/plain-56-s0", "moved/plain-56-s0"):
         assert (digits / made).exists() == (made in code)
 
 
