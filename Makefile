@@ -16,7 +16,7 @@ COMPILE := .venv-compile
 MINUTES ?= 9
 # The device that jax needs a plug-in for: a GPU, a TPU or none.
 PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
-SUITES ?= steps depth memory start epoch seeds convolution input stream
+SUITES ?= steps profile depth memory start epoch seeds convolution input stream
 
 # With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network.
 ifdef WHEELS

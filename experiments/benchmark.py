@@ -18,7 +18,7 @@ import pandas as pd
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import convolution, engine, input_pipeline
+from experiments.benchmarks import convolution, engine, input_pipeline, profiling
 from experiments.benchmarks.turns import Row, Worker, alternate, ours, theirs
 from experiments.benchmarks.worker import Case
 from experiments.reporting import figures, markdown
@@ -47,6 +47,7 @@ TORCH: dict[str, dict[str, Any]] = {
     "PyTorch eager, channels last": {"channels_last": True, "compile": ""},
     "PyTorch compiled, channels last": {"channels_last": True, "compile": "default"},
 }
+PROFILED = ("depth 20, 32x32", "depth 56, 32x32")
 DEPTHS = (20, 56, 110, 1202)
 DEPTHS_OF_MEMORY = (20, 110, 1202)
 DEPTHS_OF_SEEDS = (8, 20, 56)
@@ -213,6 +214,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "start": lambda of: measure_start(of.rounds),
     "epoch": lambda of: measure_epoch(of.rounds),
     "convolution": lambda of: convolution.measure(of.rounds),
+    "profile": lambda of: profiling.measure({shape: SHAPES[shape] for shape in PROFILED}),
     "input": lambda of: input_pipeline.measure(of.rounds, of.torch, of.tensorflow),
     "stream": lambda of: input_pipeline.measure_loop(),
     "engine": lambda of: engine.measure(),

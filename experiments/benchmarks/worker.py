@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from resnet_flax.models import stacking
 from resnet_flax.models.catalogue import build_resnet
@@ -59,14 +60,26 @@ def main(case: Case) -> None:
         jax.config.update("jax_num_cpu_devices", case.devices)
     else:
         cpu.use_cores(case.batch_size)
-    built, run = build(case)
-    print(json.dumps(built), flush=True)
+    built = build(case)
+    print(json.dumps(built.costs), flush=True)
     for _ in sys.stdin:
-        print(run(), flush=True)
+        print(built.run(), flush=True)
 
 
-def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Returns the costs of building, and a function that runs and returns milliseconds a step."""
+class Built(NamedTuple):
+    """A compiled program."""
+
+    costs: dict[str, Any]
+    """Of building it."""
+    run: Callable[[], float]
+    """Runs it once. Returns milliseconds a step."""
+    text: str
+    """Its optimised HLO."""
+    model: nn.Module
+
+
+def build(case: Case) -> Built:
+    """Compiles a case for the devices of this process."""
     ours = case.kind == "ours"
     devices = Devices()
     hook = conv_general_dilated if ours and devices.platform == "cpu" else None
@@ -119,9 +132,10 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
     memory = compiled.memory_analysis()
     built["temporary_mb"] = memory.temp_size_in_bytes / 2**20
     built["devices"] = len(devices.devices)
-    built["all_reduces"] = len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text()))
+    text = compiled.as_text()
+    built["all_reduces"] = len(re.findall(r" all-reduce(?:-start)?\(", text))
     if case.compile_only:
-        return built, lambda: 0.0
+        return Built(built, lambda: 0.0, text, model)
     holder = [jax.block_until_ready(compiled(state, data, share))]
     built["resident_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
@@ -130,7 +144,7 @@ def build(case: Case) -> tuple[dict[str, Any], Callable[[], float]]:
         holder[0] = jax.block_until_ready(compiled(holder[0], data, share))
         return (time.perf_counter() - start) / case.steps_per_dispatch * 1000
 
-    return built, run
+    return Built(built, run, text, model)
 
 
 def _one_step(

@@ -144,6 +144,7 @@ def _conv_bwd(
     return lax.optimization_barrier((dx, _kernel_gradient(x, dy, pad)))
 
 
+@jax.named_scope("kernel_gradient")  # Profiles tell it from the input's gradient.
 def _kernel_gradient(x: jax.Array, dy: jax.Array, pad: int) -> jax.Array:
     """dL/dkernel [k, k, C, O], as a convolution of x with dy.
 

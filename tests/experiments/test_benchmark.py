@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import engine, input_pipeline
+from experiments.benchmarks import engine, input_pipeline, profiling
 from experiments.benchmarks.turns import alternate, ours, spread
 from experiments.reporting import figures
 from resnet_flax.errors import FaultError
@@ -64,6 +64,7 @@ from experiments.benchmarks import convolution, engine
 from resnet_flax.runtime import process
 
 benchmark.SHAPES = {"depth 8, 8x8": {"depth": 8, "size": 8, "channels": 1}}
+benchmark.PROFILED = tuple(benchmark.SHAPES)
 benchmark.ACCELERATOR = {"CIFAR depth 8": {"depth": 8, "size": 8}}
 benchmark.DEPTHS = benchmark.DEPTHS_OF_MEMORY = benchmark.DEPTHS_OF_SEEDS = (8,)
 benchmark.STARTED = benchmark.TRAINED = ("resnet8",)
@@ -86,3 +87,36 @@ def test_every_suite_of_the_benchmark_ends_with_its_rows(suite, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / f"{suite}.json").read_text())["rows"]
     assert (tmp_path / f"{suite}.md").read_text().count("\n|") > 2
+
+
+@pytest.mark.slow
+def test_a_profile_finds_every_operation_of_a_step():
+    rows = list(profiling.measure({"tiny": TINY | {"size": 16, "steps_per_dispatch": 2}}))
+    found = {(row["operation"], row["stage"]) for row in rows}
+    stages = {"stem", "stage1", "stage2", "stage3"}
+    assert {stage for what, stage in found if what == profiling.FORWARD} == stages
+    assert {stage for what, stage in found if what == profiling.GRADIENTS[1]} == stages
+    # No gradient by the images.
+    assert {stage for what, stage in found if what == profiling.GRADIENTS[0]} == stages - {"stem"}
+    times = {(row["operation"], row["stage"]): row for row in rows}
+    forward = times[profiling.FORWARD, "stage1"]
+    assert forward["ms"] > 0 and forward["least_ms"] > 0
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    # 3 stages of equal FLOPs but for their first layer, whose input has half the channels.
+    assert 0.5 < times[profiling.FORWARD, "stage2"]["least_ms"] / forward["least_ms"] <= 1
+
+
+@pytest.mark.parametrize(
+    "source, operation",
+    [
+        (
+            "jvp(ResNet)/stage2_block1/conv1/conv_general_dilated",
+            ("convolution, forward", "stage2"),
+        ),
+        ("transpose(jvp(ResNet))/bn/mul", ("BN, backward", "stem")),
+        ("psum", (profiling.WAITING, "")),
+        ("div", (profiling.OTHER, "")),
+    ],
+)
+def test_an_instruction_is_told_by_its_source(source, operation):
+    assert profiling.operation_of(f"jit(_fun)/shard_map/while/body/{source}") == operation
