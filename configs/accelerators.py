@@ -3,7 +3,8 @@
 - `cifar10`: 20, 56 and 110 layers, in both types.
 - `deep`: 110 and 1202 layers with stacked blocks, with and without recomputation.
 - `pod`: 20 and 56 layers, BN over a device or over all of them.
-- `imagenet`: 18 to 152 layers, a batch of 256, 512 or 1,024.
+- `imagenet`: 18 to 152 layers, a batch of 256 or 1,024.
+- `batch`: 50 layers and larger batches, to see which one is too large.
 
 Command:
  .venv/bin/python -m experiments.compile --config=configs/accelerators.py:cifar10 --topology=v5e:1x1
@@ -30,12 +31,13 @@ def get_config(name: str = "cifar10") -> ml_collections.ConfigDict:
     elif name == "pod":
         config.kinds = {scope: {"model": {"bn_scope": scope}} for scope in ("device", "global")}
         config.depths = (20, 56)
-    elif name == "imagenet":
+    elif name in ("imagenet", "batch"):
         config.run = imagenet.get_config("resnet50")
         config.run.model.dtype = "bfloat16"
         config.kinds = {"option B": {"model": {"shortcut": "projection"}}}
-        config.depths = (18, 34, 50, 101, 152)
-        config.vary = {"data": {"batch_size": (256, 512, 1024)}}
+        config.depths = (18, 34, 50, 101, 152) if name == "imagenet" else (50,)
+        sizes = (256, 1024) if name == "imagenet" else (512, 2048, 4096)
+        config.vary = {"data": {"batch_size": sizes}}
     else:
-        raise ValueError(f"Expected cifar10, deep, pod or imagenet, got {name!r}.")
+        raise ValueError(f"Expected cifar10, deep, pod, imagenet or batch, got {name!r}.")
     return config
