@@ -7,14 +7,13 @@ A sweep's config compiles each distinct program. `make compilers` installs the c
 
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from experiments.compiling import bound, chips, findings, programs, report
+from experiments.compiling import bound, chips, findings, identity, programs, report
 from experiments.compiling.chips import Topology
 from experiments.sweeping import grid
 from resnet_flax.config import RunConfig, parse
@@ -39,16 +38,15 @@ def compiled(
     name: str, config: RunConfig, topology: Topology, args: flags.FlagValues
 ) -> dict[str, Any]:
     """Compiles one program. Returns its row, in JSON types."""
-    model = config.model.model_dump(mode="json") | {"scan": build.scans(config.model)}
-    row = {"topology": topology.name, "data": config.data.name, **model}
-    row |= {"batch_size": config.data.batch_size, "optim": programs.algorithm(config.optim)}
+    row: dict[str, Any] = {"topology": topology.name, "program": identity.of(config)}
     found = programs.compile_steps(
         config, topology, args.compiler_python, args.timeout, full=args.full
     )
     if found.facts.get("status") == UserError.exit_status:
         raise UserError(found.facts["error"])
     if args.hlo_dir:
-        programs.keep(found, Path(args.hlo_dir), name)
+        file = f"{name}-{topology.name}".replace(":", "_")
+        programs.keep(found, filesystem.path(args.hlo_dir), file)
     row |= found.facts
     if "error" in row:
         return row | {"memory": findings.memory(found.assignment), "fits": False}

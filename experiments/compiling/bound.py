@@ -3,11 +3,10 @@
 import functools
 from pathlib import Path
 
-from experiments.compiling import report
+from experiments.compiling import identity, report
 from experiments.compiling.chips import CHIPS
 from experiments.compiling.report import Row
 from resnet_flax.config import RunConfig
-from resnet_flax.training import build
 
 # For each multiply-add of a forward pass: two, and the backward pass takes twice as many.
 FLOPS = 6
@@ -32,10 +31,7 @@ def _rows() -> list[Row]:
 
 
 def _is_of(row: Row, config: RunConfig, chip: str) -> bool:
-    """Whether a row is of this network and batch, on one chip."""
-    model = config.model
-    fields = ("family", "depth", "shortcut", "dtype", "remat", "block", "norm")
-    given = {name: getattr(model, name) for name in fields}
-    given |= {"batch_size": config.data.batch_size, "scan": build.scans(model)}
-    is_there = "least_ms" in row and row["topology"].startswith(f"{chip}:")
-    return is_there and row["chips"] == 1 and all(row[name] == given[name] for name in given)
+    """Whether a row is of this config's step, on one chip."""
+    is_there = "least_ms" in row and row["topology"].startswith(f"{chip}:") and row["chips"] == 1
+    own, its = identity.of(config), row["program"]
+    return is_there and all(own[part] == its[part] for part in ("model", "data", "optim"))

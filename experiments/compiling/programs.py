@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.compiling import identity
 from experiments.compiling.chips import Topology
-from resnet_flax.config import OptimConfig, RunConfig
+from resnet_flax.config import RunConfig
 from resnet_flax.errors import FaultError, UserError, printable
+from resnet_flax.storage import filesystem
+from resnet_flax.storage.filesystem import AnyPath
 
 # Written last, once layouts, memory and collectives are decided. Code generation follows.
 PLANNED = "*after_optimizations_after_buffer_assignment.txt"
@@ -42,21 +45,11 @@ class Compiled(NamedTuple):
     """XLA's buffer assignment."""
 
 
-_RATES = {"lr", "boundaries", "decay_factor", "warmup_steps", "warmup_lr", "weight_decay"}
-
-
-def algorithm(optim: OptimConfig) -> dict[str, Any]:
-    """The fields of an optimiser that make another program: all but rates, as JSON types."""
-    return optim.model_dump(mode="json", exclude=_RATES) | {"momentum": optim.momentum > 0}
-
-
 def distinct(configs: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
-    """The first config of each program, by name. Seeds, rates and step counts make no other."""
+    """The first config of each program, by name."""
     found: dict[str, str] = {}
     for name, config in configs.items():
-        data = config.data.model_copy(update={"test_split": "", "eval_batch_size": 1})
-        key = (config.model, data, algorithm(config.optim), config.steps_per_dispatch)
-        found.setdefault(repr((*key, config.parallel)), name)
+        found.setdefault(repr(identity.of(config)), name)
     return {name: configs[name] for name in found.values()}
 
 
@@ -172,9 +165,9 @@ def _read(folder: Path, facts: dict[str, Any]) -> Compiled:
     return Compiled(facts, text, plans[0].read_text() if plans else "")
 
 
-def keep(compiled: Compiled, folder: Path, name: str) -> None:
+def keep(compiled: Compiled, folder: AnyPath, name: str) -> None:
     """Writes the program's text and its buffer assignment into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in (("hlo.txt", compiled.text), ("memory.txt", compiled.assignment)):
         if text:
-            (folder / f"{name}.{ending}").write_text(text)
+            filesystem.write_text(folder / f"{name}.{ending}", text)

@@ -3,14 +3,15 @@
 import json
 from typing import Any
 
+from experiments.compiling import identity
 from experiments.compiling.chips import Chip
-from resnet_flax.config import ModelConfig, RunConfig
+from resnet_flax.config import RunConfig
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.training import build
 
 Row = dict[str, Any]
 _GIB = 2**30
-_IDENTITY = ("topology", "data", "batch_size", *ModelConfig.model_fields, "optim")
 
 
 def name_of(config: RunConfig) -> str:
@@ -18,6 +19,10 @@ def name_of(config: RunConfig) -> str:
     model, data = config.model, config.data
     kind = "plain" if model.shortcut == "none" else "residual"
     parts = [data.name, kind, model.depth, model.dtype, f"batch{data.batch_size}"]
+    words = {
+        "scan": build.scans(model), "remat": model.remat, "global": model.bn_scope == "global"
+    }  # fmt: skip
+    parts += [word for word, holds in words.items() if holds]
     return "-".join(map(str, parts)).replace("/", "_")
 
 
@@ -25,7 +30,8 @@ def lines(row: Row, chip: Chip) -> list[str]:
     """The findings of one program, in words."""
     if "error" in row:
         return [f"REFUSED: {row['error']}"]
-    peak, kinds = chip.flops[row["dtype"]], dict(row["memory"])
+    peak = chip.flops[row["program"]["model"]["dtype"]]
+    kinds = dict(row["memory"])
     total = kinds.pop("total")
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in kinds.items())
     found = [
@@ -70,7 +76,8 @@ def _collectives(row: Row) -> str:
 
 def load(path: AnyPath) -> list[Row]:
     """The rows of a file; none if there is no file."""
-    return json.loads(path.read_text()) if filesystem.exists(path) else []
+    rows: list[Row] = json.loads(path.read_text()) if filesystem.exists(path) else []
+    return [row | {"program": identity.completed(row["program"])} for row in rows]
 
 
 def save(row: Row, path: AnyPath) -> None:
@@ -79,5 +86,8 @@ def save(row: Row, path: AnyPath) -> None:
     filesystem.write_json(path, [merged[key] for key in sorted(merged)])
 
 
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(f"{row[field]!s:>6}" for field in _IDENTITY)
+def _key(row: Row) -> tuple[str | int, ...]:
+    program = row["program"]
+    model, data = program["model"], program["data"]
+    order = (row["topology"], data["name"], data["batch_size"], model["depth"])
+    return *order, json.dumps(program, sort_keys=True)

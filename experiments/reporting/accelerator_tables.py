@@ -67,8 +67,13 @@ def estimates() -> Rows:
 
 
 def _rows() -> list[Row]:
+    """With the fields of the network beside the findings."""
     rows: list[Row] = json.loads((RESULTS / "accelerators.json").read_text())
-    return [row for row in rows if "chips" in row]
+    return [_flat(row, **row["program"]) for row in rows if "chips" in row]
+
+
+def _flat(row: Row, model: Row, data: Row, **_: Any) -> Row:
+    return row | model | {"data": data["name"], "batch_size": data["batch_size"]}
 
 
 def _chip(row: Row) -> str:

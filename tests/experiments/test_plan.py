@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from configs import degradation, machines
 from experiments import plan
+from experiments.compiling import identity
 from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
 from resnet_flax.errors import UserError
@@ -177,11 +178,15 @@ def test_at_best_a_compiled_program_takes_the_time_that_its_bytes_take():
     (row,) = (
         row
         for row in rows
-        if (row["topology"], row["depth"], row["dtype"]) == ("h100:1", 56, "float32")
+        if row["topology"] == "h100:1"
+        and identity.of(run.config)["model"] == row["program"]["model"]
     )
     assert row["bound_by"] == "memory"
     seconds = run_seconds(run, machine("h100_8"), 1)
     assert seconds == pytest.approx(15.5 + 64 * row["least_ms"])
+    config.run.model.widths = (8, 16, 32)  # Was not compiled.
+    run = next(run for run in expanded(config.to_dict()) if run.kind == "residual")
+    assert run_seconds(run, machine("h100_8"), 1) < 15.5 + 16 * row["least_ms"]
 
 
 def test_a_data_set_without_a_speed_is_refused_naming_those_with_one():

@@ -1,14 +1,16 @@
 """Findings are told as what they are: a bound, and whether the program fits."""
 
+import json
+
 import pytest
 
 from configs import digits
-from experiments.compiling import report
+from experiments.compiling import identity, report
 from experiments.compiling.chips import CHIPS
 from resnet_flax.config import RunConfig, parse
 
 FITS = {
-    "topology": "v5e:2x2", "data": "cifar10", "batch_size": 128, "dtype": "float32", "fits": True,
+    "topology": "v5e:2x2", "program": {"model": {"dtype": "float32"}}, "fits": True,
     "lower_s": 1, "compile_s": 2,
     "memory": {"arguments": 2**30, "temporaries": 2**31, "total": 3 * 2**30}, "least_ms": 0.25,
     "collectives": {"all-reduce": {"count": 1, "bytes": 4000}}, "bound_by": "memory", "padded": [],
@@ -36,13 +38,35 @@ def test_a_finding_is_said_in_words(changes, said):
     assert said in "\n".join(report.lines(FITS | changes, CHIPS["v5e"]))
 
 
+def config_with(**fields):
+    config = digits.get_config("resnet8")
+    config.update_from_flattened_dict(fields)
+    return parse(config.to_dict(), RunConfig)
+
+
 def test_a_row_replaces_that_of_the_same_program_and_no_other(tmp_path):
     path = tmp_path / "rows.json"
-    config = parse(digits.get_config("resnet8").to_dict(), RunConfig)
-    model = config.model.model_dump(mode="json")
-    adam, leaky, other = {"optim": {"optimizer": "adam"}}, {"negative_slope": 0.5}, {"depth": 20}
-    first = {**FITS, **model, "optim": {}}
-    for changes in ({}, adam, leaky, other, {"topology": "h100:1"}, {"bytes": 7}):
-        report.save(first | changes, path)
+    others = [{"model.negative_slope": 0.5}, {"model.depth": 20}, {"optim.optimizer": "adam"}]
+    others += [{"data.pad": 1}, {"data.train_split": "train[:128]"}, {"steps_per_dispatch": 2}]
+    for fields in ({}, *others):
+        report.save(FITS | {"program": identity.of(config_with(**fields))}, path)
+    same = {"program": identity.of(config_with(**{"optim.lr": 0.5, "seed": 3}))}
+    report.save(FITS | same | {"topology": "h100:1"}, path)
+    report.save(FITS | same | {"bytes": 7}, path)
     found = [row["bytes"] for row in report.load(path)]
-    assert sorted(found) == [7, 10**6, 10**6, 10**6, 10**6]
+    assert sorted(found) == [7] + [10**6] * (len(others) + 1)
+
+
+def test_a_row_from_before_a_field_existed_is_of_the_program_with_its_default(tmp_path):
+    path, program = tmp_path / "rows.json", identity.of(config_with())
+    old = {name: dict(part) if isinstance(part, dict) else part for name, part in program.items()}
+    del old["model"]["negative_slope"], old["optim"]["frozen"], old["data"]["color"]
+    path.write_text(json.dumps([FITS | {"program": old}]))
+    report.save(FITS | {"program": program, "bytes": 7}, path)
+    assert [row["bytes"] for row in report.load(path)] == [7]
+
+
+def test_programs_that_differ_have_different_names():
+    fields = [{}, {"model.remat": True}, {"model.bn_scope": "global"}, {"model.dtype": "bfloat16"}]
+    names = [report.name_of(config_with(**one)) for one in fields]
+    assert len(set(names)) == len(names)
