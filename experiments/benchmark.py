@@ -214,7 +214,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "start": lambda of: measure_start(of.rounds),
     "epoch": lambda of: measure_epoch(of.rounds),
     "convolution": lambda of: convolution.measure(of.rounds),
-    "profile": lambda of: profiling.measure({shape: SHAPES[shape] for shape in PROFILED}),
+    "profile": lambda of: profiling.measure({s: SHAPES[s] for s in PROFILED}, of.rounds),
     "input": lambda of: input_pipeline.measure(of.rounds, of.torch, of.tensorflow),
     "stream": lambda of: input_pipeline.measure_loop(),
     "engine": lambda of: engine.measure(),

@@ -3,7 +3,8 @@
 Two limits are measured: the FLOPs a second of one core in a matrix product, and the bytes a second
 that all cores together copy. What fits a cache can be faster than the second.
 
-`measure` starts it as a program, which takes a case of `worker.py` as JSON and prints JSON rows.
+`measure` starts it as a program. It takes a case of `worker.py` as JSON and the number of rounds,
+and prints rows as JSON.
 """
 
 import json
@@ -28,7 +29,6 @@ from experiments.compiling import hlo
 from resnet_flax.models import cost
 from resnet_flax.runtime import cpu
 
-RUNS = 5
 FORWARD = "convolution, forward"
 GRADIENTS = ("convolution, input gradient", "convolution, weight gradient")
 WAITING = "all-reduce, and waiting for it"
@@ -130,14 +130,14 @@ def least_seconds(
     return {key: max(flops[key] / peak, moved[key] / bandwidth) for key in moved}
 
 
-def profile(case: Case) -> list[Row]:
-    """Rows of a case: medians of several runs, a step and a device."""
+def profile(case: Case, rounds: int) -> list[Row]:
+    """Rows of a case: medians of `rounds` runs, a step and a device."""
     built = worker.build(case)
     program = hlo.Program(built.text)
     sources = {run.instruction.name: run.instruction.source for run in program.runs()}
     scale = 1000 / case.steps_per_dispatch / built.costs["devices"]
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for _ in range(RUNS):
+    for _ in range(rounds):
         seconds, whole = measured(built.run)
         spent: dict[tuple[str, str], float] = defaultdict(float)
         for name, value in seconds.items():
@@ -158,7 +158,7 @@ def profile(case: Case) -> list[Row]:
             "ms": (ms := float(np.median(found))),
             "share": ms / whole,
             "least_ms": 1000 * least.get((what, stage), 0.0),
-            "runs": RUNS,
+            "runs": rounds,
             **limits,
         }
         for (what, stage), found in times.items()
@@ -166,15 +166,15 @@ def profile(case: Case) -> list[Row]:
     return sorted(rows, key=lambda row: -row["ms"])
 
 
-def measure(shapes: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+def measure(shapes: Mapping[str, Mapping[str, Any]], rounds: int) -> Iterator[Row]:
     """Profiles our program for each shape, in a process of its own."""
     for shape, fields in shapes.items():
         case = json.dumps(Case(**fields)._asdict())
         found = subprocess.run(
-            [sys.executable, "-m", "experiments.benchmarks.profiling", case],
+            [sys.executable, "-m", "experiments.benchmarks.profiling", case, str(rounds)],
             check=True,
             stdout=subprocess.PIPE,
-            env=os.environ | {"XLA_FLAGS": "", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "OPENBLAS_NUM_THREADS": "1"},
         )
         yield from ({"shape": shape, **row} for row in json.loads(found.stdout))
 
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     cpu.keep_barriers()
     own = Case(**json.loads(sys.argv[1]))
     cpu.use_cores(own.batch_size)
-    print(json.dumps(profile(own)))
+    print(json.dumps(profile(own, int(sys.argv[2]))))

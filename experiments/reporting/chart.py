@@ -27,9 +27,14 @@ class Series:
     names: Sequence[str] = ()
     """The name of each point, shown when the mouse is over it."""
     run: str = ""
-    """The run that the series belongs to, if it is one."""
+    """The name of the curve for the page's switches: a run, or a mean such as `plain 56`."""
     rank: int = 0
     """The place in the legend. Series of equal rank keep their order."""
+
+    def edges(self) -> list[tuple[float, float, float]]:
+        """x, and the lower and upper edge of the band there. A band does not cross 0."""
+        points = zip(self.x, self.y, self.band, strict=True)
+        return [(x, max(y - h, min(y, 0.0)), y + h) for x, y, h in points if y is not None]
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,15 @@ def drawable(charts: Iterable[Chart]) -> list[Chart]:
         replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
         for chart in charts
     ]
-    return [chart for chart in full if chart.panels and _lines(chart) <= MOST_LINES]
+    return [chart for chart in full if chart.panels and not is_crowded(chart)]
 
 
-def _lines(chart: Chart) -> int:
-    """The number of lines in the fullest panel. Those with a common label count once."""
-    return max(len({one.label for one in p.series if one.style.line}) for p in chart.panels)
+def is_crowded(chart: Chart) -> bool:
+    """Whether a panel has more lines than one can read. Those with a common label count once."""
+    return any(
+        len({one.label for one in panel.series if one.style.line and len(one.x)}) > MOST_LINES
+        for panel in chart.panels
+    )
 
 
 def numbers(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from experiments.reporting.chart import Chart, Map, Panel, Series, numbers, seeds_of
+from experiments.reporting.chart import MOST_LINES, Chart, Map, Panel, Series, numbers, seeds_of
 from experiments.reporting.styling import (
     COLORS,
     KIND_STYLES,
@@ -21,11 +21,12 @@ def degradation(
     """Training error (clean, eval mode) against depth: means, deviations, single runs.
 
     `varied`: the fields that vary in the grid. Several kinds then get a panel for each combination
-    of values. A single kind has one panel, with a line for each combination. More kinds than there
-    are colours get a panel each, beside `plain` and `residual`.
+    of values. A single kind has one panel, with a line for each combination, unless these are too
+    many. More kinds than there are colours get a panel each, beside `plain` and `residual`.
     """
     many_kinds = not varied and summary["kind"].nunique() > len(COLORS)
-    apart = bool(varied) and summary["kind"].nunique() > 1
+    groups, kinds = summary["group"].nunique(), summary["kind"].nunique()
+    apart = bool(varied) and (kinds > 1 or groups > MOST_LINES)
     panels: dict[str, list[Series]] = {}
     of_kind = group_styles({kind: kind for kind in summary["kind"]})
     for group, rows in summary.groupby("group", sort=False):

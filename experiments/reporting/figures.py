@@ -102,8 +102,8 @@ def _draw(axes: Axes, series: Series) -> None:
     else:
         axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
     if len(series.band):
-        low, high = np.maximum(y - series.band, np.minimum(y, 0)), y + series.band
-        axes.fill_between(series.x, low, high, color=series.style.color, alpha=0.2, linewidth=0)
+        x, low, high = zip(*series.edges(), strict=True)
+        axes.fill_between(x, low, high, color=series.style.color, alpha=0.2, linewidth=0)
 
 
 def _look(series: Series) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from experiments.reporting.chart import Chart, Field, Map, Panel, Series
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
-DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+_DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _FEW = 12  # The most points that get marks.
 _DECADES = 8  # The most decades that each get a label.
 _FONT = 13  # Pixels.
@@ -54,12 +54,12 @@ def _line(series: Series, chart: Chart) -> go.Scatter:
         text=names or None,
         mode="+".join([*(["lines"] if line else []), *(["markers"] if marked else [])]),
         opacity=series.strength,
-        line={"color": color, "dash": DASHES.get(line, "solid"), "width": 2 if marker else 1.5},
+        line={"color": color, "dash": _DASHES.get(line, "solid"), "width": 2 if marker else 1.5},
         marker={"color": color, "symbol": _SYMBOLS.get(marker), "size": 8 if line else 6},
         hovertemplate=f"{what}: {value}"
         + ("" if not line else "<br>%{fullData.name}")
         + "<extra></extra>",
-        meta={"run": series.run, "dash": DASHES.get(line, "solid")},
+        meta={"run": series.run, "dash": _DASHES.get(line, "solid")},
     )
     if len(series.deviations):
         trace.error_y = {"array": list(series.deviations), "thickness": 1.5}
@@ -68,14 +68,8 @@ def _line(series: Series, chart: Chart) -> go.Scatter:
 
 def _band(series: Series) -> go.Scatter:
     """The band around a line: its upper edge, then back along the lower one."""
-    points = [
-        (x, y, half)
-        for x, y, half in zip(series.x, series.y, series.band, strict=True)
-        if y is not None
-    ]
-    edges = [(x, y + half) for x, y, half in points] + [
-        (x, max(y - half, min(y, 0.0))) for x, y, half in points[::-1]
-    ]
+    points = series.edges()
+    edges = [(x, high) for x, _, high in points] + [(x, low) for x, low, _ in points[::-1]]
     return go.Scatter(
         x=[x for x, _ in edges],
         y=[float(f"{y:.5g}") for _, y in edges],
@@ -85,7 +79,7 @@ def _band(series: Series) -> go.Scatter:
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
-        meta={"run": series.run, "dash": DASHES.get(series.style.line, "solid")},
+        meta={"run": series.run, "dash": _DASHES.get(series.style.line, "solid")},
     )
 
 
@@ -149,12 +143,12 @@ def _range(chart: Chart) -> list[float]:
     values = [
         value + sign * extra
         for one in series
-        for value, extra in zip(
-            one.y, one.band or one.deviations or [0.0] * len(one.y), strict=True
-        )
+        for value, extra in zip(one.y, one.deviations or [0.0] * len(one.y), strict=True)
         for sign in (-1, 1)
         if value is not None
-    ] or [1.0]
+    ]
+    values += [edge for one in series if one.band for _, *edges in one.edges() for edge in edges]
+    values = values or [1.0]
     if chart.log:
         return [math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1]
     return [min(0.0, *values), 1.05 * max(values)]

@@ -33,16 +33,17 @@ def _kernel(
     Raises UserError if an orthogonal map between the halves does not exist.
     """
     *window, given, made = shape
-    if not reads:
-        pixels = math.prod(window) * given
-        q = nn.initializers.orthogonal()(key, (pixels, made // 2), dtype)
-        return jnp.concatenate([q, -q], axis=1).reshape(shape)
     inputs, outputs = given // 2, made // (1 + makes)
-    if given % 2 or (makes and (made % 2 or inputs > outputs)):
+    are_pairs = not (reads and given % 2) and not (makes and made % 2)
+    if not are_pairs or (reads and makes and inputs > outputs):
         raise UserError(
             'Expected even channels that do not shrink with model.init="looks_linear", got a layer'
             f" from {given} to {made} channels; give other model.widths."
         )
+    if not reads:
+        pixels = math.prod(window) * given
+        q = nn.initializers.orthogonal()(key, (pixels, outputs), dtype)
+        return jnp.concatenate([q, -q], axis=1).reshape(shape)
     q = nn.initializers.orthogonal()(key, (inputs, outputs), dtype)
     if makes:
         q = jnp.concatenate([q, -q], axis=1)

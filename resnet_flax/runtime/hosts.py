@@ -126,6 +126,12 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def of_first(tree: Any) -> Any:
+    """The first process's numbers in all processes, as float32. Every process must call it."""
+    numbers = jax.tree.map(np.float32, tree)
+    return numbers if count() == 1 else multihost_utils.broadcast_one_to_all(numbers)
+
+
 @contextlib.contextmanager
 def alike() -> Iterator[dict[str, Any]]:
     """A block that every process runs, and that succeeds or fails in all of them.

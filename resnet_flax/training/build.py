@@ -155,7 +155,14 @@ def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
             'Expected optim.norms_of="" or model.shortcut in ("none", "pad") and another of the two'
             f" in optim.norms_of, got model.shortcut={model.shortcut!r} and {shortcut!r}."
         )
-    return (model.model_copy(update={"shortcut": shortcut, "shortcut_scale": 1.0}),)
+    # The twin takes its parameters from this network, so it needs no initial values.
+    twin = {"shortcut": shortcut, "shortcut_scale": 1.0, "init": "he"}
+    if model.zero_init_residual:
+        raise UserError(
+            f"Expected model.zero_init_residual=False with optim.norms_of={shortcut!r}, got True:"
+            " some gradients are 0 at first."
+        )
+    return (model.model_copy(update=twin),)
 
 
 def open_split(config: DataConfig, split: str) -> Split | Stream:

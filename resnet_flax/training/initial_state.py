@@ -139,10 +139,11 @@ def _jitted_init(
 def _with_norms_of_twin(built: Experiment, state: steps.TrainState) -> Any:
     """The optimiser's state, with the factors that give each gradient the norm of the twin's."""
     train = built.train
-    with hosts.alike() as facts:  # Each process measures them.
+    with hosts.alike():
         mean, variables = train.image_mean(), state.variables
         factors = norm_factors(built.config, train.num_classes, mean, variables)
-        facts["optim.norms_of"] = _digest(factors)
+    # Devices of several processes may differ in the last bits.
+    factors = hosts.of_first(factors)
 
     def of_network(ones: Any) -> Any:
         parts = {name: factors[name] for name in ones}  # In the order of the state.

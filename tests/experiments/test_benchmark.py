@@ -91,7 +91,7 @@ def test_every_suite_of_the_benchmark_ends_with_its_rows(suite, tmp_path):
 
 @pytest.mark.slow
 def test_a_profile_finds_every_operation_of_a_step():
-    rows = list(profiling.measure({"tiny": TINY | {"size": 16, "steps_per_dispatch": 2}}))
+    rows = list(profiling.measure({"tiny": TINY | {"size": 16, "steps_per_dispatch": 2}}, 3))
     found = {(row["operation"], row["stage"]) for row in rows}
     stages = {"stem", "stage1", "stage2", "stage3"}
     assert {stage for what, stage in found if what == profiling.FORWARD} == stages

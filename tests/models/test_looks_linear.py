@@ -56,7 +56,7 @@ def test_a_layer_keeps_the_norm_of_what_its_pairs_mean():
     np.testing.assert_array_equal(kernel[1, 1], np.block([[q, -q], [-q, q]]))
 
 
-@pytest.mark.parametrize("widths", [(4, 5, 8), (8, 4, 8)])
+@pytest.mark.parametrize("widths", [(5, 6, 8), (4, 5, 8), (8, 4, 8)])
 def test_channels_that_cannot_be_pairs_are_refused(widths):
     with pytest.raises(UserError, match=r"even channels that do not shrink.*model\.widths"):
         jax.eval_shape(network(widths=widths).init, jax.random.key(0), images(0))

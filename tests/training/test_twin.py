@@ -83,5 +83,11 @@ def test_a_twin_has_the_other_shortcut_and_the_same_parameters(tiny_config, shor
 def test_a_gradient_of_zero_has_no_factor(of_residual):
     of_residual["model"] |= {"shortcut": "pad", "zero_init_residual": True}
     of_residual["optim"]["norms_of"] = "none"
-    with pytest.raises(UserError, match="zero_init_residual|not 0 before training"):
-        initial_state.initial_state(built(of_residual), print)
+    with pytest.raises(UserError, match="zero_init_residual=False with optim.norms_of='none'"):
+        built(of_residual)
+
+
+def test_a_network_that_begins_linear_may_have_the_norms_of_a_twin(of_residual):
+    of_residual["model"] |= {"init": "looks_linear"}
+    state = initial_state.initial_state(built(of_residual), print)
+    assert any(leaf.item() != 1 for leaf in jax.tree.leaves(factors_of(state)))

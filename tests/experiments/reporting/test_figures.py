@@ -1,13 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 
 from experiments import report
-from experiments.reporting import curves, figures
-from experiments.reporting.chart import Chart, Map, Panel, Series, drawable
-from experiments.reporting.styling import Style
+from experiments.reporting import charts, curves, figures
+from experiments.reporting.chart import (
+    MOST_LINES,
+    Chart,
+    Map,
+    Panel,
+    Series,
+    drawable,
+    is_crowded,
+)
+from experiments.reporting.styling import Style, group_styles
 
 LINE, POINTS = Style("red", "o"), Style("red", "o", "")
 
@@ -74,3 +84,22 @@ def test_a_legend_of_long_names_fits_into_the_figure():
     drawn.draw_without_rendering()
     box, width = drawn.legends[0].get_window_extent(), drawn.bbox.width
     assert box.x0 >= 0 and box.x1 <= width
+
+
+def test_one_kind_with_many_values_gets_a_panel_for_each():
+    rows = [
+        {"group": f"plain, lr {i}", "kind": "plain", "depth": depth, "train_error": 0.1 * i / 20,
+         "train_error_std": None, "n": 1, "state": "finished", "run": f"{i}-{depth}", "seed": 0}
+        for i in range(16) for depth in (8, 20)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    styles = group_styles({str(row["group"]): "plain" for row in rows})
+    (shown,) = drawable([charts.degradation(table, table, styles, ["optim.lr"])])
+    assert [panel.title for panel in shown.panels] == [f"lr {i}" for i in range(16)]
+
+
+def test_a_legend_of_lines_is_no_line():
+    line, key = Series("a", [1], [1], LINE), Series("key", (), (), LINE)
+    full = Panel("", (*(replace(line, label=str(i)) for i in range(MOST_LINES)), key))
+    assert not is_crowded(chart(full))
+    assert is_crowded(chart(Panel("", (*full.series, line))))

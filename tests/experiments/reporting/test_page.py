@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +251,23 @@ def test_plots_follow_the_theme_and_are_light_on_paper(loaded):
     assert loaded.evaluate(color) == light
     loaded.evaluate("dispatchEvent(new Event('afterprint'))")
     assert loaded.evaluate(color) == dark
+
+
+def test_a_page_of_many_runs_hides_its_bands_while_curves_are_smoothed(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page.render(*report.read(Path("experiments/results/digits"))))
+    tab = browser.new_page()
+    tab.goto(path.as_uri())
+    wait_until_drawn(tab)
+    traces = "divs.find(d => d.dataset.chart === 'curves').querySelectorAll('.trace').length"
+    lines = 2 * 5  # Training and test, five depths, a panel for each kind.
+    assert tab.evaluate(traces) == 2 * lines
+    tab.locator("[name=smoothing]").fill("0.5")
+    assert tab.evaluate(traces) == lines
+    tab.locator("[name=smoothing]").fill("0")
+    tab.get_by_text("Show or hide networks").click()
+    tab.locator("[name=group]").first.uncheck()  # plain 8
+    assert tab.evaluate(traces) == 2 * lines - 4
+    axes = "divs.map(d => d._fullLayout.yaxis).filter(y => y.tickformat)"
+    assert tab.evaluate(f"Math.min(...{axes}.map(y => y.range[0]))") == 0
+    tab.close()
