@@ -18,10 +18,12 @@ MINUTES ?= 9
 PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
 SUITES ?= steps profile depth memory start epoch seeds convolution input stream
 
-# With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network.
+# With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network. `make wheels` fills the folder.
 ifdef WHEELS
+ifeq ($(filter wheels,$(MAKECMDGOALS)),)
 export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
 endif
 
 .PHONY: sweep test slow cluster-test soak benchmark accelerator wheels tensorboard torch compilers prepare cifar10 readme notebooks lock
@@ -62,7 +64,7 @@ accelerator: .venv/installed-accelerator
 # Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 1.5 GB, and 3 GB for a GPU.
 wheels: .venv/installed
 	@test -n "$(WHEELS)" || { echo "Expected WHEELS=FOLDER, and PLUGIN=cuda13 or PLUGIN=tpu"; exit 2; }
-	env -u PIP_NO_INDEX -u PIP_FIND_LINKS $(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \
+	$(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \
 	  -r requirements.txt $(if $(PLUGIN),"jax[$(PLUGIN)]") "setuptools>=77.0.3,<100" wheel
 
 # Shows the last sweep, or the folder WORKDIR. The sweep may still be running.

@@ -89,7 +89,9 @@ def prepare(
     at_once = args.at_once
     if not at_once and found["platform"] == "gpu":  # A TPU has one process. A CPU is full.
         dtype = args.config.run.model.dtype
-        rows = record.once("sharing", lambda: sharing.measure(depth=20, dtype=dtype))
+        fields = json.dumps({"depth": 20, "dtype": dtype})
+        command = ["experiments.benchmarks.sharing", fields]
+        rows = record.once("sharing", lambda: rows_of(command, left()))
         at_once = sharing.best(rows) if rows else 1
     record.once("benchmark", lambda: benchmark(args, folder / "benchmarks", left()))
     return is_well, max(at_once, 1)
@@ -97,17 +99,22 @@ def prepare(
 
 def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> list[dict[str, Any]]:
     """The rows of the suite for accelerators that are measured in this time."""
-    command = [sys.executable, "-m", "experiments.benchmark", "--suite=accelerator", "--rounds=3"]
+    command = ["experiments.benchmark", "--suite=accelerator", "--rounds=3"]
     command.append(f"--workdir={folder}")
     if Path(args.torch_python).exists():
         command += ["--against=torch", f"--torch_python={args.torch_python}"]
+    return rows_of(command, seconds)
+
+
+def rows_of(command: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """The rows that a module prints in this time, as JSON. Raises FaultError if there are none."""
     with tempfile.TemporaryFile("w+") as output:
-        with group([command], [{}], output) as processes:
+        with group([[sys.executable, "-m", *command]], [{}], output) as processes:
             _wait(processes, time.monotonic() + seconds)
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     if not lines:
-        raise FaultError("no network was measured in the time that was left.")
+        raise FaultError("nothing was measured in the time that was left.")
     return [json.loads(line) for line in lines]
 
 

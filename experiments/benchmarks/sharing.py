@@ -1,9 +1,15 @@
-"""Measures whether several runs on one GPU train faster together than one after another."""
+"""Measures whether several runs on one GPU train faster together than one after another.
 
+As a program, it takes the fields of a network as JSON and prints each row as JSON.
+"""
+
+import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 from experiments.benchmarks.turns import Row, Worker, ours
 
@@ -13,7 +19,7 @@ DISPATCHES = 10
 GAIN = 1.1
 
 
-def measure(counts: Sequence[int] = COUNTS, **fields: object) -> list[Row]:
+def measure(fields: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> Iterator[Row]:
     """Steps a second of so many processes at once, each with the same network.
 
     `fields`: of the network, as `worker.Case` has them.
@@ -21,14 +27,12 @@ def measure(counts: Sequence[int] = COUNTS, **fields: object) -> list[Row]:
     with ExitStack() as stack, ThreadPoolExecutor(max(counts)) as pool:
         started = pool.map(lambda _: Worker(*ours(**fields)), range(max(counts)))
         workers = [stack.enter_context(_closing(worker)) for worker in started]
-        rows = []
         for count in counts:
             list(pool.map(Worker.run, workers[:count]))  # The first call is slower.
             start = time.perf_counter()
             list(pool.map(_dispatches, workers[:count]))
             seconds = time.perf_counter() - start
-            rows.append({"runs_at_once": count, "dispatches_per_s": count * DISPATCHES / seconds})
-        return rows
+            yield {"runs_at_once": count, "dispatches_per_s": count * DISPATCHES / seconds}
 
 
 def best(rows: Sequence[Row]) -> int:
@@ -49,3 +53,8 @@ def _closing(worker: Worker) -> ExitStack:
     stack = ExitStack()
     stack.callback(worker.close)
     return stack
+
+
+if __name__ == "__main__":
+    for row in measure(json.loads(sys.argv[1])):
+        print(json.dumps(row), flush=True)

@@ -77,7 +77,8 @@ class Topology(NamedTuple):
 def topology(name: str) -> Topology:
     """Reads `v5e:4x4` or `h100:8`. Raises UserError for an unknown chip or another form."""
     kind, _, shape = name.partition(":")
-    pattern = r"[1-9]\d*(x[1-9]\d*){1,2}" if kind != "h100" else r"[1-9]\d*"
+    is_gpu = kind in CHIPS and CHIPS[kind].platform == "cuda"
+    pattern = r"[1-9]\d*" if is_gpu else r"[1-9]\d*(x[1-9]\d*){1,2}"
     if kind not in CHIPS or not re.fullmatch(pattern, shape):
         examples = ", ".join(chip.example for chip in CHIPS.values())
         raise UserError(f"Expected --topology=CHIP:SHAPE, such as {examples}, got {name!r}.")

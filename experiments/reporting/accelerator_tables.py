@@ -100,5 +100,7 @@ def _cell(row: Row) -> str:
     memory = f"{row['memory']['total'] / _GIB:.2f} GiB"
     if not row["fits"]:
         return f"**no**: {memory}"
-    by = {"compute": "FLOPs", "memory": "bytes"}[row["bound_by"]]
-    return f"{memory}, {row['least_ms']:.2f} ms by {by}"
+    by = {"compute": "by FLOPs", "memory": "by bytes"}[row["bound_by"]]
+    if row["bytes"] is None:
+        by = "(FLOPs only)"
+    return f"{memory}, {row['least_ms']:.2f} ms {by}"

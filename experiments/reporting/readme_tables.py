@@ -43,11 +43,12 @@ def sweeps() -> Rows:
         folder, name = SweepFolder(file.parent), file.parent.name
         first = folder.config(next(iter(folder)))
         states = sweep_tables.read_runs(folder)["state"]
+        steps = sorted({folder.config(name)["steps"] for name in folder})
         rows.append(
             {
                 "folder": f"[{name}]({name})",
                 "data": first["data"]["name"],
-                "steps": f"{first['steps']:,}",
+                "steps": " or ".join(f"{count:,}" for count in steps),
                 "depths": ", ".join(map(str, sorted({p.depth for p in folder.points.values()}))),
                 "seeds": len({point.seed for point in folder.points.values()}),
                 "dtype": first["model"]["dtype"],
@@ -233,8 +234,8 @@ def trained_gradients(sweep: str, depths: Sequence[int]) -> Rows:
     """Gradients, responses and shortcuts of a sweep's networks before and after training."""
     table = diagnostic_tables.read_layers(SweepFolder(RESULTS / sweep))
     measures: dict[str, Callable[[pd.DataFrame], float | None]] = {
-        "gradient ratio, by what layers read": lambda t: ratio(list(t["input_gradient_norm"])),
-        "gradient ratio, by kernels": lambda t: ratio(list(t["weight_gradient_norm"])),
+        "gradient ratio, layers' inputs": lambda t: ratio(list(t["input_gradient_norm"])),
+        "gradient ratio, kernels": lambda t: ratio(list(t["weight_gradient_norm"])),
         "largest response of a layer": lambda t: float(t["response_std"].max()),
         "mean share of the shortcut": lambda t: float(t["identity_share"].mean()),
     }

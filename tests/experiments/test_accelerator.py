@@ -1,5 +1,6 @@
 """The first minutes on an accelerator, rehearsed on this machine's CPU with tiny networks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import time
 
 import pytest
 
+from experiments import accelerator
 from experiments.benchmarks import agreement, sharing
 from experiments.soak import mismatches
+from resnet_flax.errors import FaultError
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import SECONDS, SWEEP
 
@@ -34,6 +37,16 @@ def rates(*numbers):
 )
 def test_runs_share_a_device_only_if_that_pays(measured, chosen):
     assert sharing.best(measured) == chosen
+
+
+@pytest.mark.slow
+def test_what_a_module_prints_in_time_is_kept_and_the_rest_left_out():
+    fields = json.dumps({"depth": 8, "size": 8, "channels": 1, "batch_size": 8})
+    rows = accelerator.rows_of(["experiments.benchmarks.sharing", fields], 600)
+    assert [row["runs_at_once"] for row in rows] == list(sharing.COUNTS)
+    assert all(row["dispatches_per_s"] > 0 for row in rows)
+    with pytest.raises(FaultError, match="nothing was measured in the time"):
+        accelerator.rows_of(["experiments.benchmarks.sharing", fields], 0.1)
 
 
 def start(workdir, *flags):
