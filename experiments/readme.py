@@ -146,6 +146,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "widths": functools.partial(readme_tables.by_depth, "widths"),
     "blocks": functools.partial(readme_tables.by_depth, "blocks"),
     "options": functools.partial(readme_tables.by_depth, "options"),
+    "options_cifar10": functools.partial(readme_tables.by_depth, "options_cifar10"),
     "causes": functools.partial(
         cause_tables.conditions, "causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56
     ),

@@ -234,6 +234,14 @@ def test_with_a_convolution_in_every_shortcut_deep_networks_degrade_on_digits():
     assert min(errors["plain"]) > max(errors["option C"])
 
 
+def test_a_convolution_in_every_shortcut_is_the_worst_option_on_cifar10_too():
+    errors = summary(RESULTS / "options_cifar10")["train_error"].unstack()
+    options = errors.loc[["option A", "option B", "option C"]]
+    assert options[20].max() - options[20].min() < 0.005
+    assert options[56].idxmax() == "option C" and options[56].idxmin() == "option B"
+    assert errors.loc["plain"].max() > options.max(axis=None)
+
+
 def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
     runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes"))
     deep = runs[(runs["depth"] == 56) & (runs["state"] == "finished")].groupby("kind")
