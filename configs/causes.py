@@ -11,8 +11,9 @@ Commands:
  .venv/bin/python -m experiments.report --workdir=runs/causes
 Expected: see PREDICTIONS. Measured: see experiments/results.
 
-PREDICTIONS was written before any of these runs, but after a first look at 36 others of 56 layers.
-It says how a network of 56 layers ends if one explanation is the whole story.
+PREDICTIONS was written before any of these runs, but after a first look at 36 others of 56 layers,
+which had all conditions but Adam, clipped, warm-up, BN bias 1 at rate 0.01, zero-initialised and
+four times the steps. It says how a network of 56 layers ends if one explanation is the whole story.
 
 - Vanishing: the front learns too slowly, because its gradients are too small.
 - Exploding: the front is thrown about, because its gradients are too large.
