@@ -247,7 +247,12 @@ def main(args: flags.FlagValues) -> None:
     facts = environment.describe()
     folder.mkdir(parents=True, exist_ok=True)
     against = [f"--against={args.against}"] if torch else []  # Without the path of a Python.
-    given = [f"--suite={args.suite}", *against, f"--rounds={rounds}", f"--workdir={args.workdir}"]
+    given = [
+        f"--suite={args.suite}",
+        *against,
+        f"--rounds={rounds}",
+        f"--workdir={cli.shown(folder)}",
+    ]
     command = cli.command("benchmark", given)
     filesystem.write_json(folder / f"{args.suite}.json", {"command": command, "rows": rows} | facts)
     table = markdown.table(

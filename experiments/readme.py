@@ -164,6 +164,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
         readme_tables.trained_gradients, "cifar10_short", [20, 56]
     ),
     "steps": benchmark_tables.steps,
+    "profile": benchmark_tables.profile,
     "schedule_hours": benchmark_tables.schedule_hours,
     "memory": benchmark_tables.memory,
     "start": benchmark_tables.start,

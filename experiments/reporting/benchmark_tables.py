@@ -25,6 +25,20 @@ def step_times() -> dict[tuple[str, str], float]:
     return {(row["program"], row["shape"]): row["step_ms"] for row in _benchmark("steps")}
 
 
+def profile() -> Rows:
+    """Milliseconds of a step on one device, by operation, and the least that it needs there."""
+    rows: dict[str, dict[str, float]] = {}
+    for row in _benchmark("profile"):
+        depth = row["shape"].partition(",")[0]
+        line = rows.setdefault(row["operation"], {})
+        for name, field in ((depth, "ms"), (f"{depth}, least", "least_ms")):
+            line[name] = line.get(name, 0.0) + row[field]
+    return [
+        {"operation": what} | {name: f"{value:.1f}" for name, value in line.items()}
+        for what, line in rows.items()
+    ]
+
+
 def steps() -> Rows:
     """Milliseconds a step, by program and shape."""
     found = step_times()
