@@ -16,7 +16,7 @@ which had all conditions but Adam, clipped, warm-up, BN bias 1 at rate 0.01, zer
 four times the steps. It says how a network of 56 layers ends if one explanation is the whole story.
 
 - Vanishing: the front learns too slowly, because its gradients are too small.
-- Exploding: the front is thrown about, because its gradients are too large.
+- Exploding: the steps of the front are too large, because its gradients are too large.
 - Forward: the last layers cannot learn, because the untrained front has lost what the image shows.
 """
 

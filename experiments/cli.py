@@ -272,9 +272,12 @@ def _unknown_field(argv: list[str]) -> str:
         config, *fields = flag[2:].partition("=")[0].split(".")
         section: Any = _load_config(argv, config) if fields else None
         for name in fields if section is not None else ():
-            if name not in getattr(section, "keys", list)():
-                accepted = ", ".join(getattr(section, "keys", list)()) or "none, it has no fields"
-                return f"Unknown config field in {flag}; accepted: {accepted}."
+            if name not in (keys := list(getattr(section, "keys", list)())):
+                accepted = ", ".join(keys) or "none, it has no fields"
+                of_run = flag.replace(f"--{config}.", f"--{config}.run.", 1)
+                is_of_run = "run" in keys and name in section["run"]
+                hint = f" For all runs of a sweep: {of_run}" if is_of_run else ""
+                return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
             section = section[name]
     return ""
 

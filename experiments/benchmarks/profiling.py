@@ -155,19 +155,19 @@ def profile(case: Case, rounds: int) -> list[Row]:
     peak, bandwidth = flops_a_second(), bytes_a_second(devices)
     least = least_seconds(built, case, peak, bandwidth / devices)
     least[HIDDEN, ""] = sum(value for key, value in least.items() if key not in times)
-    whole = sum(float(np.median(found)) for found in times.values())
+    medians = {key: float(np.median(found)) for key, found in times.items()}
     limits = {"gflop_s_of_a_core": peak / 1e9, "gb_s_of_all_cores": bandwidth / 1e9}
     rows = [
         {
             "operation": what,
             "stage": stage,
-            "ms": (ms := float(np.median(found))),
-            "share": ms / whole,
+            "ms": ms,
+            "share": ms / sum(medians.values()),
             "least_ms": 1000 * least.get((what, stage), 0.0),
             "runs": rounds,
             **limits,
         }
-        for (what, stage), found in times.items()
+        for (what, stage), ms in medians.items()
     ]
     return sorted(rows, key=lambda row: -row["ms"])
 

@@ -21,7 +21,8 @@ def step_seconds(config: RunConfig, multiply_adds: int, chip: str) -> float:
     pass of one image. `chip`: a name in `CHIPS`.
     """
     compute = FLOPS * multiply_adds * config.data.batch_size / CHIPS[chip].flops[config.model.dtype]
-    compiled = (row["least_ms"] / 1e3 for row in _rows() if _is_of(row, config, chip))
+    own = identity.of(config)
+    compiled = (row["least_ms"] / 1e3 for row in _rows() if _is_of(row, own, chip))
     return max([compute, *compiled])
 
 
@@ -30,8 +31,8 @@ def _rows() -> list[Row]:
     return report.load(COMPILED.absolute())
 
 
-def _is_of(row: Row, config: RunConfig, chip: str) -> bool:
-    """Whether a row is of this config's step, on one chip."""
+def _is_of(row: Row, own: identity.Program, chip: str) -> bool:
+    """Whether a row is of this program's step, on one chip."""
     is_there = "least_ms" in row and row["topology"].startswith(f"{chip}:") and row["chips"] == 1
-    own, its = identity.of(config), row["program"]
+    its = row["program"]
     return is_there and all(own[part] == its[part] for part in ("model", "data", "optim"))

@@ -67,6 +67,10 @@ def parsed(monkeypatch, *argv):
         (["--config=configs/digits.py", "--config.optim.lr=fast"], "could not convert string"),
         (["--config=configs/digits.py", "--config.optim.rl=1"], "accepted: adam_beta2, .*lr"),
         (["--config=configs/digits.py", "--config.optm.lr=1"], "accepted: .*optim"),
+        (
+            ["--config=configs/degradation.py:digits", "--config.optim.lr=1"],
+            r"accepted: .*seeds\. For all runs of a sweep: --config\.run\.optim\.lr=1$",
+        ),
         (["--config=configs/none.py"], "configs/none.py"),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
         ([], "Expected --config=FILE"),
