@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from experiments.benchmarks.turns import Row, Worker, ours
@@ -26,7 +26,7 @@ def measure(fields: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> Iterat
     """
     with ExitStack() as stack, ThreadPoolExecutor(max(counts)) as pool:
         started = pool.map(lambda _: Worker(*ours(**fields)), range(max(counts)))
-        workers = [stack.enter_context(_closing(worker)) for worker in started]
+        workers = [stack.enter_context(closing(worker)) for worker in started]
         for count in counts:
             list(pool.map(Worker.run, workers[:count]))  # The first call is slower.
             start = time.perf_counter()
@@ -47,12 +47,6 @@ def best(rows: Sequence[Row]) -> int:
 def _dispatches(worker: Worker) -> None:
     for _ in range(DISPATCHES):
         worker.run()
-
-
-def _closing(worker: Worker) -> ExitStack:
-    stack = ExitStack()
-    stack.callback(worker.close)
-    return stack
 
 
 if __name__ == "__main__":
