@@ -44,6 +44,12 @@ def varied_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def one_worker(monkeypatch):
+    """Reads images in one process, which starts sooner; tests/data/test_stream.py tests several."""
+    monkeypatch.setenv(cpu.WORKERS, "1")
+
+
 @pytest.fixture(scope="session")
 def _storage():
     """A server, for this process and those it starts."""

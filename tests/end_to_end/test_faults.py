@@ -13,7 +13,7 @@ from resnet_flax.storage.lock_stores import lock_store
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import assert_same_bits, end, finish, start, until_it_trains
 
-LONG = "--config.steps=1200", "--config.checkpoint_every=60"
+LONG = "--config.steps=720", "--config.checkpoint_every=60"
 
 
 @pytest.fixture(scope="module")

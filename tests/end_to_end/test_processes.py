@@ -26,9 +26,6 @@ from tests.end_to_end.processes import (
     until_it_trains,
 )
 
-# So that the initial state, too, is computed in every process from the images.
-TWIN = "--config.optim.norms_of=none"
-
 
 def state_of(workdir):
     return Checkpoints(RunFolder(workdir).checkpoints).restore()
@@ -51,7 +48,7 @@ def assert_close(one, other):
 def one_process(tmp_path_factory):
     """A run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    finish(workdir, TWIN, devices=4)
+    finish(workdir, devices=4)
     return workdir
 
 
@@ -62,7 +59,7 @@ def two_processes(tmp_path_factory):
     port = str(free_port())
     running = [
         start(
-            workdir, TWIN, devices=2, SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost",
+            workdir, devices=2, SLURM_JOB_ID="1", SLURM_STEP_NODELIST="localhost",
             SLURM_NTASKS="2", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
             JAX_COORDINATOR_PORT=port,
         )
@@ -95,7 +92,7 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
     workdir = tmp_path / "run"
 
     def go_on():
-        return start(workdir, TWIN, processes=2, devices=2)
+        return start(workdir, processes=2, devices=2)
 
     statuses, (line,) = signal_one(go_on(), *lost)
     assert statuses == [75]
@@ -116,15 +113,23 @@ def test_a_lost_peer_or_a_signal_to_any_one_ends_all_with_75_and_no_bit_is_lost(
 def test_a_run_goes_on_on_another_number_of_processes_and_devices_under_shard_map(
     one_process, tmp_path
 ):
-    workdir, backend = tmp_path / "run", (TWIN, "--config.parallel=shard_map")
+    workdir, backend = tmp_path / "run", "--config.parallel=shard_map"
     for processes, devices in [(1, 4), (2, 2)]:
-        running = start(workdir, *backend, processes=processes, devices=devices)
+        running = start(workdir, backend, processes=processes, devices=devices)
         statuses, lines = signal_one(running, 0, signal.SIGTERM)
         assert set(statuses) == {75}, lines
-    finish(workdir, *backend, devices=1)
+    finish(workdir, backend, devices=1)
     counts = [(e["process_count"], e["device_count"]) for e in RunFolder(workdir).environments()]
     assert counts == [(1, 4), (2, 4), (1, 1)]
     assert_close(one_process, workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_alike_where_the_initial_state_depends_on_images(tmp_path):
+    one, two, twin = tmp_path / "one", tmp_path / "two", "--config.optim.norms_of=none"
+    finish(one, twin, devices=4)
+    finish(two, twin, processes=2, devices=2)
+    assert_close(one, two)
 
 
 @pytest.mark.slow

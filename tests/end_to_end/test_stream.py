@@ -33,7 +33,7 @@ def options(varied_folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, options):
     workdir = tmp_path_factory.mktemp("stream") / "run"
-    finish(workdir, **options)
+    finish(workdir, **options, RESNET_FLAX_WORKERS="1")
     return workdir
 
 
@@ -85,7 +85,7 @@ def test_an_evaluation_sees_every_image_in_each_view(undisturbed, varied_folder,
     output = subprocess.run(
         [*command, f"--data_dir={varied_folder}", f"--view={view}", "--sides=40"],
         check=True, capture_output=True, text=True,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "RESNET_FLAX_WORKERS": "1"},
     ).stdout  # fmt: skip
     assert f"varied validation {view}: error" in output
     assert f"images {varied.VALIDATION}" in output

@@ -16,6 +16,7 @@ from resnet_flax.training.feed import ResidentFeed, StreamFeed
 from tests import varied
 
 MEAN = (124.0, 116.0, 104.0)
+pytestmark = pytest.mark.usefixtures("one_worker")
 
 
 @pytest.fixture(scope="module")

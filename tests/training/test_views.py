@@ -15,6 +15,7 @@ from resnet_flax.training.views import Views
 from tests import varied
 
 MEAN = np.array([[[124, 116, 104]]], np.float32)
+pytestmark = pytest.mark.usefixtures("one_worker")
 CLASSES = varied.TRAIN
 
 
