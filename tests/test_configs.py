@@ -65,6 +65,19 @@ def test_the_imagenet_config_is_section_3_4s_recipe():
     assert parse("imagenet", "resnet50").model.shortcut == "projection"
 
 
+@pytest.mark.parametrize(
+    "name, net, scanned",
+    [
+        ("cifar10", "resnet110", False),
+        ("cifar10", "resnet116", True),
+        ("imagenet", "resnet152", False),
+        ("imagenet", "vgg19", False),
+    ],
+)
+def test_only_the_deepest_networks_of_cifar10_are_scanned(name, net, scanned):
+    assert build.scans(parse(name, net).model) == scanned
+
+
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_short", "imagenet"])
 def test_a_sweep_has_every_kind_depth_and_seed_once(name):
     config = importlib.import_module("configs.degradation").get_config(name).to_dict()

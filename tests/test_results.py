@@ -90,6 +90,22 @@ def test_the_table_beside_the_records_is_that_of_their_report(folder):
     assert (folder / "table.md").read_text() == table
 
 
+def test_stacked_blocks_take_more_memory_than_unrolled_ones_unless_they_are_recomputed():
+    rows = [r for r in json.loads((RESULTS / "accelerators.json").read_text()) if "memory" in r]
+    programs = {
+        (r["topology"], r["program"]["data"]["batch_size"], m["scan"], m["remat"]): r["memory"][
+            "total"
+        ]
+        for r in rows
+        if (m := r["program"]["model"])["depth"] == 152
+    }
+    for chip in ("v5e:1x1", "v5p:1x1x1", "h100:1"):
+        unrolled, stacked, recomputed = (
+            programs[chip, 256, *how] for how in ((False, False), (True, False), (True, True))
+        )
+        assert recomputed < unrolled < stacked / 2
+
+
 def gradient_ratio(layers, name="input_gradient_norm"):
     """Of the gradient norms at the first and the last layer; by default at what they read."""
     return ratio([getattr(layer, name) for layer in layers.layers])

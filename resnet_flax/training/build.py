@@ -28,8 +28,9 @@ from resnet_flax.training import optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.training.steps import Batch
 
-# With `model.scan="auto"`, networks deeper than this are scanned. See
-# experiments/results/benchmarks.
+# With `model.scan="auto"`, CIFAR networks deeper than this are scanned: see
+# experiments/results/benchmarks. Those of ImageNet have at most 50 blocks, and scanned take three
+# times the memory: see experiments/results/accelerators.md.
 DEEPEST_UNROLLED = 110
 # What a config of VGG may have in fields of other networks.
 WITHOUT_BLOCKS = {
@@ -214,7 +215,7 @@ def training_batches(
 def scans(config: ModelConfig) -> bool:
     """Whether a config asks for a network with stacked blocks."""
     if config.scan == "auto":
-        return config.family != "vgg" and config.depth > DEEPEST_UNROLLED
+        return config.family == "cifar" and config.depth > DEEPEST_UNROLLED
     return config.scan == "on"
 
 
