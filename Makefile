@@ -61,7 +61,7 @@ accelerator: .venv/installed-accelerator
 	$(BIN)/python -m experiments.accelerator --config="$(CONFIG)" --workdir="$(WORKDIR)" --minutes=$(MINUTES) \
 	  --torch_python=$(TORCH)/bin/python
 
-# Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 350 MB, and what PLUGIN needs on top.
+# Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 350 MB, with PLUGIN=cuda13 2.7 GB.
 wheels: .venv/installed
 	@test -n "$(WHEELS)" || { echo "Expected WHEELS=FOLDER, and PLUGIN=cuda13 or PLUGIN=tpu"; exit 2; }
 	$(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \

@@ -45,13 +45,13 @@ def pods() -> Rows:
     return [
         {
             "depth": row["depth"],
-            "chips": row["chips"],
+            "chips": f"{row['chips']} x {CHIPS[_chip(row)]}",
             "BN over": {"device": "a chip", "global": "all chips"}[row["bn_scope"]],
             "all-reduces a step": f"{row['collectives']['all-reduce']['count']:g}",
             "MB a step": f"{row['collectives']['all-reduce']['bytes'] / 1e6:.2f}",
             "at least, ms": f"{row['least_ms']:.3f}",
         }
-        for row in sorted(_rows(), key=lambda row: (row["depth"], row["bn_scope"], row["chips"]))
+        for row in sorted(_rows(), key=itemgetter("depth", "bn_scope", "topology"))
         if row["chips"] > 1
     ]
 
