@@ -35,7 +35,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not cluster" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow and not cluster" --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # With the programs that users get. `make test` has them compiled quickly instead; tests/conftest.py says how.
 slow: .venv/installed-dev
