@@ -75,11 +75,13 @@ def gradient_ratio(of_inputs: Mapping[str, jax.Array]) -> float:
 def mean_cosine(gradients: Sequence[np.ndarray]) -> float:
     """The mean cosine of all pairs of B vectors. 0: nothing in common; 1: one direction.
 
-    NaN if B is 1.
+    NaN if B is 1, or if a vector is 0, as the gradients behind a BN scale of 0 are.
     """
-    unit = [g / np.linalg.norm(g) for g in np.asarray(gradients, np.float64)]
-    cosines = [a @ b for a, b in itertools.combinations(unit, 2)]
-    return float(np.mean(cosines)) if cosines else float("nan")
+    vectors = np.asarray(gradients, np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if len(vectors) == 1 or not norms.all():
+        return float("nan")
+    return float(np.mean([a @ b for a, b in itertools.combinations(vectors / norms, 2)]))
 
 
 def neighbour_error(features: np.ndarray, labels: np.ndarray) -> float:

@@ -14,6 +14,8 @@ def test_the_cosine_is_the_mean_over_pairs():
     vectors = [np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.array([0.0, 3.0])]
     assert signal.mean_cosine(vectors) == pytest.approx(1 / 3)
     assert signal.mean_cosine([vectors[0], -vectors[1]]) == pytest.approx(-1)
+    for undefined in ([vectors[0]], [vectors[0], 0 * vectors[0]]):
+        assert np.isnan(signal.mean_cosine(undefined))
 
 
 def test_the_nearest_other_image_decides():
