@@ -281,6 +281,24 @@ def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
         assert len(errors[kind]) == 5 and min(errors[kind]) > 0.5, kind
 
 
+def test_the_more_of_the_identity_the_lower_the_training_error():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "dose"))
+    deep = runs[runs["depth"] == 56].groupby("model.shortcut_scale")["train_error"]
+    assert set(deep.size()) == {5}
+    assert deep.mean().is_monotonic_decreasing
+    assert min(deep.get_group(0.35)) > 0.4 and max(deep.get_group(1.0)) < 0.05
+
+
+def test_in_the_middle_of_a_dose_single_runs_differ_between_processors_and_their_mean_hardly():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "dose"))
+    here = runs[(runs["depth"] == 56) & (runs["model.shortcut_scale"] == 0.5)]
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes"))
+    there = runs[(runs["depth"] == 56) & (runs["kind"] == "shortcut x 0.5")]
+    one, other = (frame.set_index("seed")["train_error"] for frame in (here, there))
+    assert abs(one.mean() - other.mean()) < 0.01
+    assert 0.28 < (one - other).abs().max() < 0.3
+
+
 def test_predictions_of_lost_forward_information_were_never_reversed():
     rows = cause_tables.conditions("causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56)
     reversed_ = {name: sum(r[name].endswith("-") for r in rows) for name in causes.EXPLANATIONS}

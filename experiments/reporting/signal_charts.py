@@ -67,7 +67,7 @@ def by_value(runs: pd.DataFrame, varied: Sequence[str]) -> Chart:
             names = rows["run"].tolist()
             series.append(Series("", x, y, style._replace(line=""), strength=0.4, names=names))
     xs = [x for one in series for x in one.x]
-    wide = bool(xs) and 0 < 10 * min(xs) <= max(xs)
+    wide = bool(xs) and 0 < 10 * min(xs) < max(xs)
     return Chart(
         name="by_value",
         seeds=seeds_of(finished),
