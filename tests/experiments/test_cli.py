@@ -166,6 +166,7 @@ def test_a_batch_that_does_not_divide_is_one_line_and_status_2(tmp_path):
     assert "divisible by the number of devices, 3, got 100; the nearest: 99 and 102" in done.stderr
 
 
+@pytest.mark.slow  # The gate has each part of it in other tests.
 def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     train = ["train", "--config=configs/digits.py:resnet8", workdir, *TINY]
