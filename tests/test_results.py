@@ -57,13 +57,14 @@ def test_on_cifar10_a_short_schedule_is_too_short_for_deep_networks_most_of_all_
 
 
 @needs_cifar10
-@pytest.mark.parametrize("kind", ["plain", "residual"])
-def test_the_networks_that_come_with_the_records_know_new_images(kind):
+@pytest.mark.parametrize("kind, errors", [("plain", 60), ("residual", 55)])
+def test_the_networks_that_come_with_the_records_make_as_many_errors_as_ever(kind, errors):
     test = sources.load_split("cifar10", "test[:500]")
-    found = load_run(CIFAR10_SHORT / f"{kind}-20-s0").predict(test.images).argmax(1)
-    # 0.05: three standard deviations of an error of 0.15 over 500 images.
-    measured = summary(CIFAR10_SHORT)["test_error"][kind, 20]
-    assert np.mean(found != test.labels) == pytest.approx(measured, abs=0.05)
+    found = load_run(CIFAR10_SHORT / f"{kind}-20-s0").predict(test.images)
+    assert np.sum(found.argmax(1) != test.labels) == errors
+    # So another processor's rounding changes none of them.
+    second, first = np.sort(found)[:, -2:].T
+    assert min(first - second) > 0.01
 
 
 @needs_cifar10
