@@ -27,11 +27,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(tmp_path_factory: pytest.TempPathFactory):
-    """One cache for all processes of these tests; none of the user's files."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # The one that the workers share.
-    cache = str(folder / "xla")
+    """One cache for this session and the processes it starts; none of the user's files."""
+    cache = str(tmp_path_factory.mktemp("xla"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
