@@ -300,6 +300,18 @@ def test_in_the_middle_of_a_dose_single_runs_differ_between_processors_and_their
     assert 0.28 < (one - other).abs().max() < 0.3
 
 
+def test_at_44_layers_the_same_conditions_train_and_half_measures_do_better():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes"))
+    runs = runs[(runs["depth"] == 44) & (runs["state"] == "finished")]
+    errors = runs.groupby("kind")["train_error"].apply(list)
+    for kind in ("residual, gradient norms of plain", "residual, front frozen", "plain, leaky 0.5"):
+        assert len(errors[kind]) == 5 and max(errors[kind]) < 0.005, kind
+    for kind in ("plain", "plain, gradient norms of residual", "plain, front frozen"):
+        assert len(errors[kind]) == 5 and min(errors[kind]) > 0.19, kind
+    for kind in ("plain, clipped", "plain, leaky 0.2"):
+        assert max(errors[kind]) < 0.3 * min(errors["plain"]), kind
+
+
 def test_predictions_of_lost_forward_information_were_never_reversed():
     rows = cause_tables.conditions("causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56)
     reversed_ = {name: sum(r[name].endswith("-") for r in rows) for name in causes.EXPLANATIONS}
