@@ -143,10 +143,10 @@ def _map(axes: Axes, found: Map, extent: tuple[float, float]) -> None:
 def _legend(figure: Figure, chart: Chart) -> None:
     entries = chart.legend()
     handles = [Line2D([], [], label=_plain(series.label), **_look(series)) for series in entries]
+    columns = _columns(entries, figure.get_figwidth())
     if len(chart.panels) == 1:
-        figure.axes[0].legend(handles=handles, ncols=1 + len(handles) // 6)
+        figure.axes[0].legend(handles=handles, ncols=min(1 + len(handles) // 6, columns))
     elif handles:
-        columns = _columns(entries, figure.get_figwidth())
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

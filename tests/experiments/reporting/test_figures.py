@@ -80,10 +80,12 @@ def test_a_map_writes_each_value_into_its_cell():
 def test_a_legend_of_long_names_fits_into_the_figure():
     names = [f"a rather long name of a kind, lr 0.{i}" for i in range(9)]
     panel = Panel("", tuple(Series(name, (1,), (1,), LINE) for name in names))
-    drawn = figures.draw(chart(panel, panel))
-    drawn.draw_without_rendering()
-    box, width = drawn.legends[0].get_window_extent(), drawn.bbox.width
-    assert box.x0 >= 0 and box.x1 <= width
+    for panels in ([panel], [panel, panel]):
+        drawn = figures.draw(chart(*panels))
+        drawn.draw_without_rendering()
+        legend = drawn.legends[0] if len(panels) > 1 else drawn.axes[0].get_legend()
+        box, width = legend.get_window_extent(), drawn.bbox.width
+        assert box.x0 >= 0 and box.x1 <= width
 
 
 def test_one_kind_with_many_values_gets_a_panel_for_each():
