@@ -16,7 +16,7 @@ COMPILE := .venv-compile
 MINUTES ?= 9
 # The device that jax needs a plug-in for: a GPU, a TPU or none.
 PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
-SUITES ?= steps profile depth memory start epoch seeds convolution input stream
+SUITES ?= steps profile depth memory start epoch seeds convolution
 
 # With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network. `make wheels` fills the folder.
 ifdef WHEELS
@@ -49,8 +49,8 @@ cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
 soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
-# Takes three quarters of an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. The suite "input" also needs TensorFlow.
-benchmark: .venv/installed $(TORCH)/installed $(PREPARE)/installed
+# Takes half an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. SUITES="input stream" needs photographs; "input" also installs TensorFlow.
+benchmark: .venv/installed $(TORCH)/installed $(if $(filter input,$(SUITES)),$(PREPARE)/installed)
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 

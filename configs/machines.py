@@ -54,7 +54,7 @@ def get_config(machine: str = "cpu_2_cores") -> ml_collections.ConfigDict:
 
 def _accelerator(config: ml_collections.ConfigDict) -> None:
     config.startup = _assumed(
-        seconds=15.5, source=f"plain56 on 2 CPU cores, cold start: {BENCHMARKS}/start.md"
+        seconds=14.9, source=f"plain56 on 2 CPU cores, cold start: {BENCHMARKS}/start.md"
     )
     config.speed = ml_collections.ConfigDict()
     for data, multiply_adds in (
