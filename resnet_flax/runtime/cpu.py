@@ -17,7 +17,8 @@ DEVICES = "JAX_NUM_CPU_DEVICES"
 WORKERS = "RESNET_FLAX_WORKERS"
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 # Without this flag, XLA drops the barriers of `models/cpu_convolution.py`.
-_BARRIERS = "--xla_disable_hlo_passes"
+_DISABLED = "--xla_disable_hlo_passes"
+_BARRIERS = f"{_DISABLED}=cse_barrier_expander"
 _DEV = Path("/dev")
 # NVIDIA's GPUs, also under WSL; AMD's GPUs; TPUs.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
@@ -58,11 +59,15 @@ def keep_barriers() -> None:
 
     XLA reads the flag once, and for every platform. Its compiler for GPUs refuses a program that
     keeps a barrier, such as one with `model.remat`. So a process that will use a GPU or TPU goes
-    without the flag.
+    without the flag. It also drops one that Slurm or Ray brought from a machine without devices.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _BARRIERS not in flags and not expects_accelerator():
-        os.environ["XLA_FLAGS"] = f"{flags} {_BARRIERS}=cse_barrier_expander".strip()
+    if expects_accelerator():
+        if _BARRIERS in flags.split():
+            rest = (flag for flag in flags.split() if flag != _BARRIERS)
+            os.environ["XLA_FLAGS"] = " ".join(rest)
+    elif _DISABLED not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_BARRIERS}".strip()
 
 
 def expects_accelerator() -> bool:

@@ -12,8 +12,8 @@ from resnet_flax.runtime import cpu
 def machine(monkeypatch, tmp_path):
     """A machine with a plug-in of jax if asked for, and with these devices in /dev."""
 
-    def made(platforms="", plugin=True, devices=()):
-        monkeypatch.setenv("XLA_FLAGS", "")
+    def made(platforms="", plugin=True, devices=(), flags=""):
+        monkeypatch.setenv("XLA_FLAGS", flags)
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         entries = ("xla_cuda13",) if plugin else ()
         monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
@@ -48,3 +48,11 @@ def test_a_process_that_is_told_to_use_an_accelerator_keeps_no_barriers(machine,
 )
 def test_a_process_on_the_cpu_keeps_them(machine, facts):
     assert machine(**facts)
+
+
+def test_a_flag_that_a_machine_without_devices_gave_is_dropped_and_others_stay(machine):
+    assert machine(flags="--xla_a=1")
+    given = os.environ["XLA_FLAGS"]
+    assert not machine(devices=["nvidia0"], flags=given)
+    assert os.environ["XLA_FLAGS"] == "--xla_a=1"
+    assert machine(devices=["nvidia0"], flags="--xla_disable_hlo_passes=cse_barrier_expander,dce")
