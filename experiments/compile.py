@@ -16,7 +16,7 @@ from experiments import cli
 from experiments.compiling import bound, chips, findings, identity, programs, report
 from experiments.compiling.chips import Topology
 from experiments.sweeping import grid
-from resnet_flax.config import RunConfig, parse
+from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import filesystem
@@ -27,10 +27,9 @@ def configs_of(args: flags.FlagValues) -> dict[str, RunConfig]:
     """A config of each distinct program of --config, which is of one run or of a sweep, by name."""
     if not args.config:
         raise UserError("Expected --config=FILE.py:ARGUMENT; see configs/.")
+    runs = grid.runs_of(cli.sweep_config(args))
     if "kinds" not in args.config:
-        config = parse(args.config.to_dict(), RunConfig)
-        return {report.name_of(config): config}
-    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+        return {report.name_of(runs[0].config): runs[0].config}
     return programs.distinct({run.name: run.config for run in runs})
 
 

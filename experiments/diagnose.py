@@ -29,13 +29,13 @@ from rich.table import Table
 from experiments import cli
 from experiments.sweeping import grid
 from resnet_flax.analysis import diagnostics, landscape, signal
-from resnet_flax.config import DataConfig, ModelConfig, RunConfig, parse
+from resnet_flax.config import DataConfig, ModelConfig, RunConfig
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import parallel
 from resnet_flax.runtime.parallel import Backend
-from resnet_flax.storage import filesystem, findings, recipe
+from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -50,10 +50,19 @@ RESOLUTION = 15
 
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
-    """Measures each group and depth before training, with BN and without, for the first seed."""
+    """Measures each group and depth before training, with BN and without, for the first seed.
+
+    The signal is measured with BN only. If the norm varies in the grid, each run keeps its own.
+    """
     seed = runs[0].config.seed
     first = [run for run in runs if run.config.seed == seed]
-    points = [(run, norm) for norm in NORMS for run in first if _may_have(norm, run.config.model)]
+    varied = len({run.config.model.norm for run in first}) > 1  # Then each run has its own norm.
+    points = [
+        (run, norm)
+        for norm in NORMS
+        for run in first
+        if (norm == run.config.model.norm if varied else _may_have(norm, run.config.model))
+    ]
     networks = []
     for run, norm in _tracked(points, "networks", console):
         model = run.config.model.model_copy(update={"norm": norm})
@@ -63,7 +72,7 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(part_by_part.parts_of(net), variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}
-        found = signal.measure(net, variables, batches)
+        found = signal.measure(net, variables, batches) if norm == "batch" else None
         networks.append(Network(**point, at=at, signal=found))
         done = f"{len(networks)} of {len(points)}: {run.point.group}-{model.depth} norm={norm}"
         console.print(f"measured {done}", markup=False)
@@ -101,7 +110,7 @@ def diagnose_run(
     config = runs[-1].config
     parts = part_by_part.parts_of(runs[-1].model)
     batches = build.training_batches(config.data, config.parallel, runs[-1].image_mean, count)
-    initial = initial_variables(config, console.print)
+    initial = _before_training(folder, config, console)
     found_signal = signal.measure(runs[-1].model, initial, batches)
     findings.save(findings.folder(folder) / findings.SIGNAL, found_signal)
     found = []
@@ -113,6 +122,19 @@ def diagnose_run(
         last = runs[-1]._replace(variables=moments[-1][1])
         _explore(folder, last, initial, batches, resolution, console)
     return found
+
+
+def _before_training(folder: AnyPath, config: RunConfig, console: Console) -> dict[str, Any]:
+    """Variables before the first step. A run that began with another one has them in its step 0."""
+    if not config.init_from:
+        return initial_variables(config, console.print)
+    if 0 not in (saved := saved_steps(folder)):
+        raise UserError(
+            f"Expected step 0 among the checkpoints of {folder}, since it began with another run,"
+            f" got {saved}. Train it again: its step 0 is kept now."
+        )
+    variables: dict[str, Any] = stacking.unstack(load_run(folder, 0).variables)
+    return variables
 
 
 def _explore(
@@ -187,7 +209,9 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     wrong: list[UserError] = []
     for folder in _tracked(folders, "runs", console):
         try:
-            steps = saved_steps(folder) if args.all_steps else [args.step]
+            steps = (
+                [step for step in saved_steps(folder) if step] if args.all_steps else [args.step]
+            )
             found = diagnose_run(folder, steps, args.batches, resolution, console, args.data_dir)
         except UserError as error:
             wrong.append(error)
@@ -202,7 +226,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
 
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
-    runs, workdir = _runs(cli.sweep_config(args)), filesystem.path(args.workdir)
+    runs, workdir = grid.runs_of(cli.sweep_config(args)), filesystem.path(args.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -212,17 +236,6 @@ def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
     findings.save(path, findings.Initial(networks=tuple(networks)))
     console.print(_printed([(f"{n.kind}-{n.depth} norm={n.norm}", n.at) for n in networks]))
     console.print(str(path), markup=False)
-
-
-def _runs(config: dict[str, Any]) -> list[grid.GridRun]:
-    """The runs of a sweep's config, or the single run of a run's config."""
-    if "kinds" in config:
-        return grid.expand(parse(config, grid.SweepConfig))
-    if "vary" in config:
-        raise UserError("Expected --vary with a sweep's --config, got a run's --config.")
-    run = parse(config, RunConfig)
-    kind = recipe.kind_of(recipe.flat(config))
-    return [grid.GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 
 def _check_flags(args: flags.FlagValues) -> None:

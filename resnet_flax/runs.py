@@ -5,7 +5,7 @@ import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +142,8 @@ def export_run(
 ) -> None:
     """Copies a run from its folder on a disk to a new folder, to share it or to train it there.
 
-    The copy has the records, the diagnostics and one checkpoint: `step`, as in `load_run`. The
+    The copy has the records, the diagnostics and one checkpoint: `step`, as in `load_run`. If the
+    run began with another run's parameters, it also has step 0, which `diagnose` needs. The
     optimiser's state is left out, which halves the size. `load_run`, `evaluate`, `diagnose` and
     `init_from` work on the copy. Paths of this machine are removed: `init_from` becomes the name of
     that run's folder, and the text of an error is deleted.
@@ -165,6 +166,7 @@ def export_run(
     found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
     filesystem.refuse_links(source, *OWN, *found)
     step = load_run(source, step).step
+    begun = {0} & {*saved_steps(source)}  # Only a run that began with another has it.
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -176,7 +178,7 @@ def export_run(
                 (part / name).write_bytes(text)
         if not resumable:
             _leave_paths_out(RunFolder(part))
-        _export_step(RunFolder(source), RunFolder(part), step, resumable)
+        _export_steps(RunFolder(source), RunFolder(part), sorted({step, *begun}), resumable)
         part.rename(target)
     except (OSError, FaultError) as error:
         raise UserError(f"Cannot export to {target}: {summary(error)}.") from error
@@ -194,16 +196,16 @@ def _leave_paths_out(copy: RunFolder) -> None:
         filesystem.write_json(copy.status_file, status._replace(error=None)._asdict())
 
 
-def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool) -> None:
-    """Saves a checkpoint of a run in the folder to which its records were copied."""
-    state = Checkpoints(source.checkpoints, config=source.config_digest()).restore(step)
+def _export_steps(
+    source: RunFolder, copy: RunFolder, at_steps: Sequence[int], resumable: bool
+) -> None:
+    """Saves checkpoints of a run, ascending, in the folder to which its records were copied."""
+    saved, last = Checkpoints(source.checkpoints, config=source.config_digest()), at_steps[-1]
     if resumable:
         with copy.claim(copy.config(), print):
-            copy.drop_metrics_after(step)
-            copy.write_status(_stopped_at(step, copy.status()))
+            copy.drop_metrics_after(last)
+            copy.write_status(_stopped_at(last, copy.status()))
         (copy.path / ".lock").unlink()
-    else:
-        state = {name: state[name] for name in ("params", "batch_stats", "step", "image_mean")}
     with CheckpointWriter(
         copy.checkpoints,
         keep_every=0,
@@ -212,7 +214,12 @@ def _export_step(source: RunFolder, copy: RunFolder, step: int, resumable: bool)
         say=print,
         config=copy.config_digest(),
     ) as writer:
-        writer.save(step, state, {})
+        for step in at_steps:
+            state = saved.restore(step)
+            if not resumable:
+                kept = ("params", "batch_stats", "step", "image_mean")
+                state = {name: state[name] for name in kept}
+            writer.save(step, state, {})
 
 
 def _stopped_at(step: int, status: Status | None) -> Status:

@@ -17,7 +17,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import sweep_file, sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.recipe import Varying, flat
+from resnet_flax.storage.recipe import Varying, flat, kind_of
 from resnet_flax.training import build
 
 _NAME_LENGTH = 200
@@ -121,6 +121,20 @@ def named(run: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"Run {run}: {error}") from error
+
+
+def runs_of(config: dict[str, Any]) -> list[GridRun]:
+    """The runs of a sweep's config, or the single run of a run's config.
+
+    Raises UserError as `expand`, and if a field is varied in a run's config.
+    """
+    if "kinds" in config:
+        return expand(parse(config, SweepConfig))
+    if "vary" in config:
+        raise UserError("Expected --vary with a sweep's --config, got a run's --config.")
+    run = parse(config, RunConfig)
+    kind = kind_of(flat(config))
+    return [GridRun(f"{kind}-{run.model.depth}", kind, run)]
 
 
 def expand(sweep: SweepConfig) -> list[GridRun]:

@@ -41,6 +41,7 @@ from resnet_flax.models.resnet import ResNet
 
 _STEP = 0.02
 _GRID = np.arange(-2_500, 7_501) * _STEP  # Values of s: -50 to 150, with a 0.
+_LOST = 1e-3  # The probability that may lie beyond the grid.
 
 
 class Moments(NamedTuple):
@@ -73,7 +74,7 @@ def gradient_ratio(
     """|dL/dx| at the input of the first block over that at the output of the last block.
 
     Blocks are basic and post-activation, shortcuts are option A. `shortcut_scale` 0 is a plain
-    network.
+    network. NaN if values of s grow beyond 150, as with a large `shortcut_scale` or BN bias.
     """
     f, r = _gaussian(bn_bias), layer_growth(negative_slope, bn_bias)
     groups = [Group(widths[0], f)]  # What the first block reads.
@@ -87,6 +88,8 @@ def gradient_ratio(
             if new := width - sum(g.channels for g in x):
                 groups.append(Group(new, f))
             passed.append((x, groups))
+    if min(g.density.sum() for g in groups) < 1 - _LOST:
+        return float("nan")
     squares = _shares(groups)  # |dL/dx|^2 by group; the loss reads all channels alike.
     for x, y in reversed(passed):
         of_s = squares * [_moments(g.density, negative_slope).slope_square for g in y]
@@ -97,7 +100,7 @@ def gradient_ratio(
 
 
 def predicted_ratio(model: nn.Module) -> float | None:
-    """`gradient_ratio` of a network. None if the theory does not cover it."""
+    """`gradient_ratio` of a network. None if the theory does not cover it, or if it is NaN."""
     covered = (
         isinstance(model, ResNet)
         and (model.stem, model.block, model.norm) == ("cifar", BasicBlock, "batch")
@@ -109,7 +112,8 @@ def predicted_ratio(model: nn.Module) -> float | None:
         return None
     scale = 0.0 if model.shortcut == "none" else model.shortcut_scale
     slopes = model.negative_slope, model.bn_bias
-    return gradient_ratio(model.blocks_per_stage, model.widths, scale, *slopes)
+    ratio = gradient_ratio(model.blocks_per_stage, model.widths, scale, *slopes)
+    return ratio if np.isfinite(ratio) else None
 
 
 def _shares(groups: Sequence[Group]) -> np.ndarray:
@@ -135,8 +139,10 @@ def _moments(density: np.ndarray, negative_slope: float) -> Moments:
 
 
 def _next(s: np.ndarray, scale: float, negative_slope: float, f: np.ndarray) -> np.ndarray:
-    """The density of f + scale phi(s)."""
+    """The density of f + scale phi(s), without what lies beyond the grid."""
     h = scale * _activated(negative_slope)
+    inside = (h >= _GRID[0]) & (h <= _GRID[-1])
+    h, s = h[inside], s[inside]
     # Each value is shared by its two neighbours on the grid, which keeps the mean.
     below = np.floor((h - _GRID[0]) / _STEP).astype(int)
     above = (h - _GRID[below]) / _STEP

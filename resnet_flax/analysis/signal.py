@@ -84,22 +84,30 @@ def mean_cosine(gradients: Sequence[np.ndarray]) -> float:
     return float(np.mean([a @ b for a, b in itertools.combinations(vectors / norms, 2)]))
 
 
-def neighbour_error(features: np.ndarray, labels: np.ndarray) -> float:
+def neighbour_error(features: np.ndarray, labels: np.ndarray) -> float | None:
     """How many percent of images have another label than the nearest other image.
+
+    None for a single image, and for features that are not finite.
 
     - `features`: [N, C]; distances are Euclidean.
     - `labels`: [N].
     """
+    if len(features) == 1 or not np.isfinite(features).all():
+        return None
     nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)
     return float(100 * np.mean(labels[nearest[:, 0]] != labels))
 
 
-def ridge_error(features: np.ndarray, labels: np.ndarray) -> float:
+def ridge_error(features: np.ndarray, labels: np.ndarray) -> float | None:
     """The error, in percent, of a ridge regression that never saw the image that it is asked for.
+
+    None for a single image, and for features that are not finite.
 
     The regression predicts [N, K] indicators of classes from [N, C] features and a constant. Its
     leave-one-out predictions have a closed form.
     """
+    if len(features) == 1 or not np.isfinite(features).all():
+        return None
     classes = np.unique(labels)
     targets = (labels[:, None] == classes).astype(np.float64)
     x = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)

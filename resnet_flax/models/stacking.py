@@ -47,11 +47,6 @@ def unstack(tree: T) -> T:
     return _convert(tree, _unstacked)
 
 
-def is_stacked(tree: Any) -> bool:
-    """Whether the blocks of any stage are stacked."""
-    return any(stands_in_stack(path) for path, _ in jax.tree.leaves_with_path(tree))
-
-
 def stands_in_stack(path: Sequence[Any]) -> bool:
     """Whether an array has a leading axis of blocks. `path`: its keys in the tree, as jax gives."""
     return any(_BLOCKS.search(str(key)) for key in path)

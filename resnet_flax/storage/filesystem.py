@@ -120,11 +120,15 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         return
     # A random name: processes in two containers may have the same number.
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:  # A full disk would keep a part of each attempt.
+        new.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

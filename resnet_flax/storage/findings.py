@@ -69,9 +69,9 @@ class StageSignal(Finding):
     name: str
     gradient_cosine: float | None
     """Mean cosine between the gradients of the stage's kernels in two batches."""
-    neighbour_error: float
+    neighbour_error: float | None
     """How many percent of images have another label than the nearest other image."""
-    ridge_error: float
+    ridge_error: float | None
     """Leave-one-out error of a ridge regression, in percent."""
 
 

@@ -33,9 +33,10 @@ def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, 
     """The steps to keep, out of these ascending ones.
 
     They are the last `KEPT`, the one with the least test error (the first of equals), and every
-    `keep_every`-th step, unless that is 0.
+    `keep_every`-th step, unless that is 0. Step 0 is kept, too: only a run that began with another
+    one's parameters saves it, and that one may change.
     """
-    kept = set(steps[-KEPT:])
+    kept = {*steps[-KEPT:], *steps[: steps[:1] == [0]]}
     kept |= {step for step in steps if keep_every and step % keep_every == 0}
     evaluated = [step for step in steps if step in test_errors]
     return kept | set(sorted(evaluated, key=test_errors.__getitem__)[:1])

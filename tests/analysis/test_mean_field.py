@@ -87,3 +87,19 @@ def test_the_predicted_ratio_is_that_of_the_networks_fields():
     assert mean_field.predicted_ratio(net) == expected
     plain = build_resnet("cifar", 14, "none", (4, 4, 8), num_classes=3)
     assert mean_field.predicted_ratio(plain) == mean_field.gradient_ratio((2, 2, 2), (4, 4, 8), 0.0)
+
+
+@pytest.mark.parametrize("fields", [{"shortcut_scale": 2.0}, {"bn_bias": 1.0}])
+def test_no_ratio_is_predicted_where_values_outgrow_the_theorys_grid(fields):
+    blocks = (60, 60, 60)
+    assert np.isnan(mean_field.gradient_ratio(blocks, (4, 4, 8), **fields))
+    net = build_resnet("cifar", 6 * 60 + 2, "pad", (4, 4, 8), num_classes=3, **fields)
+    assert mean_field.predicted_ratio(net) is None
+
+
+def test_a_negative_shortcut_has_a_ratio():
+    # ReLU of it is -phi: blocks grow less than with the identity, and more than without.
+    plain, negative, whole = (
+        mean_field.gradient_ratio((2, 2, 2), (4, 4, 8), scale) for scale in (0.0, -1.0, 1.0)
+    )
+    assert np.isfinite(negative) and negative not in (plain, whole)

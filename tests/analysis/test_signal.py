@@ -68,3 +68,11 @@ def test_a_network_is_measured_by_stages():
     # 1e-3: float32, in another order.
     cosine = found.stages[2].gradient_cosine
     assert cosine == pytest.approx(signal.mean_cosine(vectors), abs=1e-3)
+
+
+@pytest.mark.parametrize("features", [np.ones((1, 3)), np.full((4, 3), np.inf), [[np.nan], [1.0]]])
+def test_one_image_or_features_that_are_not_finite_have_no_error(features):
+    features = np.asarray(features, np.float32)
+    labels = np.arange(len(features)) % 2
+    assert signal.neighbour_error(features, labels) is None
+    assert signal.ridge_error(features, labels) is None

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from configs import degradation
 from experiments import diagnose
+from resnet_flax.errors import UserError
+from resnet_flax.runs import export_run, saved_steps
 from resnet_flax.storage import findings, sweep_folder
 from resnet_flax.storage.recipe import Varying
-from tests.given import expanded
+from tests.given import expanded, train
 
 RUN = "tests/golden/run"
 
@@ -75,9 +77,36 @@ def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(con
     assert ("biased", 8, "none") not in named  # There is no such network.
     plain, residual, *_ = (n.signal.predicted_ratio for n in networks if n.norm == "batch")
     assert plain > 1 and residual > 1 and plain != residual
-    assert all(n.signal.predicted_ratio is None for n in networks if n.norm == "none")
+    assert all(n.signal is None for n in networks if n.norm == "none")
     assert {n.seed for n in networks} == {3}
     assert {n.at.step for n in networks} == {0}
+
+
+def test_networks_whose_norm_the_grid_varies_keep_their_own(console):
+    config = degradation.get_config("digits")
+    config.depths, config.kinds = (8,), {"plain": "none"}
+    config.run.model.widths = (4, 8, 8)
+    config.vary = {"model": {"norm": ("batch", "none")}}
+    networks = diagnose.initial_networks(expanded(config.to_dict()), 1, console)
+    named = [(n.kind, n.norm) for n in networks]
+    assert named == [("plain, norm batch", "batch"), ("plain, norm none", "none")]
+
+
+def test_a_run_that_began_with_another_is_seen_as_it_began(tiny_config, tmp_path, console):
+    tiny_config |= {"steps": 8, "eval_every": 4, "checkpoint_every": 4}
+    assert train(tiny_config, tmp_path / "source") == "finished"
+    begun = tiny_config | {"init_from": str(tmp_path / "source"), "steps": 16}
+    assert train(begun, tmp_path / "run") == "finished"
+    assert 0 in saved_steps(tmp_path / "run")
+    (ended,) = diagnose.diagnose_run(tmp_path / "source", [8], 1, None, console)[1:]
+    shutil.rmtree(tmp_path / "source")
+    export_run(tmp_path / "run", tmp_path / "copy")
+    for folder in (tmp_path / "run", tmp_path / "copy"):
+        before, _ = diagnose.diagnose_run(folder, [16], 1, None, console)
+        assert before.loss == ended.loss
+    shutil.rmtree(tmp_path / "copy" / "checkpoints" / "0")
+    with pytest.raises(UserError, match=r"Expected step 0 .*got \[16\]"):
+        diagnose.diagnose_run(tmp_path / "copy", [16], 1, None, console)
 
 
 def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_path, capsys):

@@ -18,6 +18,7 @@ from resnet_flax.models.resnet import ResNet
 from resnet_flax.models.torch_weights import from_torch, to_torch
 from resnet_flax.training import metrics
 from tests import prepared
+from tests.given import is_stacked
 
 CLASSES = 11
 WIDTHS = {"cifar": (6, 10, 14), "imagenet": (8, 12, 16, 24)}
@@ -218,7 +219,7 @@ def test_scanned_and_rematerialised_networks_are_the_network(shortcut, norm):
     variables = random_variables(model, images.shape)
     expected = step_loss(model, variables, images)
     stacked = stacking.stack(variables)
-    assert stacking.is_stacked(stacked)
+    assert is_stacked(stacked)
     found = step_loss(model.clone(scan=True, remat=True), stacked, images)
     # 2e-5 of the largest value: float32 sums in another order.
     jax.tree.map(

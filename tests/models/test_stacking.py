@@ -7,6 +7,7 @@ import pytest
 
 from resnet_flax.models import stacking
 from resnet_flax.models.catalogue import build_resnet
+from tests.given import is_stacked
 
 # Family, depth, shortcut: stages of 3, of 2, and of 3 to 6 blocks.
 NETS = [("cifar", 20, "pad"), ("cifar", 14, "none"), ("imagenet", 50, "projection")]
@@ -77,8 +78,8 @@ def test_stacking_is_lossless_and_keeps_the_order_of_twelve_blocks():
     assert stacked[0].keys() == {"fc", "stage1_block1", "stage1_blocks"}
     kernels = stacked[0]["stage1_blocks"]["conv1"]["kernel"]
     assert kernels[:, 0].tolist() == list(range(2, 13))
-    assert stacking.is_stacked(stacked)
-    assert not stacking.is_stacked(tree)
+    assert is_stacked(stacked)
+    assert not is_stacked(tree)
     back = stacking.unstack(stacked)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, back, tree)

@@ -157,6 +157,12 @@ def test_the_last_two_the_best_and_every_nth_are_kept(keep_every, test_errors, k
     assert step_folders.kept_steps(steps, keep_every, test_errors) == set(kept)
 
 
+def test_the_step_before_the_first_is_kept():
+    assert step_folders.kept_steps([0, 10, 20, 30], 0, {10: 0.1}) == {0, 10, 20, 30}
+    assert step_folders.kept_steps([0, 10, 20, 30], 0, {}) == {0, 20, 30}
+    assert step_folders.kept_steps([], 0, {}) == set()
+
+
 def test_what_is_not_to_be_kept_is_deleted(tmp_path):
     save(tmp_path, 10, 20, 30, 40, keep_every=20, test_errors={10: 0.1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20", "30", "40"]
@@ -380,7 +386,8 @@ def test_a_step_that_is_a_link_is_not_used_and_what_it_leads_to_is_left(two_step
     folder, outside = tmp_path / "copy", tmp_path / "outside" / "9"
     shutil.copytree(two_steps, folder)
     shutil.copytree(two_steps / "2", outside)
-    for step in ("0", "9"):
+    shutil.rmtree(folder / "1")
+    for step in ("1", "9"):
         (folder / step).symlink_to(outside)
     before = files(outside)
     said: list[str] = []

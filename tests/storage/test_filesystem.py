@@ -44,3 +44,14 @@ def test_any_other_sync_that_fails_is_an_error(tmp_path, folders_without_sync, c
     folders_without_sync(code, also_files)
     with pytest.raises(OSError, match=os.strerror(code)):
         filesystem.write_text(tmp_path / "file", "1")
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            filesystem.write_text(tmp_path / "report.html", "text")
+    assert list(tmp_path.iterdir()) == []

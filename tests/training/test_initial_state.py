@@ -9,7 +9,7 @@ from resnet_flax.storage import checkpoints
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, initial_state
 from resnet_flax.training.recorder import Recorder
-from tests.given import built, train
+from tests.given import built, is_stacked, train
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def initial(config):
 
 def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
     stacked, unrolled = initial(scanned(two_blocks)), initial(scanned(two_blocks, "off"))
-    assert stacking.is_stacked(stacked.params)
-    assert not stacking.is_stacked(unrolled.params)
+    assert is_stacked(stacked.params)
+    assert not is_stacked(unrolled.params)
     jax.tree.map(np.testing.assert_array_equal, stacking.unstack(stacked), unrolled)
     kernels = [unrolled.params[f"stage1_block{i}"]["conv2"]["kernel"] for i in (1, 2)]
     assert not np.array_equal(*kernels)
@@ -83,7 +83,7 @@ def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(
         for path in (undisturbed, tmp_path / "cut")
     )
     assert {"stage1_block1", "stage1_block2"} <= whole["params"].keys()
-    assert not stacking.is_stacked(whole)
+    assert not is_stacked(whole)
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
     jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.params)
     monkeypatch.setattr(build, "DEEPEST_UNROLLED", 8)
     deep = load_run(stacked)
-    assert stacking.is_stacked(deep.variables)
+    assert is_stacked(deep.variables)
     parts = built(unrolled)
     images = parts.test.images
     logits = parts.model.apply(state.variables, run.normalize(images))

@@ -1,6 +1,6 @@
 import pytest
 
-from configs import degradation
+from configs import degradation, digits
 from experiments.sweeping import grid
 from resnet_flax.errors import UserError
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -146,3 +146,11 @@ def test_a_folder_says_what_varies_and_each_runs_values(fields, tmp_path):
         "model.widths": "(4, 8, 8)",
     }
     assert sweep.points["plain-8-lr0.01-s0"].varied == {"optim.lr": 0.01, "model.widths": "()"}
+
+
+def test_a_runs_config_is_one_run_and_varies_nothing():
+    config = digits.get_config("plain8").to_dict()
+    (run,) = grid.runs_of(config)
+    assert (run.name, run.kind, run.config.model.depth) == ("plain-8", "plain", 8)
+    with pytest.raises(UserError, match="Expected --vary with a sweep's --config"):
+        grid.runs_of(config | {"vary": {"optim": {"lr": (0.1,)}}})
