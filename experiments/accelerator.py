@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmarks import agreement, sharing
-from experiments.sweeping import grid
+from experiments.sweeping import devices, grid
 from resnet_flax.config import parse
 from resnet_flax.data import sources
 from resnet_flax.errors import ExplainedError, FaultError, UserError
@@ -109,7 +109,7 @@ def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> list[dict
 def rows_of(command: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     """The rows that a module prints in this time, as JSON. Raises FaultError if there are none."""
     with tempfile.TemporaryFile("w+") as output:
-        with group([[sys.executable, "-m", *command]], [{}], output) as processes:
+        with group([[sys.executable, "-m", *command]], [os.environ], output) as processes:
             _wait(processes, time.monotonic() + seconds)
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
@@ -121,14 +121,13 @@ def rows_of(command: Sequence[str], seconds: float) -> list[dict[str, Any]]:
 @contextmanager
 def group(
     commands: Sequence[Sequence[str]],
-    environments: Sequence[dict[str, str]],
+    environments: Sequence[Mapping[str, str]],
     output: IO[str] | None = None,
 ) -> Iterator[list["subprocess.Popen[str]"]]:
     """Processes that end with the context: first they are told to stop, so that they save."""
     processes: list[subprocess.Popen[str]] = []
     try:
-        for command, more in zip(commands, environments, strict=True):
-            environment = os.environ | more
+        for command, environment in zip(commands, environments, strict=True):
             processes.append(subprocess.Popen(command, stdout=output, text=True, env=environment))
         yield processes
     finally:
@@ -157,13 +156,10 @@ def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: floa
     gpus = found["count"] if found["platform"] == "gpu" else 1
     count = min(at_once * gpus, len(runs))
     commands = [[*command, f"--only={','.join(runs[share::count])}"] for share in range(count)]
-    environments: list[dict[str, str]] = [{} for _ in commands]
+    environments = [dict(os.environ) for _ in commands]
     if found["platform"] == "gpu":
-        memory = f"{0.9 / at_once:.2f}"
-        environments = [
-            {"CUDA_VISIBLE_DEVICES": str(share % gpus), "XLA_PYTHON_CLIENT_MEM_FRACTION": memory}
-            for share in range(count)
-        ]
+        shared = devices.of_shared_gpu(os.environ, at_once)
+        environments = [shared | {"CUDA_VISIBLE_DEVICES": str(i % gpus)} for i in range(count)]
     with group(commands, environments) as processes:
         _wait(processes, end)
     statuses = {process.returncode for process in processes}
@@ -171,7 +167,12 @@ def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: floa
         return 0
     report = [sys.executable, "-m", "experiments.report", f"--workdir={args.workdir}"]
     subprocess.run(report, check=False)
-    return max(statuses)
+    return worst(statuses)
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """The exit status for those of several processes. Below 0, a signal has killed the process."""
+    return max(status if status >= 0 else cli.FAILURE for status in statuses)
 
 
 def main(args: flags.FlagValues) -> int:

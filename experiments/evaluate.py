@@ -16,7 +16,6 @@ from resnet_flax.runtime import cpu, parallel
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.training import build
 from resnet_flax.training.evaluation import Evaluator
-from resnet_flax.training.views import Views
 
 CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
 
@@ -40,6 +39,8 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
     else:
         _check_view(run.config, view)
         assert isinstance(images, Stream)
+        from resnet_flax.training.views import Views  # Needs packages that images in memory do not.
+
         views = Views(run.model, devices, run.variables, run.image_mean, print)
         if view == TEN_CROP:
             scores = views.ten_crop(images, data.eval_batch_size)
@@ -77,6 +78,8 @@ def main(args: flags.FlagValues) -> None:
     folder = cli.run_folder(args)
     cpu.use_cores(None)
     parallel.open_devices()
+    if args["sides"].present and args.view != MULTI_SCALE:
+        raise UserError(f"Expected --sides with --view={MULTI_SCALE}, got --view={args.view}.")
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
         score(load_run(folder, args.step, args.data_dir), *how)

@@ -97,17 +97,20 @@ def best(found: Sequence[Option]) -> Option:
     return min(found, key=lambda option: option.wall)
 
 
-def explain(found: Sequence[Option], config: RunConfig, machine: MachineConfig) -> list[str]:
+def explain(
+    found: Sequence[Option], configs: Sequence[RunConfig], machine: MachineConfig
+) -> list[str]:
     """Explains, in lines, which axis is parallel, why, and where the numbers come from.
 
-    `config`: the config of any of the runs.
+    `configs`: those of the runs.
     """
-    chosen = best(found)
+    chosen, more = best(found), 2 * found[-1].chips_a_run
+    in_the_way = next(config for config in configs if more not in _chips_a_run(config, machine))
     return [
         _axis(chosen),
         *(_why_not(other, chosen, machine) for other in _beside(found, chosen)),
-        *_why_no_more(2 * found[-1].chips_a_run, config, machine),
-        *_known(config.data.name, machine),
+        *_why_no_more(more, in_the_way, machine),
+        *_known(in_the_way.data.name, machine),
     ]
 
 
@@ -215,7 +218,7 @@ def main(args: flags.FlagValues) -> None:
         )
     console = Console(highlight=False, width=max(Console().width, 100))
     console.print(table)
-    for line in explain(found, runs[0].config, machine):
+    for line in explain(found, [run.config for run in runs], machine):
         console.print(line, soft_wrap=True, markup=False)
 
 

@@ -87,6 +87,10 @@ def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = 
 def main(args: flags.FlagValues) -> int:
     workdir = cli.sweep_folder(args)
     if args.dry_run:
+        if given := [f"--{name}" for name in OF_RAY if args[name].present]:
+            raise UserError(
+                f"Expected --dry_run without {', '.join(given)}: its times are for this machine."
+            )
         runs = _runs(args)
         devices.begin(*(run.config for run in runs))
         check_grid(runs, workdir, args.only)

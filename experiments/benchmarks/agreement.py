@@ -36,7 +36,8 @@ def check(folder: Path, seconds: float) -> dict[str, Any]:
         runs["whole"] = _start(folder / "whole")
         _finish(runs["whole"], end)
         runs["killed"] = _start(folder / "killed")
-        while runs["killed"].poll() is None and not RunFolder(folder / "killed").metrics():
+        killed = RunFolder(folder / "killed")
+        while runs["killed"].poll() is None and not killed.metrics() and time.monotonic() < end:
             time.sleep(0.0005)
         was_killed = runs["killed"].poll() is None
         runs["killed"].send_signal(signal.SIGKILL)

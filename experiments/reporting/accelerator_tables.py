@@ -107,6 +107,4 @@ def _cell(row: Row) -> str:
     if not row["fits"]:
         return f"**no**: {memory}"
     by = {"compute": "by FLOPs", "memory": "by bytes"}[row["bound_by"]]
-    if row["bytes"] is None:
-        by = "(FLOPs only)"
     return f"{memory}, {row['least_ms']:.2f} ms {by}"

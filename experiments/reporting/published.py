@@ -60,6 +60,16 @@ REPRODUCTIONS = Source(
     },
 )
 SOURCES = (PAPER, REPRODUCTIONS)
+# What the networks above have in other fields. Old configs lack some of them.
+_NETWORK = {
+    "model.norm": "batch",
+    "model.block": "postactivation",
+    "model.shortcut_scale": 1.0,
+    "model.zero_init_residual": False,
+    "model.negative_slope": 0.0,
+    "model.init": "he",
+    "model.bn_bias": 0.0,
+}
 
 
 def comparable(configs: Iterable[dict[str, Any]], varying: Varying) -> tuple[Source, ...]:
@@ -71,7 +81,7 @@ def comparable(configs: Iterable[dict[str, Any]], varying: Varying) -> tuple[Sou
     same = [
         (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
         and config.get("model.widths", []) in ([], [16, 32, 64])
-        and config.get("model.norm", "batch") == "batch"
+        and all(config.get(name, value) == value for name, value in _NETWORK.items())
         for config in configs
     ]
     alike = not varying.in_grid and set(varying.by_kind) <= {"model.shortcut"}

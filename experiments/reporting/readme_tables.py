@@ -16,8 +16,7 @@ from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 RESULTS = Path("experiments/results")
-KINDS = {"plain": "none", "residual": "pad"}
-"""Kind -> its `model.shortcut`."""
+KINDS = ("plain", "residual")
 NONE = "–"
 Rows = list[dict[str, Any]]
 
@@ -134,10 +133,10 @@ def elsewhere(measure: str) -> Rows:
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame, kind: str, depth: int, measure: str) -> str:
-    """The difference of two means, in its standard errors; a dash if both deviations are 0."""
+    """The difference of two means, in its standard errors; a dash if that is 0 or not known."""
     a, b = one.loc[(kind, depth)], other.loc[(kind, depth)]
-    error = math.sqrt((a[f"{measure}_std"] ** 2 + b[f"{measure}_std"] ** 2) / a["n"])
-    return f"{abs(a[measure] - b[measure]) / error:.1f}" if error else NONE
+    error = math.sqrt(sum(side[f"{measure}_std"] ** 2 / side["n"] for side in (a, b)))
+    return f"{abs(a[measure] - b[measure]) / error:.1f}" if error > 0 else NONE
 
 
 def single_runs(sweep: str) -> Rows:

@@ -2,12 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from absl import flags
 
 from resnet_flax.config import RunConfig
 from resnet_flax.runtime import cpu, hosts
+
+_MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # Never both.
+_GPU_MEMORY = 0.9  # The share of a GPU's memory for all its processes together.
 
 
 @contextlib.contextmanager
@@ -16,6 +19,12 @@ def together(args: flags.FlagValues) -> Iterator[None]:
     peers = args.coordinator, args.num_processes, args.process_id, args.heartbeat_seconds
     with hosts.together(*peers):
         yield
+
+
+def of_shared_gpu(variables: Mapping[str, str], sharing: int) -> dict[str, str]:
+    """Environment variables with the memory of one of `sharing` processes on a GPU."""
+    others = {name: value for name, value in variables.items() if name not in _MEMORY}
+    return others | {_MEMORY[0]: f"{_GPU_MEMORY / sharing:.3f}"}
 
 
 def begin(*configs: RunConfig) -> None:

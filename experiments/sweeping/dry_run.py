@@ -11,9 +11,8 @@ from rich.text import Text
 from experiments.benchmarks.turns import Worker, ours
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.live_table import duration
-from experiments.sweeping.monitor import RunMonitor, SweepMonitor
+from experiments.sweeping.monitor import SweepMonitor
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.records import DONE
 from resnet_flax.training import build
 
 TIMED = 5
@@ -23,7 +22,7 @@ def show(runs: Sequence[GridRun], workdir: AnyPath, console: Console) -> None:
     """Prints a line for each run, and the time of those that have not ended."""
     monitor = SweepMonitor(workdir, [run.point for run in runs])
     monitor.refresh()
-    work = [_work_left(run) for run in monitor.runs]
+    work = [run.work_left for run in monitor.runs]
     speed, source = _speed(runs, monitor)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("run", "kind", *runs[0].varying.in_grid):
@@ -41,12 +40,6 @@ def show(runs: Sequence[GridRun], workdir: AnyPath, console: Console) -> None:
     total = f"about {duration(sum(work) / speed)}" if speed else "time not known"
     console.print(f"{len(runs)} runs, one after another: {total}.", source, markup=False)
     console.print("Evaluation, compilation and checkpoints take extra time. Nothing was written.")
-
-
-def _work_left(run: RunMonitor) -> int:
-    """The work that the sweep will do. A failed run is trained again."""
-    steps = 0 if run.state in DONE else max(0, run.point.steps - run.step)
-    return run.point._replace(steps=steps).work
 
 
 def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None, str]:

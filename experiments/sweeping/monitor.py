@@ -16,7 +16,7 @@ from resnet_flax.errors import UserError, printable
 from resnet_flax.storage import filesystem, records
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.lock import Heartbeat
-from resnet_flax.storage.records import LARGEST, RUNNING, Status, series_of
+from resnet_flax.storage.records import DONE, LARGEST, RUNNING, Status, series_of
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint
 
@@ -52,8 +52,8 @@ class RunMonitor:
 
     @property
     def work_left(self) -> int:
-        """The part of the point's `work` that is still to be done."""
-        steps = 0 if self.state in ENDED else max(0, self.point.steps - self.step)
+        """The part of the point's `work` that a sweep will do. It trains a failed run again."""
+        steps = 0 if self.state in DONE else max(0, self.point.steps - self.step)
         return self.point._replace(steps=steps).work
 
     @property

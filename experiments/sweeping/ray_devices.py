@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import ray
 from ray import exceptions
 
-from experiments.sweeping import engine
+from experiments.sweeping import devices, engine
 from experiments.sweeping.engine import OnChange
 from experiments.sweeping.grid import GridRun
 from resnet_flax.errors import UserError, summary
@@ -32,8 +32,6 @@ from resnet_flax.storage.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 REST_SECONDS = 2.0
-MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # Never both.
-GPU_MEMORY = 0.9  # The share of a GPU's memory for all its runs together.
 PATIENCE = round(2 * STALE_SECONDS / REST_SECONDS)
 
 
@@ -88,9 +86,7 @@ class Devices:
             held = {"num_cpus": 1 / sharing, "num_gpus": per_run / sharing}
             variables = of_accelerators(variables)
         if sharing > 1:
-            share = f"{GPU_MEMORY / sharing:.3f}"
-            variables = {name: of for name, of in variables.items() if name not in MEMORY}
-            variables |= {MEMORY[0]: share}
+            variables = devices.of_shared_gpu(variables, sharing)
         try:
             self._task = ray.remote(
                 **held,

@@ -82,8 +82,9 @@ def test_killed_with_its_workers_or_by_one_of_them_a_run_resumes_to_the_same_bit
 def test_an_evaluation_sees_every_image_in_each_view(undisturbed, varied_folder, view):
     assert varied_folder not in (undisturbed / "config.json").read_text()
     command = [sys.executable, "-m", "experiments.evaluate", f"--workdir={undisturbed}"]
+    sides = ["--sides=40"] if view == "multi_scale" else []
     output = subprocess.run(
-        [*command, f"--data_dir={varied_folder}", f"--view={view}", "--sides=40"],
+        [*command, f"--data_dir={varied_folder}", f"--view={view}", *sides],
         check=True, capture_output=True, text=True,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "RESNET_FLAX_WORKERS": "1"},
     ).stdout  # fmt: skip

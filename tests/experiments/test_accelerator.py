@@ -107,3 +107,10 @@ def test_it_saves_and_says_try_again_when_its_minutes_are_over(tmp_path):
     assert process.returncode in (75, 1), said  # 1: the check did not end in 30 s.
     status = RunFolder(tmp_path / RUNS[0]).status()
     assert status is None or (status.state == "preempted" and status.step > 0)
+
+
+@pytest.mark.parametrize(
+    "statuses, status", [({0, -9}, 1), ({-9}, 1), ({0, 75}, 75), ({-9, 75}, 75), ({0, 2}, 2)]
+)
+def test_a_process_that_was_killed_is_no_success(statuses, status):
+    assert accelerator.worst(statuses) == status

@@ -332,3 +332,24 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
         (cli.sweep_folder, tmp_path / "new"),
     ]:
         assert accepts(SimpleNamespace(workdir=folder)) == folder
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run --devices_per_run=2",
+            "Expected --dry_run without --devices_per_run",
+        ),
+        ("evaluate --sides=40", "Expected --sides with --view=multi_scale, got --view=center"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
+    name, *given = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *given, f"--workdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr

@@ -131,7 +131,21 @@ def test_without_a_scaling_a_run_gets_one_chip_and_the_plan_says_why():
     runs = sweep("cifar10")
     found = plan.options(runs, known)
     assert [option.chips_a_run for option in found] == [1]
-    assert "machine.scaling.cifar10.share" in "".join(plan.explain(found, runs[0].config, known))
+    assert "machine.scaling.cifar10.share" in "".join(
+        plan.explain(found, [run.config for run in runs], known)
+    )
+
+
+def test_the_run_that_is_in_the_way_of_more_chips_is_the_one_explained():
+    known = cifar_chips(8)
+    runs = sweep("cifar10", depths=(20,), seeds=(0,))
+    data = runs[1].config.data.model_copy(update={"batch_size": 1024})
+    runs[0] = runs[0]._replace(config=runs[1].config.model_copy(update={"data": data}))
+    found = plan.options(runs, known)
+    (line,) = (
+        line for line in plan.explain(found, [r.config for r in runs], known) if "see" in line
+    )
+    assert line.startswith("With 4 chips a run, batch normalisation would see 32 images")
 
 
 def test_a_speed_is_measured_or_assumed_or_a_bound_and_the_plan_says_which():
@@ -142,7 +156,7 @@ def test_a_speed_is_measured_or_assumed_or_a_bound_and_the_plan_says_which():
         (machine("h100_8", **assumed), "ASSUMED"),
         (machine("cpu_2_cores"), "Measured"),
     ):
-        lines = plan.explain(plan.options(runs, known), runs[0].config, known)
+        lines = plan.explain(plan.options(runs, known), [run.config for run in runs], known)
         (line,) = (line for line in lines if ": speed" in line)
         assert line.startswith(f"{word}: speed")
 

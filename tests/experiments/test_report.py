@@ -121,6 +121,12 @@ def test_published_errors_are_beside_those_of_their_data_set_alone():
         ("model.family", "imagenet"),
         ("model.widths", [8, 16, 32]),
         ("model.norm", "none"),
+        ("model.block", "preactivation"),
+        ("model.shortcut_scale", 0.5),
+        ("model.negative_slope", 0.5),
+        ("model.zero_init_residual", True),
+        ("model.init", "looks_linear"),
+        ("model.bn_bias", 1.0),
     ):
         assert not published.comparable([config, config | {field: value}], Varying())
     for other in (Varying(in_grid=("optim.lr",)), Varying(by_kind=("optim.lr",))):

@@ -87,6 +87,13 @@ def test_a_gradient_of_zero_has_no_factor(of_residual):
         built(of_residual)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lars"])
+def test_an_optimiser_that_divides_by_the_norm_takes_no_factors(of_residual, optimizer):
+    of_residual["optim"]["optimizer"] = optimizer
+    with pytest.raises(UserError, match="optimizer=\"sgd\" with optim.norms_of='pad'"):
+        built(of_residual)
+
+
 def test_a_network_that_begins_linear_may_have_the_norms_of_a_twin(of_residual):
     of_residual["model"] |= {"init": "looks_linear"}
     state = initial_state.initial_state(built(of_residual), print)

@@ -160,3 +160,9 @@ def test_what_a_sweep_knows_of_a_run_without_records_is_shown(tmp_path):
     run = RunMonitor(RunFolder(tmp_path / "refused"), POINT)
     run.without_status = "failed"
     assert run.refresh() == ["plain-8-s0  step 0/100  failed"]
+
+
+def test_a_failed_run_is_still_to_be_trained_and_a_diverged_one_is_not(folder):
+    for state, steps in (("failed", 80), ("diverged", 0), ("finished", 0)):
+        folder.write_status(Status(state, 20))
+        assert looked_at(folder).work_left == 8 * steps * 16
