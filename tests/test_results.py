@@ -282,6 +282,14 @@ def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
         assert len(errors[kind]) == 5 and min(errors[kind]) > 0.5, kind
 
 
+def test_on_cifar10_each_swap_ended_beside_its_own_kind():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes_cifar10"))
+    deep = runs[(runs["depth"] == 56) & (runs["state"] == "finished")]
+    errors = deep.groupby("kind")["train_error"].apply(list)
+    assert min(errors["plain"] + errors["plain, gradient norms of residual"]) > 0.65
+    assert max(errors["residual"] + errors["residual, gradient norms of plain"]) < 0.4
+
+
 def test_the_more_of_the_identity_the_lower_the_training_error():
     runs = sweep_tables.read_runs(SweepFolder(RESULTS / "dose"))
     deep = runs[runs["depth"] == 56].groupby("model.shortcut_scale")["train_error"]
