@@ -49,7 +49,7 @@ cluster-test: .venv/installed-dev $(SCHEDULERS)/installed
 soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
-# Takes half an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. SUITES="input stream" needs photographs; "input" also installs TensorFlow.
+# Takes less than three quarters of an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. SUITES="input stream" needs photographs; "input" also installs TensorFlow.
 benchmark: .venv/installed $(TORCH)/installed $(if $(filter input,$(SUITES)),$(PREPARE)/installed)
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
