@@ -114,7 +114,8 @@ def diagnose_run(
     found_signal = signal.measure(runs[-1].model, initial, batches)
     findings.save(findings.folder(folder) / findings.SIGNAL, found_signal)
     found = []
-    moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in runs)]
+    later = [run for run in runs if run.step]  # Step 0 is the initial one.
+    moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in later)]
     for step, variables in moments:
         found.append(diagnostics.layer_statistics(parts, variables, batches, step))
         findings.save(findings.layers_file(folder, step), found[-1])
@@ -209,9 +210,7 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     wrong: list[UserError] = []
     for folder in _tracked(folders, "runs", console):
         try:
-            steps = (
-                [step for step in saved_steps(folder) if step] if args.all_steps else [args.step]
-            )
+            steps = saved_steps(folder) if args.all_steps else [args.step]
             found = diagnose_run(folder, steps, args.batches, resolution, console, args.data_dir)
         except UserError as error:
             wrong.append(error)

@@ -134,6 +134,15 @@ class OptimConfig(Section):
                 )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _of_factors(self) -> Self:
+        if self.norms_of and self.optimizer != "sgd":
+            raise ValueError(
+                f'expected optimizer="sgd" with norms_of="{self.norms_of}", got "{self.optimizer}",'
+                " which takes a constant factor of a gradient away again"
+            )
+        return self
+
 
 class DataConfig(Section):
     """A TFDS image classification set."""

@@ -36,7 +36,7 @@ def kept_steps(steps: Sequence[int], keep_every: int, test_errors: Mapping[int, 
     `keep_every`-th step, unless that is 0. Step 0 is kept, too: only a run that began with another
     one's parameters saves it, and that one may change.
     """
-    kept = {*steps[-KEPT:], *steps[: steps[:1] == [0]]}
+    kept = set(steps[-KEPT:]) | ({0} & set(steps))
     kept |= {step for step in steps if keep_every and step % keep_every == 0}
     evaluated = [step for step in steps if step in test_errors]
     return kept | set(sorted(evaluated, key=test_errors.__getitem__)[:1])

@@ -156,11 +156,6 @@ def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
             'Expected optim.norms_of="" or model.shortcut in ("none", "pad") and another of the two'
             f" in optim.norms_of, got model.shortcut={model.shortcut!r} and {shortcut!r}."
         )
-    if config.optim.optimizer != "sgd":
-        raise UserError(
-            f'Expected optim.optimizer="sgd" with optim.norms_of={shortcut!r}, got'
-            f" {config.optim.optimizer!r}: it takes a constant factor of a gradient away again."
-        )
     # The twin takes its parameters from this network, so it needs no initial values.
     twin = {"shortcut": shortcut, "shortcut_scale": 1.0, "init": "he"}
     if model.zero_init_residual:

@@ -104,6 +104,10 @@ def test_a_run_that_began_with_another_is_seen_as_it_began(tiny_config, tmp_path
     for folder in (tmp_path / "run", tmp_path / "copy"):
         before, _ = diagnose.diagnose_run(folder, [16], 1, None, console)
         assert before.loss == ended.loss
+    for saved in ([0, 16], [0]):  # At last only the beginning, as in a run that was stopped early.
+        assert [
+            found.step for found in diagnose.diagnose_run(folder, saved, 1, None, console)
+        ] == saved
     shutil.rmtree(tmp_path / "copy" / "checkpoints" / "0")
     with pytest.raises(UserError, match=r"Expected step 0 .*got \[16\]"):
         diagnose.diagnose_run(tmp_path / "copy", [16], 1, None, console)

@@ -90,7 +90,7 @@ def test_a_gradient_of_zero_has_no_factor(of_residual):
 @pytest.mark.parametrize("optimizer", ["adam", "lars"])
 def test_an_optimiser_that_divides_by_the_norm_takes_no_factors(of_residual, optimizer):
     of_residual["optim"]["optimizer"] = optimizer
-    with pytest.raises(UserError, match="optimizer=\"sgd\" with optim.norms_of='pad'"):
+    with pytest.raises(UserError, match='optimizer="sgd" with norms_of="pad", got "'):
         built(of_residual)
 
 
