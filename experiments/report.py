@@ -27,7 +27,7 @@ from experiments.reporting import (
     run_tables,
     styling,
 )
-from experiments.reporting.chart import MOST_LINES, Chart, drawable, is_crowded
+from experiments.reporting.chart import Chart, drawable, not_drawn
 from resnet_flax import errors
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
@@ -92,8 +92,8 @@ def write(workdir: AnyPath) -> None:
             " Noto Sans CJK. The page shows them.",
             markup=False,
         )
-    if left := [chart.name for chart in shown if is_crowded(chart)]:
-        console.print(f"Not drawn, more than {MOST_LINES} lines in a panel: {', '.join(left)}.")
+    if line := not_drawn(shown):
+        console.print(line, markup=False)
     for chart in drawable(shown):
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))

@@ -116,7 +116,7 @@ MOST_LINES = 12
 
 
 def drawable(charts: Iterable[Chart]) -> list[Chart]:
-    """Removes empty panels, charts without another, and those with more lines than one can read."""
+    """Removes empty panels, charts without another, and charts that are crowded."""
     full = [
         replace(chart, panels=tuple(panel for panel in chart.panels if not panel.is_empty()))
         for chart in charts
@@ -125,11 +125,23 @@ def drawable(charts: Iterable[Chart]) -> list[Chart]:
 
 
 def is_crowded(chart: Chart) -> bool:
-    """Whether a panel has more lines than one can read. Those with a common label count once."""
-    return any(
-        len({one.label for one in panel.series if one.style.line and len(one.x)}) > MOST_LINES
-        for panel in chart.panels
-    )
+    """Whether a panel has more lines than one can read, or lines that one cannot tell apart.
+
+    Lines with a common label count once.
+    """
+    for panel in chart.panels:
+        lines = {(one.label, one.style) for one in panel.series if one.style.line and len(one.x)}
+        labels, looks = {label for label, _ in lines}, {style for _, style in lines}
+        if len(labels) > MOST_LINES or len(looks) < len(lines):
+            return True
+    return False
+
+
+def not_drawn(charts: Iterable[Chart]) -> str:
+    """A line that names the charts that `drawable` removes for their lines; "" if there is none."""
+    left = "; ".join(chart.title for chart in charts if is_crowded(chart))
+    why = f"a panel would have more than {MOST_LINES} lines, or two that look the same"
+    return f"Not drawn, since {why}: {left}." if left else ""
 
 
 def numbers(

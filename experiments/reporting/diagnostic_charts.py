@@ -1,4 +1,4 @@
-"""Charts of diagnostics. A chart without data is left out."""
+"""Charts of diagnostics. A chart without data has only empty panels."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
@@ -6,7 +6,15 @@ from collections.abc import Hashable, Iterable, Iterator
 import pandas as pd
 
 from experiments.reporting import diagnostic_tables, signal_charts
-from experiments.reporting.chart import Chart, Field, Panel, Series, drawable, numbers, seeds_of
+from experiments.reporting.chart import (
+    MOST_LINES,
+    Chart,
+    Field,
+    Panel,
+    Series,
+    numbers,
+    seeds_of,
+)
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE
 from experiments.reporting.styling import Style, Styles, depth_colors
 from resnet_flax.storage.findings import Plane
@@ -34,20 +42,32 @@ def read(sweep: SweepFolder, styles: Styles, runs: pd.DataFrame) -> list[Chart]:
         line(diagnostic_tables.read_lines(sweep), styles),
         signal_charts.theory(diagnostic_tables.read_initial_signals(sweep), styles),
     ]
-    charts += [plane(planes)] if planes else []
-    return drawable(charts)
+    return [*charts, plane(planes)] if planes else charts
 
 
 def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
+    """A panel for each depth. If it had too many lines: a panel for each kind."""
+    moments = ((BEFORE, ":"), (AFTER, "-"))
     panels = []
-    for depth, of_depth in layers.groupby("depth"):
-        series = [
-            _by_layer(rows, f"{kind}, {moment}", style._replace(line=line))
-            for kind, style in styles.items()
-            for moment, line in ((BEFORE, ":"), (AFTER, "-"))
-            for rows in _where(of_depth, kind=kind, moment=moment)
-        ]
-        panels.append(Panel(f"depth {depth}", tuple(series)))
+    if len(moments) * layers["kind"].nunique() <= MOST_LINES:
+        for depth, of_depth in layers.groupby("depth"):
+            series = [
+                _by_layer(rows, f"{kind}, {moment}", style._replace(line=line))
+                for kind, style in styles.items()
+                for moment, line in moments
+                for rows in _where(of_depth, kind=kind, moment=moment)
+            ]
+            panels.append(Panel(f"depth {depth}", tuple(series)))
+    else:
+        colors = depth_colors(layers["depth"])
+        for kind in styles:
+            series = [
+                _by_layer(rows, f"depth {depth}, {moment}", Style(colors[depth], "", line))
+                for depth, of_depth in layers.groupby("depth")
+                for moment, line in moments
+                for rows in _where(of_depth, kind=kind, moment=moment)
+            ]
+            panels.append(Panel(kind, tuple(series)))
     return Chart(
         name="gradients",
         seeds=seeds_of(layers),

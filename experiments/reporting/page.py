@@ -19,7 +19,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from experiments.reporting import charts, curves, plots, published, run_tables, styling
-from experiments.reporting.chart import Chart, drawable
+from experiments.reporting.chart import Chart, drawable, not_drawn
 from experiments.sweeping import monitor
 from resnet_flax.storage import filesystem, recipe
 from resnet_flax.storage.filesystem import AnyPath
@@ -55,7 +55,8 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
     sizes = {name: point.batch_size for name, point in sweep.points.items()}
     taken = run_tables.costs(measured, sizes)
     costs = [] if taken.empty else [charts.costs(taken, styles)]
-    shown = drawable([*headline, *shown_curves, *diagnostics, *costs])
+    found = [*headline, *shown_curves, *diagnostics, *costs]
+    shown = {chart.name: chart for chart in drawable(found)}
     return _template().render(
         name=sweep.path.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -66,9 +67,10 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         colors={group: style.color for group, style in styles.items()},
         marks={group: _MARKS[style.marker] for group, style in styles.items()},
         fields=fields,
-        charts={chart.name: chart for chart in shown},
-        diagnostics=[chart.name for chart in diagnostics],
-        plots=_packed(json.dumps({chart.name: plots.draw(chart) for chart in shown})),
+        charts=shown,
+        not_drawn=not_drawn(found),
+        diagnostics=[chart.name for chart in diagnostics if chart.name in shown],
+        plots=_packed(json.dumps({name: plots.draw(chart) for name, chart in shown.items()})),
         symbols=_MARKS,
         summary=summary.to_dict("records"),
         sources=published.comparable(configs.values(), sweep.varying),

@@ -10,7 +10,7 @@ from experiments.reporting.chart import Chart, Field, Map, Panel, Series
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-_FEW = 12  # The most points that get marks.
+_MARKS = 12  # The most marks on a line.
 _DECADES = 8  # The most decades that each get a label.
 _FONT = 13  # Pixels.
 
@@ -43,7 +43,6 @@ def _traces(chart: Chart, panel: Panel) -> list[Any]:
 
 def _line(series: Series, chart: Chart) -> go.Scatter:
     color, marker, line = series.style
-    marked = marker and (len(series.x) <= _FEW or not line)
     value = "%{y:.2%}" if chart.percent else "%{y:.4~g}"
     names = [escape(name) for name in series.names]
     what = "%{text}" if any(names) else f"{escape(chart.x.partition(' (')[0])} %{{x}}"
@@ -52,10 +51,11 @@ def _line(series: Series, chart: Chart) -> go.Scatter:
         y=[None if y is None else float(f"{y:.5g}") for y in series.y],
         name=escape(series.run or series.label),
         text=names or None,
-        mode="+".join([*(["lines"] if line else []), *(["markers"] if marked else [])]),
+        mode="+".join([*(["lines"] if line else []), *(["markers"] if marker else [])]),
         opacity=series.strength,
         line={"color": color, "dash": _DASHES.get(line, "solid"), "width": 2 if marker else 1.5},
-        marker={"color": color, "symbol": _SYMBOLS.get(marker), "size": 8 if line else 6},
+        marker={"color": color, "symbol": _SYMBOLS.get(marker), "size": 8 if line else 6}
+        | ({"maxdisplayed": _MARKS} if line else {}),
         hovertemplate=f"{what}: {value}"
         + ("" if not line else "<br>%{fullData.name}")
         + "<extra></extra>",

@@ -119,7 +119,7 @@ def readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
     readings = []
     for group, rows in summary.groupby("group", sort=False):
         ends = rows.sort_values("depth").iloc[[0, -1]]
-        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max())
+        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max(skipna=False))
         shown = ends.drop_duplicates("depth").to_dict("records")
         readings.append({"group": group, "ends": shown, "change": change})
     return readings
@@ -128,7 +128,7 @@ def readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
 def _change(errors: list[float], deviation: float) -> str:
     """Describes the change in words. One seed shows no rise and no fall.
 
-    `deviation`: the larger one of both ends; NaN if each has one seed.
+    `deviation`: the larger one of both ends; NaN if an end has one seed.
     """
     points = 100 * (errors[-1] - errors[0])
     if math.isnan(deviation):

@@ -38,8 +38,8 @@ def group_styles(groups: Mapping[str, str]) -> Styles:
     """Group -> style. `groups`: group -> kind, in the order of the grid.
 
     Up to six kinds have different colours; `plain` and `residual` have the same ones in every
-    figure. Groups of a single kind go from dark to light. Of several kinds, up to four groups of a
-    kind differ in marker and line.
+    figure. Groups of a single kind go from dark to light. Of several kinds, up to 16 groups of a
+    kind differ in marker or line.
     """
     kinds = list(dict.fromkeys(groups.values()))
     if len(kinds) == 1 and len(groups) > 1:
@@ -56,7 +56,8 @@ def group_styles(groups: Mapping[str, str]) -> Styles:
     styles = {}
     for group, kind in groups.items():
         own = _style(places[kind])
-        marker, line = LOOKS[(LOOKS.index(own[1:]) + seen[kind]) % len(LOOKS)]
+        i, again = LOOKS.index(own[1:]) + seen[kind], seen[kind] // len(LOOKS)
+        marker, line = LOOKS[i % len(LOOKS)][0], LOOKS[(i + again) % len(LOOKS)][1]
         styles[group] = Style(own.color, marker, line)
         seen[kind] += 1
     return styles

@@ -17,7 +17,7 @@ from experiments.reporting import (
     run_tables,
     styling,
 )
-from experiments.reporting.chart import drawable, numbers
+from experiments.reporting.chart import MOST_LINES, drawable, numbers
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
 from resnet_flax.storage import findings, sweep_tables
@@ -313,12 +313,19 @@ def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviat
 
 def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
     ends = {"group": "plain", "n": 5, "depth": [56, 8, 20], "train_error": [0.5, 0.1, 0.9]}
-    summary = pd.DataFrame(ends).assign(train_error_std=[0.1, float("nan"), 0.9])
+    summary = pd.DataFrame(ends).assign(train_error_std=[0.1, 0.1, 0.9])
     [reading] = run_tables.readings(summary)
     assert reading["change"] == "rises by 40.00 points"
     assert [end["depth"] for end in reading["ends"]] == [8, 56]
     [single] = run_tables.readings(summary[:1])
     assert [end["depth"] for end in single["ends"]] == [56]
+
+
+def test_an_end_of_one_seed_makes_no_claim():
+    ends = {"group": "plain", "depth": [8, 56], "train_error": [0.1, 0.9]}
+    summary = pd.DataFrame(ends).assign(n=[2, 1], train_error_std=[0.0, float("nan")])
+    [reading] = run_tables.readings(summary)
+    assert reading["change"] == "one seed: +80.00 points"
 
 
 def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():
@@ -422,6 +429,35 @@ def layer_table(**measures):
     return pd.DataFrame([names] * size).assign(layer=range(1, size + 1), **missing | measures)
 
 
+def test_many_kinds_get_a_panel_each_for_their_gradients():
+    kinds = [f"kind {i}" for i in range(7)]
+    tables = [
+        layer_table(weight_gradient_norm=[1.0, 2.0]).assign(kind=kind, depth=depth, moment=moment)
+        for kind in kinds
+        for depth in (8, 20)
+        for moment in (BEFORE, AFTER)
+    ]
+    styles = styling.group_styles({kind: kind for kind in kinds})
+    [chart] = drawable([diagnostic_charts.gradients(pd.concat(tables), styles)])
+    assert [panel.title for panel in chart.panels] == kinds
+    labels = [f"depth {depth}, {moment}" for depth in (8, 20) for moment in (BEFORE, AFTER)]
+    for panel in chart.panels:
+        assert [series.label for series in panel.series] == labels
+
+
+def test_a_chart_of_diagnostics_with_too_many_lines_is_named(begun_sweep, capsys):
+    networks = [
+        Network(kind=f"kind {i}", depth=8, norm="batch", seed=0, at=layers(0))
+        for i in range(MOST_LINES + 1)
+    ]
+    findings.save(begun_sweep / findings.INITIAL, Initial(networks=tuple(networks)))
+    report.write(begun_sweep)
+    line = "two that look the same: Gradients before training, with and without batch"
+    assert line in capsys.readouterr().out
+    text = (begun_sweep / "report.html").read_text()
+    assert line in text and 'id="gradient_ratio"' not in text
+
+
 def test_responses_are_in_order_and_from_large_to_small_without_those_that_have_none():
     table = layer_table(response_std=[0.5, 0.2, 0.9, None])
     ordered, ranked = diagnostic_charts.responses(table, STYLES).panels
@@ -475,7 +511,7 @@ def test_after_training_is_after_the_last_step_of_the_config_alone(begun_sweep, 
     assert table["moment"].tolist() == ([BEFORE, AFTER] if last == 9 else [BEFORE])
     _, diagnostics = report.read(begun_sweep)
     of_the_end = {"responses", "line", "plane"}
-    assert of_the_end & {chart.name for chart in diagnostics} == (
+    assert of_the_end & {chart.name for chart in drawable(diagnostics)} == (
         of_the_end if last == 9 else set()
     )
 

@@ -102,6 +102,8 @@ def test_one_kind_with_many_values_gets_a_panel_for_each():
 
 def test_a_legend_of_lines_is_no_line():
     line, key = Series("a", [1], [1], LINE), Series("key", (), (), LINE)
-    full = Panel("", (*(replace(line, label=str(i)) for i in range(MOST_LINES)), key))
+    looks = [LINE._replace(color=str(i)) for i in range(MOST_LINES)]
+    lines = [replace(line, label=look.color, style=look) for look in looks]
+    full = Panel("", (*lines, key))
     assert not is_crowded(chart(full))
     assert is_crowded(chart(Panel("", (*full.series, line))))

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.reporting import charts, signal_charts
+from experiments.reporting import charts, curves, plots, signal_charts
 from experiments.reporting.chart import MOST_LINES, Chart, Panel, Series, drawable
 from experiments.reporting.styling import group_styles
 
@@ -64,6 +64,7 @@ def test_a_number_that_varies_is_an_axis():
         ({"optim.lr": [0.1, 0.01], "kind": ["plain", "residual"]}, ("optim.lr",)),
         ({"model.widths": ["(8,)", "(16,)"]}, ("model.widths",)),
         ({"a": [1, 2], "b": [1, 2]}, ("a", "b")),
+        ({"optim.lr": [0.1, None]}, ("optim.lr",)),  # The older run does not say it.
         ({}, ()),
     ],
 )
@@ -98,9 +99,38 @@ def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
 
 def test_a_panel_with_more_lines_than_one_can_read_is_left_out():
     def chart(count):
-        lines = [Series(f"{i}", [0, 1], [0.0, 1.0], style) for i in range(count)]
+        styles = group_styles({f"{i}": f"{i}" for i in range(count)})
+        lines = [Series(kind, [0, 1], [0.0, 1.0], style) for kind, style in styles.items()]
         return Chart("x", "x", "x", "x", "y", (Panel("", tuple(lines)),))
 
-    (style,) = group_styles({"plain": "plain"}).values()
     assert drawable([chart(MOST_LINES)])
     assert not drawable([chart(MOST_LINES + 1)])
+
+
+def test_a_panel_with_lines_that_nobody_can_tell_apart_is_left_out():
+    rows = [
+        {"run": f"{i}", "group": f"kind {i}", "depth": 8, "seed": 0, "error": 0.5}
+        | {"measure": measure, "step": 1}
+        for i in range(7)
+        for measure in ("test_error", "running_error")
+    ]
+    records = pd.DataFrame(rows)
+    for count in (6, 7):  # Of seven kinds, two have one colour.
+        groups = {f"kind {i}": f"kind {i}" for i in range(count)}
+        of_groups = records[records["group"].isin(list(groups))]
+        assert bool(drawable([curves.by_depth(of_groups, groups)])) == (count == 6)
+
+
+@pytest.mark.parametrize("kinds, values", [(12, 1), (2, 16)])
+def test_no_two_groups_look_the_same(kinds, values):
+    groups = {f"{kind}, lr {i}": f"{kind}" for kind in range(kinds) for i in range(values)}
+    styles = group_styles(groups)
+    assert len(set(styles.values())) == kinds * values
+
+
+def test_a_line_of_many_points_has_marks_on_the_page_too():
+    (style,) = group_styles({"plain": "plain"}).values()
+    line = Series("plain", range(56), [0.5] * 56, style)
+    [figure] = plots.draw(Chart("x", "x", "x", "x", "y", (Panel("", (line,)),)))
+    (trace,) = figure["data"]
+    assert trace["mode"] == "lines+markers" and trace["marker"]["maxdisplayed"] == 12
