@@ -21,6 +21,7 @@ from experiments import cli
 from experiments.benchmarks import convolution, engine, input_pipeline, profiling
 from experiments.benchmarks.turns import Row, Worker, alternate, ours, theirs
 from experiments.benchmarks.worker import Case
+from experiments.compiling import bound
 from experiments.reporting import figures, markdown
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models import cost
@@ -90,7 +91,7 @@ def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iter
         if torch:
             cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
         rows = alternate(cases, rounds)
-        flops = 6 * _multiply_adds(Case(**fields))  # The backward pass takes twice a forward pass.
+        flops = bound.FLOPS * _multiply_adds(Case(**fields))
         for row in rows:
             rate = fields.get("batch_size", 128) / row["step_ms"] * 1000
             rates = {"images_per_s": rate, "tflop_per_s": rate * flops / 1e12}

@@ -141,7 +141,7 @@ def time_limit(runs: Sequence[grid.GridRun], args: flags.FlagValues) -> int | No
     try:
         for run in runs:
             _check_measured(machine, run.config.data.name)
-        seconds = max(run_seconds(run, machine, chips) for run in runs)
+        seconds = max(run_seconds(runs, machine, chips))
     except UserError:
         if args.machine:
             raise

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.compiling import bound
 from experiments.compiling.chips import CHIPS
 from experiments.sweeping import grid
 from experiments.sweeping.grid import GridRun
@@ -71,7 +72,7 @@ def options(runs: Sequence[GridRun], machine: MachineConfig) -> list[Option]:
 
 def _option(runs: Sequence[GridRun], machine: MachineConfig, chips: int) -> Option:
     slots = machine.chips // chips
-    seconds = tuple(run_seconds(run, machine, chips) for run in runs)
+    seconds = tuple(run_seconds(runs, machine, chips))
     wall = max(list_schedule(seconds, slots))
     utilisation = chips * sum(seconds) / (machine.chips * wall)
     return Option(chips, slots, seconds, wall, utilisation)
@@ -110,7 +111,7 @@ def explain(
         _axis(chosen),
         *(_why_not(other, chosen, machine) for other in _beside(found, chosen)),
         *_why_no_more(more, in_the_way, machine),
-        *_known(in_the_way.data.name, machine),
+        *_known(in_the_way.data.name, configs, machine),
     ]
 
 
@@ -158,10 +159,10 @@ def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[
     ]
 
 
-def _known(data: str, machine: MachineConfig) -> list[str]:
+def _known(data: str, configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
     speed, scaling = machine.speed[data], machine.scaling.get(data)
     lines = [
-        _speed_source(speed, machine),
+        _speed_source(speed, configs, machine),
         _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup),
     ]
     if scaling and scaling.share is not None:
@@ -169,13 +170,17 @@ def _known(data: str, machine: MachineConfig) -> list[str]:
     return lines
 
 
-def _speed_source(speed: Speed, machine: MachineConfig) -> str:
+def _speed_source(speed: Speed, configs: Sequence[RunConfig], machine: MachineConfig) -> str:
     if speed.images_per_second is None:
         chip = CHIPS[machine.chip]
+        counted = (
+            "and by the bytes that the programs move (experiments/results/accelerators.md)"
+            if bound.counts_bytes(configs, machine.chip)
+            else "without the bytes that the programs move: not all were compiled for this chip"
+        )
         return (
-            f"AT BEST: speed, by the published peaks of {chip.name} ({chip.source}) and what is"
-            " known of its programs (experiments/results/accelerators.md). No run is as fast:"
-            " `make benchmark SUITES=accelerator` measures it."
+            f"AT BEST: speed, by the published peaks of {chip.name} ({chip.source}), {counted}. No"
+            " run is as fast: `make benchmark SUITES=accelerator` measures it."
         )
     return _source(f"speed, {speed.images_per_second:g} images/s a chip", speed)
 

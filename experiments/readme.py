@@ -126,7 +126,7 @@ def plans_and_records() -> Rows:
         )
         runs = [run for run in (small if folder == "digits" else deep) if run.name in minutes]
         runs = [run for run in runs if is_part(run)]
-        seconds = sum(run_seconds(run, machine, 1) for run in runs)
+        seconds = sum(run_seconds(runs, machine, 1))
         rows.append(
             {
                 "sweep": what,

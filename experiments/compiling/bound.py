@@ -1,6 +1,7 @@
 """The least time of a training step on a chip. A bound: it was not measured."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.compiling import identity, report
@@ -10,25 +11,45 @@ from resnet_flax.config import RunConfig
 
 # For each multiply-add of a forward pass: two, and the backward pass takes twice as many.
 FLOPS = 6
-COMPILED = Path("experiments/results/accelerators.json")
+COMPILED = Path(__file__).parents[1] / "results" / "accelerators.json"
 
 
-def step_seconds(config: RunConfig, multiply_adds: int, chip: str) -> float:
-    """Seconds of one step of the whole batch on one chip, at best.
+def step_seconds(configs: Sequence[RunConfig], multiply_adds: Sequence[int], chip: str) -> list[float]:
+    """Seconds of one step of each run's whole batch on one chip, at best.
 
-    The chip works at its published peak. If the program was compiled for one chip, the step also
-    takes the time in which its bytes move at the published bandwidth. `multiply_adds`: of a forward
-    pass of one image. `chip`: a name in `CHIPS`.
+    The chip works at its published peak. If `counts_bytes`, a step takes at least the time in which
+    its bytes move at the published bandwidth. `multiply_adds`: of a forward pass of one image, for
+    each run. `chip`: a name in `CHIPS`.
     """
-    compute = FLOPS * multiply_adds * config.data.batch_size / CHIPS[chip].flops[config.model.dtype]
+    peaks = CHIPS[chip].flops
+    seconds = [
+        FLOPS * count * config.data.batch_size / peaks[config.model.dtype]
+        for config, count in zip(configs, multiply_adds, strict=True)
+    ]
+    if not counts_bytes(configs, chip):
+        return seconds
+    moves = [max(_compiled(config, chip)) for config in configs]
+    return [max(both) for both in zip(seconds, moves, strict=True)]
+
+
+def counts_bytes(configs: Sequence[RunConfig], chip: str) -> bool:
+    """Whether the programs of all runs were compiled for one such chip.
+
+    Bytes count for all runs or for none. Otherwise a run would seem slower than another for the
+    sole reason that it was compiled.
+    """
+    return all(_compiled(config, chip) for config in configs)
+
+
+def _compiled(config: RunConfig, chip: str) -> list[float]:
+    """The least seconds of a step, of each compiled program of this config on one chip."""
     own = identity.of(config)
-    compiled = (row["least_ms"] / 1e3 for row in _rows() if _is_of(row, own, chip))
-    return max([compute, *compiled])
+    return [row["least_ms"] / 1e3 for row in _rows() if _is_of(row, own, chip)]
 
 
 @functools.cache
 def _rows() -> list[Row]:
-    return report.load(COMPILED.absolute())
+    return report.load(COMPILED)
 
 
 def _is_of(row: Row, own: identity.Program, chip: str) -> bool:

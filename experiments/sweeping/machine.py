@@ -1,5 +1,6 @@
 """A machine's chips and their speed, and the seconds that a run takes on them."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -51,18 +52,31 @@ class MachineConfig(Section):
     """Without an entry for a data set, its runs get one chip each."""
 
 
-def run_seconds(run: GridRun, machine: MachineConfig, chips: int) -> float:
-    """Seconds that one run takes on `chips` chips, a power of 2."""
-    data = run.config.data.name
-    speed = _speed(data, machine)
-    if speed.images_per_second is None:
-        multiply_adds = run.point.multiply_adds
-        step = bound.step_seconds(run.config, multiply_adds, machine.chip)
-        seconds = run.config.steps * step
-    else:
+def run_seconds(runs: Sequence[GridRun], machine: MachineConfig, chips: int) -> list[float]:
+    """Seconds that each run takes on `chips` chips, a power of 2.
+
+    Raises UserError if the speed of the machine is not known.
+    """
+    steps = _step_seconds(runs, machine)
+    return [
+        machine.startup.seconds
+        + run.config.steps * step / _speed_up(run.config.data.name, machine, chips)
+        for run, step in zip(runs, steps, strict=True)
+    ]
+
+
+def _step_seconds(runs: Sequence[GridRun], machine: MachineConfig) -> list[float]:
+    """Seconds of a step of each run on one chip. All are measured, or all are bounds."""
+    seconds = []
+    for run in runs:
+        speed = _speed(run.config.data.name, machine)
+        if speed.images_per_second is None:
+            counts = [run.point.multiply_adds for run in runs]
+            return bound.step_seconds([run.config for run in runs], counts, machine.chip)
         # Training takes about 3 times a forward pass, of any network.
-        seconds = run.point.work / (speed.multiply_adds * speed.images_per_second)
-    return machine.startup.seconds + seconds / _speed_up(data, machine, chips)
+        work = run.point.multiply_adds * run.config.data.batch_size
+        seconds.append(work / (speed.multiply_adds * speed.images_per_second))
+    return seconds
 
 
 def _speed(data: str, machine: MachineConfig) -> Speed:

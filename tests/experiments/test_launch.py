@@ -382,6 +382,6 @@ def test_the_time_limit_is_that_of_the_plan_with_time_to_spare():
     h100.speed.cifar10.images_per_second = 10_000.0
     runs = grid.expand(parse(degradation.get_config("cifar10").to_dict(), grid.SweepConfig))
     machine = parse(h100.to_dict(), MachineConfig, "machine")
-    longest = max(run_seconds(run, machine, 1) for run in runs) / 60
+    longest = max(run_seconds(runs, machine, 1)) / 60
     spare = launcher.SPARE * longest
     assert launcher.SHORTEST < spare <= minutes("cifar10", "a100", h100) < spare + 1

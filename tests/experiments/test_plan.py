@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs import degradation, machines
 from experiments import plan
-from experiments.compiling import identity
+from experiments.compiling import bound, identity
 from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
 from resnet_flax.errors import UserError
@@ -80,7 +80,7 @@ def test_chip_hours_are_those_of_the_runs_and_the_used_share_of_the_machines(chi
     known = cifar_chips(chips)
     runs = sweep("cifar10")
     for option in plan.options(runs, known):
-        held = sum(run_seconds(run, known, option.chips_a_run) for run in runs)
+        held = sum(run_seconds(runs, known, option.chips_a_run))
         assert option.chip_hours == pytest.approx(held * option.chips_a_run / 3600)
         there = option.utilisation * option.wall * chips / 3600
         assert option.chip_hours == pytest.approx(there)
@@ -90,9 +90,9 @@ def test_chip_hours_are_those_of_the_runs_and_the_used_share_of_the_machines(chi
 def test_a_run_takes_its_start_up_and_its_images_by_the_ratio_of_multiply_adds():
     run, _ = sweep("cifar10", depths=(20,), seeds=(0,))
     training = 64_000 * 128 / 1e4 * 40_551_040 / 125_485_696
-    assert run_seconds(run, cifar_chips(64), 1) == pytest.approx(14.9 + training)
+    assert run_seconds([run], cifar_chips(64), 1) == pytest.approx([14.9 + training])
     # Four chips would be four times as fast, but for a tenth that is lost at each doubling.
-    faster = run_seconds(run, cifar_chips(64), 4)
+    (faster,) = run_seconds([run], cifar_chips(64), 4)
     assert faster == pytest.approx(14.9 + training / (4 * 0.9**2))
 
 
@@ -180,27 +180,36 @@ def test_at_best_a_chip_works_at_its_peak_and_no_run_of_cifar10_gets_two():
     (run, *_) = runs = sweep("cifar10", depths=(32,), seeds=(0,))  # It was not compiled.
     known = machine("v5e_64")
     training = 64_000 * 128 * 6 * run.point.multiply_adds / 197e12
-    assert run_seconds(run, known, 1) == pytest.approx(14.9 + training)
+    assert run_seconds([run], known, 1) == pytest.approx([14.9 + training])
     assert [option.chips_a_run for option in plan.options(runs, known)] == [1]
 
 
-def test_at_best_a_compiled_program_takes_the_time_that_its_bytes_take():
-    config = degradation.get_config("cifar10")
-    config.update(depths=(56,), seeds=(0,))
-    run = next(run for run in expanded(config.to_dict()) if run.kind == "residual")
+def test_at_best_bytes_count_if_the_programs_of_all_runs_were_compiled():
+    plain, residual = runs = sweep("cifar10", depths=(56,), seeds=(0,))
     rows = json.loads(Path("experiments/results/accelerators.json").read_text())
     (row,) = (
         row
         for row in rows
         if row["topology"] == "h100:1"
-        and identity.of(run.config)["model"] == row["program"]["model"]
+        and identity.of(residual.config)["model"] == row["program"]["model"]
     )
     assert row["bound_by"] == "memory"
-    seconds = run_seconds(run, machine("h100_8"), 1)
-    assert seconds == pytest.approx(14.9 + 64 * row["least_ms"])
-    config.run.model.widths = (8, 16, 32)  # Was not compiled.
-    run = next(run for run in expanded(config.to_dict()) if run.kind == "residual")
-    assert run_seconds(run, machine("h100_8"), 1) < 14.9 + 16 * row["least_ms"]
+    known = machine("h100_8")
+    assert run_seconds([residual], known, 1) == pytest.approx([14.9 + 64 * row["least_ms"]])
+    # The plain one was not compiled. Both have the same cost, so both must take the same time.
+    of_plain, of_residual = run_seconds([plain, residual], known, 1)
+    assert of_plain == of_residual < 14.9 + 16 * row["least_ms"]
+    for those, said in (([residual], "by the bytes"), (runs, "without the bytes")):
+        configs = [run.config for run in those]
+        assert said in "".join(plan.explain(plan.options(those, known), configs, known))
+
+
+def test_a_plan_is_the_same_in_any_folder(tmp_path, monkeypatch):
+    runs = [run for run in sweep("cifar10", depths=(56,)) if run.kind == "residual"]
+    here = run_seconds(runs, machine("h100_8"), 1)
+    monkeypatch.chdir(tmp_path)
+    bound._rows.cache_clear()
+    assert run_seconds(runs, machine("h100_8"), 1) == here
 
 
 def test_a_data_set_without_a_speed_is_refused_naming_those_with_one():
@@ -231,7 +240,7 @@ def test_the_committed_digits_sweep_took_what_the_plan_of_it_says_within_a_quart
     seconds = {run: folder.wall_seconds(folder.status()) for run, folder in folders.items()}
     took = {run: known for run, known in seconds.items() if known}
     assert len(took) == 49
-    planned = sum(run_seconds(run, machine("cpu_2_cores"), 1) for run in took)
+    planned = sum(run_seconds(list(took), machine("cpu_2_cores"), 1))
     assert planned == pytest.approx(sum(took.values()), rel=0.25)
 
 
