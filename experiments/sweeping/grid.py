@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Self
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
 
-from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section, parse
+from resnet_flax.config import DataConfig, ModelConfig, RunConfig, Section, parse, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import sweep_file, sweep_folder
@@ -264,7 +264,7 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
         }
         for run in runs
     }
-    sweep_folder.add_runs(workdir, entries, runs[0].varying)
+    sweep_folder.add_runs(workdir, entries, runs[0].varying, resolve)
 
 
 @functools.cache

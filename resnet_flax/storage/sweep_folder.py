@@ -151,17 +151,26 @@ def sweep_or_run(path: str | os.PathLike[str]) -> SweepFolder:
     )
 
 
-def add_runs(path: AnyPath, runs: Mapping[str, dict[str, Any]], varying: Varying) -> None:
+def add_runs(
+    path: AnyPath,
+    runs: Mapping[str, dict[str, Any]],
+    varying: Varying,
+    resolve: Resolve = lambda config: config,
+) -> None:
     """Adds runs to `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
-    Runs of earlier grids stay. Each config is stored as its identity. `varying`: the fields in
-    which these runs may differ.
+    Runs of earlier grids stay, and get the fields that they lack: one of them may vary now. Each
+    config is stored as its identity. `varying`: the fields in which these runs may differ.
     """
     file = path / "sweep.json"
     earlier: dict[str, Any] = {}
     if file.exists():
         sweep = SweepFolder(path)
-        earlier, varying = sweep._content["runs"], sweep.varying | varying
+        earlier = {
+            name: {**entry, "config": resolve(entry["config"])}
+            for name, entry in sweep._content["runs"].items()
+        }
+        varying = sweep.varying | varying
     entries = {
         name: {**entry, "config": identity(entry["config"])}
         for name, entry in {**earlier, **runs}.items()

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from configs import degradation, digits
@@ -146,6 +148,20 @@ def test_a_folder_says_what_varies_and_each_runs_values(fields, tmp_path):
         "model.widths": "(4, 8, 8)",
     }
     assert sweep.points["plain-8-lr0.01-s0"].varied == {"optim.lr": 0.01, "model.widths": "()"}
+
+
+def test_a_field_that_older_runs_lack_has_its_default_when_it_varies(fields, tmp_path):
+    old = expanded(fields | {"kinds": {"plain": "none"}})
+    grid.save(old, tmp_path)
+    file = tmp_path / "sweep.json"
+    content = json.loads(file.read_text())
+    for entry in content["runs"].values():
+        del entry["config"]["model"]["negative_slope"]
+    file.write_text(json.dumps(content))
+    vary = {"model.negative_slope": (0.1,)}
+    grid.save(expanded(fields | {"kinds": {"plain": "none"}, "vary": vary}), tmp_path)
+    groups = [point.group for point in SweepFolder(tmp_path).points.values()]
+    assert groups == ["plain, negative_slope 0.0", "plain, negative_slope 0.1"]
 
 
 def test_a_runs_config_is_one_run_and_varies_nothing():
