@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from absl import flags
 
@@ -36,6 +36,13 @@ _RECORD = "first_minutes.json"
 _LARGEST = 2**20
 
 
+class Finding(NamedTuple):
+    """What was checked or measured, and whether it needs no second try."""
+
+    result: Any
+    is_final: bool
+
+
 class Record:
     """What was checked and measured, by kind of device, in a file that is always whole."""
 
@@ -44,18 +51,25 @@ class Record:
         known = filesystem.read_json(path, _LARGEST) if path.exists() else {}
         self._known: dict[str, dict[str, Any]] = known
 
-    def once(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The result of `measure`, from the file if it is there. None if it could not measure."""
+    def once(self, name: str, measure: Callable[[], Finding]) -> Any:
+        """The result of `measure`, from the file if a final one is there.
+
+        None if it could not measure. A result that is not final is in the file as "NAME, not final"
+        until the next try.
+        """
         known = self._known.setdefault(self._device, {})
+        result = known.get(name)
         if name not in known:
             try:
-                known[name] = measure()
+                result, is_final = measure()
             except ExplainedError as error:
                 print(f"{name}: {error}", flush=True)
                 return None
+            known.pop(f"{name}, not final", None)
+            known[name if is_final else f"{name}, not final"] = result
             filesystem.write_json(self._path, self._known)
-        print(f"{name}: {json.dumps(known[name])}", flush=True)
-        return known[name]
+        print(f"{name}: {json.dumps(result)}", flush=True)
+        return result
 
 
 def device() -> dict[str, Any]:
@@ -80,12 +94,12 @@ def prepare(
     def left() -> float:
         return end - time.monotonic()
 
-    def agrees() -> dict[str, Any]:
+    def agrees() -> Finding:
         with tempfile.TemporaryDirectory() as scratch:
-            return agreement.check(Path(scratch), left())
+            checked = agreement.check(Path(scratch), left())
+        return Finding(checked, is_final=_is_well(checked))  # The cause of a failure may be mended.
 
-    checked = record.once("check", agrees) or {}
-    is_well = bool(checked.get("agrees") and checked.get("resumes_in_the_same_bits"))
+    is_well = _is_well(record.once("check", agrees) or {})
     at_once = args.at_once
     if not at_once and found["platform"] == "gpu":  # A TPU has one process. A CPU is full.
         dtype = args.config.run.model.dtype
@@ -97,7 +111,11 @@ def prepare(
     return is_well, max(at_once, 1)
 
 
-def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> list[dict[str, Any]]:
+def _is_well(checked: Mapping[str, Any]) -> bool:
+    return bool(checked.get("agrees") and checked.get("resumes_in_the_same_bits"))
+
+
+def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> Finding:
     """The rows of the suite for accelerators that are measured in this time."""
     command = ["experiments.benchmark", "--suite=accelerator", "--rounds=3"]
     command.append(f"--workdir={folder}")
@@ -106,16 +124,20 @@ def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> list[dict
     return rows_of(command, seconds)
 
 
-def rows_of(command: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """The rows that a module prints in this time, as JSON. Raises FaultError if there are none."""
+def rows_of(command: Sequence[str], seconds: float) -> Finding:
+    """The rows that a module prints in this time, as JSON. They are final if it ended by itself.
+
+    Raises FaultError if there are none.
+    """
     with tempfile.TemporaryFile("w+") as output:
         with group([[sys.executable, "-m", *command]], [os.environ], output) as processes:
             _wait(processes, time.monotonic() + seconds)
+            has_ended = processes[0].poll() == 0
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     if not lines:
         raise FaultError("nothing was measured in the time that was left.")
-    return [json.loads(line) for line in lines]
+    return Finding([json.loads(line) for line in lines], has_ended)
 
 
 @contextmanager
@@ -159,7 +181,8 @@ def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: floa
     environments = [dict(os.environ) for _ in commands]
     if found["platform"] == "gpu":
         shared = devices.of_shared_gpu(os.environ, at_once)
-        environments = [shared | {"CUDA_VISIBLE_DEVICES": str(i % gpus)} for i in range(count)]
+        names = _names_of_gpus(os.environ, gpus)
+        environments = [shared | {"CUDA_VISIBLE_DEVICES": names[i % gpus]} for i in range(count)]
     with group(commands, environments) as processes:
         _wait(processes, end)
     statuses = {process.returncode for process in processes}
@@ -168,6 +191,12 @@ def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: floa
     report = [sys.executable, "-m", "experiments.report", f"--workdir={args.workdir}"]
     subprocess.run(report, check=False)
     return worst(statuses)
+
+
+def _names_of_gpus(environment: Mapping[str, str], count: int) -> list[str]:
+    """The names by which CUDA chooses `count` GPUs. The environment may name those to be seen."""
+    given = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[:count]
+    return given if any(given) else [str(i) for i in range(count)]
 
 
 def worst(statuses: Iterable[int]) -> int:

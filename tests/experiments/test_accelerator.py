@@ -42,7 +42,8 @@ def test_runs_share_a_device_only_if_that_pays(measured, chosen):
 @pytest.mark.slow
 def test_what_a_module_prints_in_time_is_kept_and_the_rest_left_out():
     fields = json.dumps({"depth": 8, "size": 8, "channels": 1, "batch_size": 8})
-    rows = accelerator.rows_of(["experiments.benchmarks.sharing", fields], 600)
+    rows, is_final = accelerator.rows_of(["experiments.benchmarks.sharing", fields], 600)
+    assert is_final
     assert [row["runs_at_once"] for row in rows] == list(sharing.COUNTS)
     assert all(row["dispatches_per_s"] > 0 for row in rows)
     with pytest.raises(FaultError, match="nothing was measured in the time"):
@@ -114,3 +115,32 @@ def test_it_saves_and_says_try_again_when_its_minutes_are_over(tmp_path):
 )
 def test_a_process_that_was_killed_is_no_success(statuses, status):
     assert accelerator.worst(statuses) == status
+
+
+def test_what_is_not_final_is_tried_again_and_what_is_final_is_not(tmp_path):
+    file = tmp_path / "first_minutes.json"
+    for tried, seen in (((1, False), 1), ((2, True), 2), ((3, True), 2)):
+        record = accelerator.Record(file, "1 x H100, gpu")
+        assert record.once("check", [accelerator.Finding(*tried)].pop) == seen
+        name = "check" if seen == 2 else "check, not final"
+        assert json.loads(file.read_text()) == {"1 x H100, gpu": {name: seen}}
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_rows_of_a_module_that_failed_are_not_final(status):
+    script = f"print('{{}}', flush=True); import os; os._exit({status})"
+    rows = accelerator.rows_of(["timeit", "-n1", "-r1", script], SECONDS)
+    assert rows == ([{}], not status)
+
+
+@pytest.mark.parametrize(
+    "given, names",
+    [
+        ({}, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, ["2", "3"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c"}, ["GPU-a", "GPU-b"]),
+    ],
+)
+def test_runs_get_the_gpus_that_the_command_may_see(given, names):
+    assert accelerator._names_of_gpus(given, 2) == names
