@@ -7,6 +7,7 @@
 import functools
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def main(args: flags.FlagValues) -> int:
     files = target.files(sweep, asked, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
     said = notes(args.target, args.workdir, len(sweep.runs))
-    if "machine" in target.takes and not minutes:
+    has_limit = minutes or any(re.match(r"--time=|-t", each) for each in args.option or ())
+    if "machine" in target.takes and not has_limit:
         said.append(NO_LIMIT)
     if args.target == "gke" and "://" in args.workdir and not args.service_account:
         said.append(NO_ACCOUNT.format(workdir=args.workdir))

@@ -340,6 +340,17 @@ def findings(script):
     return subprocess.run(shellcheck, input=script, capture_output=True, text=True).stdout
 
 
+@pytest.mark.parametrize(
+    "accelerator, nodes, tasks, cpus",
+    [("", 1, 1, 4), ("", 2, 1, 2), ("gpu", 1, 1, 16), ("gpu", 2, 2, 4)],
+)
+def test_each_task_gets_the_cores_that_feed_its_devices(accelerator, nodes, tasks, cpus):
+    resources = jobs.Resources(accelerator, devices=4, nodes=nodes, spot=False)
+    files = jobs.slurm(sweep_in("/sweep"), resources, python="p", at_once=None, option=[])
+    asked = dict(re.findall(r"^#SBATCH --(\S+-per-task|ntasks\S+)=(\d+)$", *files.values(), re.M))
+    assert asked == {"ntasks-per-node": f"{tasks}", "cpus-per-task": f"{cpus}"}
+
+
 @pytest.mark.parametrize("accelerator, cpus, memory", [("", 2, 8), ("a100", 8, 32)])
 def test_a_job_asks_for_memory_and_time(accelerator, cpus, memory):
     resources = jobs.Resources(accelerator, devices=4, nodes=2, spot=False, minutes=90)
