@@ -239,18 +239,24 @@ def main(args: flags.FlagValues) -> None:
                 f"Expected a Python with TensorFlow for --tensorflow_python, got {tensorflow}."
                 " `make .venv-prepare/installed` installs one."
             )
+    if args.batch_size and args.suite != "accelerator":
+        raise UserError(
+            f"Expected --batch_size with --suite=accelerator, got --suite={args.suite}. Leave it"
+            " out."
+        )
     folder = filesystem.path(args.workdir)
     filesystem.check_reachable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
-    folder.mkdir(parents=True, exist_ok=True)
     against = [f"--against={args.against}"] if torch else []  # Without the path of a Python.
     given = [
         f"--suite={args.suite}",
         *against,
+        *([f"--batch_size={args.batch_size}"] if args.batch_size else []),
         f"--rounds={rounds}",
         f"--workdir={cli.shown(folder)}",
     ]

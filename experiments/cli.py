@@ -110,6 +110,10 @@ def _exit_status(main: Callable[[flags.FlagValues], int | None]) -> int:
         return main(flags.FLAGS) or 0
     except ExplainedError as error:
         return _complain(str(error), error.exit_status)
+    except OSError as error:  # A full disk, or a folder of somebody else.
+        if not (error.filename and error.strerror):
+            raise
+        return _complain(f"Cannot use {error.filename}: {error.strerror}.", FAILURE)
 
 
 def _complain(line: str, status: int) -> int:
@@ -126,10 +130,12 @@ def run_folder(args: flags.FlagValues) -> AnyPath:
         SweepFolder,  # It imports pandas. Training does not need it and starts sooner.
     )
 
-    run = next(iter(SweepFolder(folder)))
+    rest = [f"--workdir={folder / next(iter(SweepFolder(folder)))}"]
+    if data_dir := getattr(args, "data_dir", ""):
+        rest.append(f"--data_dir={data_dir}")
     raise UserError(
         f"Expected a run's folder, got a sweep's folder: {folder}. Choose another folder. To score"
-        f" a run of this sweep: {command('evaluate', [f'--workdir={folder / run}'])}"
+        f" a run of this sweep: {command('evaluate', rest)}"
     )
 
 
@@ -189,11 +195,13 @@ def _check_config(config: str) -> None:
         )
     found, taker = ("sweep", "sweep") if "kinds" in given else ("run", "train")
     if found != config:
-        rest = config_as_given(flags.FLAGS)
+        rest = [one for one in config_as_given(flags.FLAGS) if not one.startswith("--vary=")]
         rest += [f"--workdir={flags.FLAGS.workdir if 'workdir' in flags.FLAGS else 'FOLDER'}"]
+        varies = "vary" in flags.FLAGS and flags.FLAGS.vary
+        hint = " To vary a field, give a sweep's, such as configs/degradation.py:digits."
         raise flags.IllegalFlagValueError(
-            f"Expected a {config}'s --config, got a {found}'s --config. This command takes it:"
-            f" {command(taker, rest)}"
+            f"Expected a {config}'s --config, got a {found}'s --config.{hint if varies else ''}"
+            f" This command takes it: {command(taker, rest)}"
         )
 
 

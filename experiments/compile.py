@@ -63,14 +63,17 @@ def main(args: flags.FlagValues) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     configs, topology = configs_of(args), chips.topology(args.topology)
     programs.check_python(args.compiler_python, topology)
+    if output := filesystem.path(args.output) if args.output else None:
+        report.load(output)  # Before the work.
+        output.parent.mkdir(parents=True, exist_ok=True)
     console, fit = Console(highlight=False, soft_wrap=True), True
     for name, config in configs.items():
         row = compiled(name, config, topology, args)
         console.print(f"{name} on {topology.name}", style="bold", markup=False)
         for line in report.lines(row, topology.chip):
             console.print(line, markup=False)
-        if args.output:
-            report.save(row, filesystem.path(args.output))
+        if output:
+            report.save(row, output)
         fit &= row["fits"]
     return 0 if fit else 1
 

@@ -22,16 +22,17 @@ def main(args: flags.FlagValues) -> int:
         devices.begin(config)
         state = loop.train_and_evaluate(config, workdir, from_scratch=args.from_scratch)
         if state == "finished" and hosts.is_first():
-            print(_ending(RunFolder(workdir)))
+            print(_ending(RunFolder(workdir), config.data.data_dir))
     return cli.EXIT_STATUS.get(state, cli.FAILURE)
 
 
-def _ending(folder: RunFolder) -> str:
+def _ending(folder: RunFolder, data_dir: str) -> str:
     """What the run found, where it is, and the command to look inside."""
     last = {series_of(record): record.get("error") for record in folder.metrics()}
     errors = [(split, last.get(split)) for split in ("train", "test")]
     parts = [f"{split} error {error:.2%}" for split, error in errors if error is not None]
-    look = cli.command("diagnose", [f"--workdir={folder.path}"])
+    where = [f"--data_dir={data_dir}"] if data_dir else []  # No folder records it.
+    look = cli.command("diagnose", [f"--workdir={folder.path}", *where])
     return f"{folder.name}: {', '.join([*parts, f'in {folder.path}'])}\nTo look inside: {look}"
 
 

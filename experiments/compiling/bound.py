@@ -14,7 +14,9 @@ FLOPS = 6
 COMPILED = Path(__file__).parents[1] / "results" / "accelerators.json"
 
 
-def step_seconds(configs: Sequence[RunConfig], multiply_adds: Sequence[int], chip: str) -> list[float]:
+def step_seconds(
+    configs: Sequence[RunConfig], multiply_adds: Sequence[int], chip: str
+) -> list[float]:
     """Seconds of one step of each run's whole batch on one chip, at best.
 
     The chip works at its published peak. If `counts_bytes`, a step takes at least the time in which

@@ -6,12 +6,14 @@ from typing import Any
 from experiments.compiling import identity
 from experiments.compiling.chips import Chip
 from resnet_flax.config import RunConfig
+from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.training import build
 
 Row = dict[str, Any]
 _GIB = 2**30
+_LARGEST = 2**26  # Bytes of a file.
 
 
 def name_of(config: RunConfig) -> str:
@@ -75,9 +77,12 @@ def _collectives(row: Row) -> str:
 
 
 def load(path: AnyPath) -> list[Row]:
-    """The rows of a file; none if there is no file."""
-    rows: list[Row] = json.loads(path.read_text()) if filesystem.exists(path) else []
-    return [row | {"program": identity.completed(row["program"])} for row in rows]
+    """The rows of a file; none if there is no file. Raises UserError if it has something else."""
+    rows = filesystem.read_json(path, _LARGEST) if filesystem.exists(path) else []
+    try:
+        return [row | {"program": identity.completed(row["program"])} for row in rows]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"Expected a file that `compile --output` wrote, got {path}.") from error
 
 
 def save(row: Row, path: AnyPath) -> None:

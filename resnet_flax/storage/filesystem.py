@@ -29,12 +29,16 @@ AnyPath = Path | BucketPath
 def path(name: str | os.PathLike[str]) -> AnyPath:
     """Turns a name into a local, absolute path or into a path in a bucket.
 
-    Raises UserError for any other URL, and for a name with control characters or line breaks.
+    Raises UserError for any other URL, for a name with control characters or line breaks, and for
+    the home of a user that there is not.
     """
     text = os.fspath(name)
     is_local = not re.match(r"\w[\w+.\-]*:/", text)
     if is_local:
-        text = str(Path(text).expanduser().absolute())
+        try:
+            text = str(Path(text).expanduser().absolute())
+        except RuntimeError as error:
+            raise UserError(f"Expected a folder, got {text}: {error}") from error
     if unprintable := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
         raise UserError(
             f"Expected a folder named by printable characters, got {text!r}. Rename it without"
@@ -114,7 +118,10 @@ def read_bytes(path: AnyPath, largest: int) -> bytes:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Replaces a file at once. A reader, or a crash, sees the old or the new file, never a part."""
+    """Replaces a file at once. A reader, or a crash, sees the old or the new file, never a part.
+
+    An OSError names the file.
+    """
     if isinstance(path, BucketPath):
         path.write_bytes(data)
         return
@@ -126,8 +133,10 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except BaseException:  # A full disk would keep a part of each attempt.
+    except BaseException as error:  # A full disk would keep a part of each attempt.
         new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     sync(path.parent)
 

@@ -341,6 +341,14 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
             "sweep --config=configs/degradation.py:digits --dry_run --devices_per_run=2",
             "Expected --dry_run without --devices_per_run",
         ),
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run --engine=ray --process_id=0",
+            "Expected --dry_run without --engine, --process_id",
+        ),
+        (
+            "benchmark --suite=steps --batch_size=8",
+            "Expected --batch_size with --suite=accelerator, got --suite=steps",
+        ),
         ("evaluate --sides=40", "Expected --sides with --view=multi_scale, got --view=center"),
     ],
 )
@@ -353,3 +361,22 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert said in done.stderr
+
+
+def test_a_run_is_looked_at_with_the_data_that_it_was_trained_on(tmp_path):
+    data = f"--config.data.data_dir={tmp_path}"
+    done = run("train", "--config=configs/digits.py:plain8", *TINY, data, f"--workdir={tmp_path}/r")
+    assert done.returncode == 0, done.stderr
+    look = shlex.split(done.stdout.splitlines()[-1].partition(": ")[2])
+    assert look[-2:] == [f"--workdir={tmp_path}/r", f"--data_dir={tmp_path}"]
+
+
+@pytest.mark.parametrize("file", ["table.csv", "report.html"])
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, file):
+    folder = tmp_path / "digits"
+    shutil.copytree("experiments/results/digits_no_bn", folder)
+    (folder / file).unlink(missing_ok=True)
+    (folder / file / "in the way").mkdir(parents=True)
+    done = run("report", f"--workdir={folder}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(f"report: Cannot use {folder / file}: ")

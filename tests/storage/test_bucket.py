@@ -64,6 +64,11 @@ def test_a_name_that_no_line_can_hold_is_refused_in_one(name):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_the_home_of_nobody_is_no_folder():
+    with pytest.raises(UserError, match="Expected a folder, got ~no_such_user/run: "):
+        filesystem.path("~no_such_user/run")
+
+
 def test_what_is_put_is_there_and_what_others_put_is_seen_at_once(bucket):
     file = bucket / "folder" / "file"
     assert not file.exists() and not bucket.exists() and not bucket.is_dir()

@@ -8,6 +8,7 @@ from configs import digits
 from experiments.compiling import identity, report
 from experiments.compiling.chips import CHIPS
 from resnet_flax.config import RunConfig, parse
+from resnet_flax.errors import UserError
 
 FITS = {
     "topology": "v5e:2x2", "program": {"model": {"dtype": "float32"}}, "fits": True,
@@ -70,3 +71,10 @@ def test_programs_that_differ_have_different_names():
     fields = [{}, {"model.remat": True}, {"model.bn_scope": "global"}, {"model.dtype": "bfloat16"}]
     names = [report.name_of(config_with(**one)) for one in fields]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"rows": []}', "[3]", '[{"chips": 1}]'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"^Expected .*x\.json"):
+        report.load(tmp_path / "x.json")
