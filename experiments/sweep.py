@@ -28,7 +28,7 @@ from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.records import State
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build
+from resnet_flax.training import build, initial_state
 
 OF_RAY = ("address", "slice", "devices_per_run", "runs_per_device", "max_failures")
 
@@ -81,13 +81,17 @@ def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = 
         if not only or run.name in only:
             with grid.named(run.name):
                 build.build(run.config)
-        RunFolder(workdir / run.name).has_run(said[run.name][1], resolve)
+        begun = RunFolder(workdir / run.name).has_run(said[run.name][1], resolve)
+        if run.config.init_from and not begun:
+            with grid.named(run.name):
+                initial_state.check_source(run.config.init_from, print)
 
 
 def main(args: flags.FlagValues) -> int:
     workdir = cli.sweep_folder(args)
     if args.dry_run:
-        if given := [f"--{name}" for name in OF_RAY if args[name].present]:
+        of_others = ("engine", *OF_RAY, *cli.PEERS)
+        if given := [f"--{name}" for name in of_others if args[name].present]:
             raise UserError(
                 f"Expected --dry_run without {', '.join(given)}: its times are for this machine."
             )

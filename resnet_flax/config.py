@@ -17,6 +17,9 @@ from resnet_flax.models.resnet import Init, Norm, Part, Shortcut
 from resnet_flax.runtime.parallel import Backend
 
 S = TypeVar("S", bound="Section")
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""A number of steps or images. Devices count in int32."""
+Step = Annotated[int, Field(ge=0, lt=2**31)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 """Side of an image, in pixels."""
 
@@ -90,7 +93,7 @@ class ModelConfig(Section):
     """`batch`: BN where the block has it. `none`: no BN, and a bias in every convolution."""
     scan: Literal["auto", "on", "off"] = "off"
     """Whether the equal blocks of a stage are compiled once and run in a loop. Results are equal up
-    to rounding. `auto`: on in networks of more than 110 layers."""
+    to rounding. `auto`: on in CIFAR networks of more than 110 layers."""
     remat: bool = False
     """Whether the backward pass recomputes each block from its input, which saves memory."""
 
@@ -99,10 +102,10 @@ class OptimConfig(Section):
     """SGD, Sec. 3.4 and 4.2, and what experiments put in its place."""
 
     lr: NonNegativeFloat
-    boundaries: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
+    boundaries: Annotated[tuple[Step, ...], AfterValidator(_ascending)]
     """Steps at which the learning rate is multiplied by `decay_factor`, ascending."""
     decay_factor: NonNegativeFloat
-    warmup_steps: NonNegativeInt
+    warmup_steps: Step
     """Number of first steps that use `warmup_lr`."""
     warmup_lr: NonNegativeFloat
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -154,9 +157,9 @@ class DataConfig(Section):
     does not record it."""
     train_split: str
     test_split: str
-    batch_size: PositiveInt
+    batch_size: Count
     """Images of one training step, on all devices together."""
-    eval_batch_size: PositiveInt
+    eval_batch_size: Count
     pad: NonNegativeInt
     """Pixels added on each side before the random crop."""
     flip: bool
@@ -191,17 +194,17 @@ class RunConfig(Section):
     """The config of one run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    steps: PositiveInt
-    log_every: PositiveInt
-    eval_every: PositiveInt
-    checkpoint_every: PositiveInt
-    keep_every: NonNegativeInt = 0
+    steps: Count
+    log_every: Count
+    eval_every: Count
+    checkpoint_every: Count
+    keep_every: Step = 0
     """Checkpoints at multiples of this are kept, besides the last two and the best. 0: none."""
     init_from: str = ""
     """Folder of another run. Its last checkpoint gives the initial parameters and BN statistics."""
     init_partial: bool = False
     """Whether arrays of one network may have no match of name and shape in the other."""
-    steps_per_dispatch: PositiveInt
+    steps_per_dispatch: Count
     """Steps that one call of the devices takes. The three intervals must be multiples of it."""
     parallel: Backend
     model: ModelConfig

@@ -45,6 +45,8 @@ def test_a_whole_config_is_read_with_its_types():
         ({"seed": -1}, r"config.seed: "),
         ({"seed": 2**32}, r"config.seed: "),
         ({"steps": 0}, r"config.steps: "),
+        ({"log_every": 12 * 2**30}, r"config.log_every: .*less than 2147483648"),
+        ({"optim__boundaries": (2**31,)}, r"config.optim.boundaries.0: .*less than 2147483648"),
         ({"log_every": 10}, r"log_every to be a multiple of steps_per_dispatch, 12, got 10"),
         ({"data__crop": "random"}, r"config.data.crop: .*'scale' or 'inception', got 'random'"),
         ({"data__crop": "scale", "data__pad": 4}, r'config.data: expected pad=0 with crop="scale"'),

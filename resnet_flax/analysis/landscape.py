@@ -65,11 +65,12 @@ def plane(
 ) -> Plane:
     """The loss at `variables` moved by all pairs of `positions` along two random directions.
 
-    The directions are `filter_normalized_direction` of `seed` and `seed + 1`. The other arguments
-    are as in `line`.
+    The directions are `filter_normalized_direction` of `seed` and `seed + 1`, so planes of
+    successive seeds share a direction's random numbers. The other arguments are as in `line`.
     """
     params = variables["params"]
-    directions = [filter_normalized_direction(seed + i, params) for i in (0, 1)]
+    seeds = seed, (seed + 1) % 2**32
+    directions = [filter_normalized_direction(each, params) for each in seeds]
     rows = np.stack(np.meshgrid(positions, positions, indexing="ij"), axis=-1).astype(np.float32)
     losses, errors = _scores(model, variables, directions, rows, batches, shown)
     return Plane(

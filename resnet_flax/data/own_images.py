@@ -109,7 +109,7 @@ def _with_splits(images: list[Image], share: float, seed: int) -> list[Image]:
     chosen = class_folders.choose_test(labels, digests, share, seed)
     if not chosen:
         raise UserError(
-            "Expected a class with two different images or more, got one for each class."
+            "Expected a class with two different images or more that no other class has, got none."
         )
     return [
         (file._replace(split="test" if picture.digest in chosen else "train"), picture)

@@ -53,7 +53,10 @@ def build_resnet(
 
 
 def _check_effects(net: ResNet, block: str) -> None:
-    """Raises UserError for a field that would have no effect, or not the one that it stands for."""
+    """Raises UserError for a change of the block or of initial values that would have no effect.
+
+    Also for one that would not have the effect that it stands for.
+    """
     is_plain, has_bn = net.shortcut == "none", net.norm == "batch"
     if is_plain and net.shortcut_scale != 1:
         raise UserError(
@@ -77,6 +80,12 @@ def _check_effects(net: ResNet, block: str) -> None:
             " model.negative_slope=0 and model.bn_bias=0, with which a network can be linear, got"
             f" family={net.stem!r}, shortcut={net.shortcut!r}, negative_slope={net.negative_slope}"
             f" and bn_bias={net.bn_bias}."
+        )
+    are_pairs = list(net.widths) == sorted(net.widths) and not any(w % 2 for w in net.widths)
+    if net.kernel_init == "looks_linear" and not are_pairs:
+        raise UserError(
+            'Expected even model.widths that do not shrink with model.init="looks_linear", got'
+            f" {net.widths}."
         )
 
 

@@ -20,7 +20,8 @@ Shortcut = Literal["none", "pad", "projection", "projection_all"]
 Norm = Literal["batch", "none"]
 Init = Literal["he", "looks_linear"]
 STEM = ("conv", "bn", "relu", "max_pool")
-Part = Literal["stem", "stage1", "stage2", "stage3", "stage4", "head"]
+Part = Literal["stem", "stage1", "stage2", "stage3", "stage4", "stage5", "head"]
+"""A part of a network. Only VGG has a stage 5, and it has no stem."""
 
 
 @cache
@@ -94,6 +95,11 @@ class ResNet(nn.Module):
     scan: bool = False
     remat: bool = False
     conv_general_dilated: Callable[..., jax.Array] | None = None
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of its parts, each a `Part`."""
+        return ("stem", *(f"stage{i + 1}" for i in range(len(self.widths))), "head")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

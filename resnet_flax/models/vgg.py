@@ -35,6 +35,11 @@ class VGG(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of its parts, each a `resnet.Part`."""
+        return (*(f"stage{i + 1}" for i in range(len(self.convs_per_stage))), "head")
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """`images` [B, H, W, C] float32 -> logits [B, num_classes] float32.

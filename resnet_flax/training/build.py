@@ -23,6 +23,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import vgg
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.models.cpu_convolution import conv_general_dilated
+from resnet_flax.models.resnet import ResNet
 from resnet_flax.runtime.parallel import DATA_AXIS, Backend, Devices
 from resnet_flax.training import optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
@@ -32,6 +33,8 @@ from resnet_flax.training.steps import Batch
 # experiments/results/benchmarks. Those of ImageNet have at most 50 blocks, and scanned take three
 # times the memory: see experiments/results/accelerators.md.
 DEEPEST_UNROLLED = 110
+# Fields of `config.data` that only crops use.
+OF_CROPS = ("image_size", "shorter_side", "channel_mean")
 # What a config of VGG may have in fields of other networks.
 WITHOUT_BLOCKS = {
     "shortcut": ("none",),
@@ -85,8 +88,9 @@ def build(config: RunConfig, devices: Devices | None = None) -> Experiment:
 def describe(config: RunConfig, devices: Devices) -> Program:
     """The parts from which the steps of a run are compiled. It reads no images.
 
-    `devices`: the process may have none of them. Raises UserError as `build` does. A set that fits
-    in memory must be prepared: its description then has the number of images.
+    `devices`: the process may have none of them. Raises UserError as `build` does, but for what
+    only the images tell: whether all have one size and, of a stream, how many there are. A set that
+    fits in memory must be prepared: its description then has the number of images.
     """
     _check_before_data(config, devices)
     data = config.data
@@ -97,8 +101,24 @@ def describe(config: RunConfig, devices: Devices) -> Program:
 
 
 def _check_before_data(config: RunConfig, devices: Devices) -> None:
-    for model in (config.model, *twins(config)):
-        build_model(model, num_classes=1)  # Any class count will do.
+    network = build_model(config.model, num_classes=1)  # Any class count will do.
+    if missing := sorted(set(config.optim.frozen) - set(network.part_names)):
+        raise UserError(
+            f"Expected optim.frozen in {network.part_names} for this network, got {missing}."
+        )
+    for twin in twins(config):
+        try:
+            build_model(twin, num_classes=1)
+        except UserError as error:
+            named = f"optim.norms_of={config.optim.norms_of!r}"
+            raise UserError(f"Cannot build the network of {named}: {error}") from error
+    for field in OF_CROPS if config.data.crop == "none" else ():
+        default = DataConfig.model_fields[field].default
+        if (got := getattr(config.data, field)) != default:
+            raise UserError(
+                f'Expected data.{field}={default} with data.crop="none", which resizes no image,'
+                f' got {got}; leave it out, or give data.crop="scale" or "inception".'
+            )
     devices.check_divisible("data.batch_size", config.data.batch_size)
 
 
@@ -151,7 +171,11 @@ def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
     model, shortcut = config.model, config.optim.norms_of
     if not shortcut:
         return ()
-    if model.family == "vgg" or model.shortcut not in ("none", "pad") or model.shortcut == shortcut:
+    if model.family == "vgg":
+        raise UserError(
+            f'Expected optim.norms_of="" for VGG, which has no shortcuts, got {shortcut!r}.'
+        )
+    if model.shortcut not in ("none", "pad") or model.shortcut == shortcut:
         raise UserError(
             'Expected optim.norms_of="" or model.shortcut in ("none", "pad") and another of the two'
             f" in optim.norms_of, got model.shortcut={model.shortcut!r} and {shortcut!r}."
@@ -219,7 +243,9 @@ def scans(config: ModelConfig) -> bool:
     return config.scan == "on"
 
 
-def build_model(config: ModelConfig, num_classes: int, platform: str | None = None) -> nn.Module:
+def build_model(
+    config: ModelConfig, num_classes: int, platform: str | None = None
+) -> ResNet | vgg.VGG:
     """The network of a config. Raises UserError if its family has no such network.
 
     `platform`: that of the devices that will run it, which is not always this machine's. None: it

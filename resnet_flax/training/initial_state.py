@@ -1,8 +1,9 @@
 """Makes the first state of a run: from its seed, another run, or its own last checkpoint."""
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -156,10 +157,9 @@ def _transferred(
     built: Experiment, variables: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """`variables`, with the arrays of `init_from` in place of those that fit."""
-    folder = RunFolder(built.config.init_from)
-    try:
+    with _named(built.config.init_from):
         with hosts.alike():
-            saved = Checkpoints(folder.checkpoints, config=folder.config_digest(), say=say)
+            saved = _checkpoints(built.config.init_from, say)
             step = saved.last_good()
         # That run may still save checkpoints, so processes may see different last steps.
         step = hosts.agree(-1 if step is None else step)
@@ -167,11 +167,31 @@ def _transferred(
             source = saved.restore(None if step < 0 else step)
             merged, left = transfer(variables, source, partial=built.config.init_partial)
             facts["init_from"] = _digest(source)
-    except UserError as error:
-        raise UserError(f"config.init_from={built.config.init_from}: {error}") from error
-    line = f"initialised from step {step} of {folder.path}"
+    line = f"initialised from step {step} of {RunFolder(built.config.init_from).path}"
     say(f"{line}, left over: {', '.join(left) or 'nothing'}.")
     return merged
+
+
+def check_source(init_from: str, say: Callable[[str], None]) -> None:
+    """Raises UserError if a folder is not that of a run with a complete checkpoint."""
+    with _named(init_from):
+        saved = _checkpoints(init_from, say)
+        if saved.last_good() is None:
+            saved.restore()  # It says why.
+
+
+def _checkpoints(init_from: str, say: Callable[[str], None]) -> Checkpoints:
+    folder = RunFolder(init_from)
+    return Checkpoints(folder.checkpoints, config=folder.config_digest(), say=say)
+
+
+@contextlib.contextmanager
+def _named(init_from: str) -> Iterator[None]:
+    """Names the field in a UserError about that run."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.init_from={init_from}: {error}") from error
 
 
 def _digest(tree: Any) -> str:

@@ -14,7 +14,7 @@ from resnet_flax.runtime import bits, hosts
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.checkpoints import CheckpointWriter
-from resnet_flax.storage.records import DONE, State, identity
+from resnet_flax.storage.records import DONE, State, Status, identity
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.trees import host_tree
 from resnet_flax.training import build, metrics, steps
@@ -60,15 +60,8 @@ def train_and_evaluate(
         facts |= {"workdir": str(folder.path), "from_scratch": from_scratch}
         facts["config"] = identity(fields) | begins
         before = folder.status() if folder.has_run(fields, resolve) else None
-    ended = DONE.index(before.state) if before and before.state in DONE else len(DONE)
-    ended = hosts.agree(ended)
-    if ended < len(DONE):
-        changed = folder.changed(before) if before and folder.writes else None
-        if hosts.agree(changed is not None):
-            raise UserError(changed or f"{folder.path}: the records of this run have changed.")
-        if before:
-            progress.say(f"{folder.name}: {before.state} at step {before.step}; nothing to do.")
-        return DONE[ended]
+    if (ended := _ended(folder, before, progress)) is not None:
+        return ended
     with hosts.alike() as facts:
         # These calls raise for unreadable records before anything is written.
         folder.metrics()
@@ -79,8 +72,28 @@ def train_and_evaluate(
     with contextlib.ExitStack() as claimed:
         with hosts.alike():
             claimed.enter_context(folder.claim(fields, progress.say))
+            before = folder.status()
+        if (ended := _ended(folder, before, progress)) is not None:  # Another process ended it.
+            return ended
         with Attempt(folder, from_scratch=from_scratch) as attempt:
             return _attempt(attempt, beginning, stop)
+
+
+def _ended(folder: RunFolder, status: Status | None, progress: RunProgress) -> State | None:
+    """The state in which a run has ended; None if it goes on.
+
+    Raises UserError if its records have changed since.
+    """
+    ended = DONE.index(status.state) if status and status.state in DONE else len(DONE)
+    ended = hosts.agree(ended)
+    if ended == len(DONE):
+        return None
+    changed = folder.changed(status) if status and folder.writes else None
+    if hosts.agree(changed is not None):
+        raise UserError(changed or f"{folder.path}: the records of this run have changed.")
+    if status:
+        progress.say(f"{folder.name}: {status.state} at step {status.step}; nothing to do.")
+    return DONE[ended]
 
 
 def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State:

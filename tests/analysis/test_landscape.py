@@ -56,6 +56,14 @@ def test_rows_of_the_plane_go_along_the_first_direction_and_columns_along_the_se
     assert np.abs(d - e).max() > 0.1
 
 
+def test_the_largest_seed_has_a_plane():
+    w = RANDOM.randn(5, 3)
+    found = landscape.plane(
+        Linear(), variables(w), BATCHES, np.array([0, 1]), step=1, seed=2**32 - 1
+    )
+    np.testing.assert_allclose(found.losses[0][0], loss_and_error(w)[0], rtol=1e-5)  # As above.
+
+
 def test_a_directions_filters_are_as_long_as_the_networks_and_bn_and_biases_stay():
     net = build_resnet("cifar", 8, "pad", (2, 3, 4), num_classes=3)
     shapes = jax.eval_shape(net.init, jax.random.key(0), np.ones((1, 8, 8, 1)))["params"]

@@ -162,6 +162,25 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
         sweep.check_grid(expanded(tiny_sweep | change), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "section, field, value, message",
+    [
+        ("optim", "frozen", ("stage4",), "Expected optim.frozen in"),
+        ("model", "init", "looks_linear", "Expected even model.widths"),
+        ("", "init_from", "nowhere", "config.init_from=nowhere: Expected a file"),
+    ],
+)
+def test_a_sweep_that_could_never_begin_is_refused(
+    tiny_sweep, tmp_path, section, field, value, message
+):
+    tiny_sweep["kinds"] = {"plain": "none"}
+    tiny_sweep["run"]["model"]["widths"] = (4, 5, 8)
+    fields = tiny_sweep["run"][section] if section else tiny_sweep["run"]
+    fields[field] = value
+    with pytest.raises(UserError, match=f"plain-8-s0.*{message}"):
+        sweep.check_grid(expanded(tiny_sweep), tmp_path)
+
+
 @pytest.mark.parametrize("recorded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_dry_run_lists_every_run_with_its_time_and_writes_nothing(tiny_sweep, tmp_path, recorded):
     runs = expanded(tiny_sweep | {"vary": {"optim.lr": (0.1, 0.01)}, "seeds": (0,)})

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.errors import UserError
+from resnet_flax.models import looks_linear
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training import part_by_part
 
@@ -58,8 +59,14 @@ def test_a_layer_keeps_the_norm_of_what_its_pairs_mean():
 
 @pytest.mark.parametrize("widths", [(5, 6, 8), (4, 5, 8), (8, 4, 8)])
 def test_channels_that_cannot_be_pairs_are_refused(widths):
+    with pytest.raises(UserError, match=r"even model\.widths that do not shrink"):
+        network(widths=widths)
+
+
+@pytest.mark.parametrize("channels", [(6, 5), (5, 6), (8, 4)])
+def test_a_kernel_between_channels_that_cannot_be_pairs_is_refused(channels):
     with pytest.raises(UserError, match=r"even channels that do not shrink.*model\.widths"):
-        jax.eval_shape(network(widths=widths).init, jax.random.key(0), images(0))
+        looks_linear.inner(jax.random.key(0), (3, 3, *channels))
 
 
 @pytest.mark.parametrize(

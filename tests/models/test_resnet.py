@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import catalogue, vgg
 from resnet_flax.models.blocks import BLOCKS
 from resnet_flax.models.catalogue import build_resnet
+from resnet_flax.models.resnet import Part, part_of
 
 CIFAR_SHORTCUTS = ("none", "pad")
 # Trainable parameters of Sec. 4.2, 10 classes, by arithmetic: with n = (depth-2)/6,
@@ -208,3 +211,17 @@ def test_a_net_that_does_not_exist_is_refused_in_words(family, depth, shortcut, 
 def test_vgg_of_another_depth_is_refused_in_words():
     with pytest.raises(UserError, match="16, 19.*got 17"):
         vgg.build_vgg(17, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        build_resnet("cifar", 8, "pad", num_classes=3),
+        build_resnet("imagenet", 18, "pad", num_classes=3),
+        vgg.build_vgg(16, num_classes=3),
+    ],
+)
+def test_a_network_names_its_parts(net):
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert set(net.part_names) == {part_of(name) for name in shapes["params"]}
+    assert set(net.part_names) <= set(get_args(Part))

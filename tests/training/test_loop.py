@@ -450,6 +450,21 @@ def test_a_finished_run_says_so_and_is_left_alone(tiny_config, whole_run, capsys
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
+def test_a_run_that_another_process_ends_meanwhile_is_left_alone(
+    tiny_config, whole_run, tmp_path, monkeypatch
+):
+    whole, claim = whole_run(tiny_config), RunFolder.claim
+
+    def late(folder, *args):
+        shutil.copytree(whole, folder.path)
+        return claim(folder, *args)
+
+    monkeypatch.setattr(RunFolder, "claim", late)
+    assert train(tiny_config, tmp_path / "run") == "finished"
+    for name in ("status.json", "environment.json", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (whole / name).read_text()
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_with_its_record(tiny_config, tmp_path):
     tiny_config["optim"]["lr"] = 1e30
     assert train(tiny_config, tmp_path / "run") == "diverged"
@@ -516,7 +531,9 @@ def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
         ("data", "color", True, "images without three colours"),
         ("data", "batch_size", 18, "divisible by the number of devices, 4, got 18"),
         ("data", "batch_size", 96, "at most 92, the images of data.train_split=.*, got 96"),
+        ("data", "image_size", 64, 'data.image_size=224 with data.crop="none"'),
         ("optim", "lr", "fast", "config.optim.lr"),
+        ("optim", "frozen", ("stem", "stage4"), r"'stem', .*'stage3', 'head'.*got \['stage4'\]"),
     ],
 )
 def test_a_wrong_config_writes_nothing(

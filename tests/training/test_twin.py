@@ -80,6 +80,12 @@ def test_a_twin_has_the_other_shortcut_and_the_same_parameters(tiny_config, shor
         built(tiny_config)
 
 
+def test_a_twin_that_cannot_be_is_named(of_residual):
+    of_residual["model"]["widths"] = (8, 8, 4)
+    with pytest.raises(UserError, match="network of optim.norms_of='pad': .*do not shrink"):
+        built(of_residual)
+
+
 def test_a_gradient_of_zero_has_no_factor(of_residual):
     of_residual["model"] |= {"shortcut": "pad", "zero_init_residual": True}
     of_residual["optim"]["norms_of"] = "none"
