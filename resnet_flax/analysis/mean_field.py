@@ -16,18 +16,25 @@ The density of x' follows from that of x by one convolution with a Gaussian.
 2 Var[x], and a gradient that passes back through it twice its squared norm, summed over channels
 and places. BN divides by its input's standard deviation. So conv-BN multiplies the squared norm by
 2 / (2 Var[x]) = 1 / Var[x], and the activation by E[phi'(z)^2]. F has two convolutions, and its
-inner layer reads phi(z) with z ~ N(b, 1):
+inner layer reads phi(z) with z ~ N(b, 1). So F multiplies the squared norm by r / Var[x], where
 
-    |dL/dx|^2 = (a^2 + r / Var[x]) |dL/ds|^2,    r = E[phi'(z)^2] / Var[phi(z)]
-    |dL/ds|^2 = E[phi'(s)^2] |dL/dx'|^2
+    r = E[phi'(z)^2] / Var[phi(z)]
 
-The two parts of dL/dx add in squares because the kernels of F have mean 0. In a plain network a is
-0 and s = f, so each layer multiplies the squared norm by r: pi / (pi - 1) = 1.467 for ReLU.
+The gradient of f spreads evenly over all entries of x. That of h stays in its entry, and a unit
+that is on (s > 0) is likely to be on again in the next block. So the gradient of an entry depends
+on its value. Let v(s) be the mean of the squared gradient of x = phi(s) at an entry, and N the
+number of entries. With s' and v' of the next block, s' = f + a phi(s):
+
+    v(s) = a^2 E_f[phi'(s')^2 v'(s')] + r / Var[x] |dL/ds'|^2 / N
+    |dL/ds'|^2 = N E[phi'(s')^2 v'(s')]
+
+The two parts add, without a mixed one, because the kernels of F have mean 0. In a plain network a
+is 0 and s = f, so each layer multiplies the squared norm by r: pi / (pi - 1) = 1.467 for ReLU.
 
 **Where a stage begins**, option A pads with zeros: new channels have s = f. So channels differ by
-the stage in which they began. The sums above then run over these groups of channels. The gradient
-of f spreads evenly over all channels of x, that of h stays in its channel. BN's own gradient terms,
-which take away the mean and the part along z, are small for large batches and left out.
+the stage in which they began, and v and the density of s are those of such a group of channels.
+BN's own gradient terms, which take away the mean and the part along z, are small for large batches
+and left out.
 """
 
 from collections.abc import Sequence
@@ -90,13 +97,14 @@ def gradient_ratio(
             passed.append((x, groups))
     if min(g.density.sum() for g in groups) < 1 - _LOST:
         return float("nan")
-    squares = _shares(groups)  # |dL/dx|^2 by group; the loss reads all channels alike.
+    slope = _slope_square(negative_slope)
+    squares = [np.full(len(_GRID), 1 / width) for _ in groups]  # v; the loss reads all alike.
     for x, y in reversed(passed):
-        of_s = squares * [_moments(g.density, negative_slope).slope_square for g in y]
-        variance = _shares(x) @ [_moments(g.density, negative_slope).variance for g in x]
-        through_f = r / variance * of_s.sum() * _shares(x)
-        squares = through_f + shortcut_scale**2 * of_s[: len(x)]
-    return float(np.sqrt(squares.sum()))
+        of_s = [slope * v for v in squares]
+        through_f = r / _variance(x, negative_slope) * _total(y, of_s) / sum(g.channels for g in x)
+        through_h = (_expected_next(v, shortcut_scale, negative_slope, f) for v in of_s[: len(x)])
+        squares = [shortcut_scale**2 * v + through_f for v in through_h]
+    return float(np.sqrt(_total(passed[0][0], squares)))
 
 
 def predicted_ratio(model: nn.Module) -> float | None:
@@ -116,9 +124,16 @@ def predicted_ratio(model: nn.Module) -> float | None:
     return ratio if np.isfinite(ratio) else None
 
 
-def _shares(groups: Sequence[Group]) -> np.ndarray:
-    counts = np.array([g.channels for g in groups])
-    return counts / counts.sum()
+def _total(groups: Sequence[Group], values: Sequence[np.ndarray]) -> float:
+    """The sum over all channels of the mean of a function of s. `values`: of each group."""
+    pairs = zip(groups, values, strict=True)
+    return float(sum(g.channels * (g.density @ of_group) for g, of_group in pairs))
+
+
+def _variance(groups: Sequence[Group], negative_slope: float) -> float:
+    """The mean over all channels of Var[x]."""
+    variances = [_moments(g.density, negative_slope).variance for g in groups]
+    return float(np.average(variances, weights=[g.channels for g in groups]))
 
 
 def _gaussian(mean: float) -> np.ndarray:
@@ -133,9 +148,14 @@ def _activated(negative_slope: float) -> np.ndarray:
 def _moments(density: np.ndarray, negative_slope: float) -> Moments:
     x = _activated(negative_slope)
     mean = density @ x
+    return Moments(float(density @ (x - mean) ** 2), float(density @ _slope_square(negative_slope)))
+
+
+def _slope_square(negative_slope: float) -> np.ndarray:
+    """phi'(s)^2."""
     slope = np.where(_GRID > 0, 1.0, negative_slope**2)
     slope[_GRID == 0] = (1 + negative_slope**2) / 2
-    return Moments(float(density @ (x - mean) ** 2), float(density @ slope))
+    return slope
 
 
 def _next(s: np.ndarray, scale: float, negative_slope: float, f: np.ndarray) -> np.ndarray:
@@ -151,3 +171,15 @@ def _next(s: np.ndarray, scale: float, negative_slope: float, f: np.ndarray) -> 
     seen = np.flatnonzero(f > 1e-16)  # The rest of f is below rounding.
     start = np.flatnonzero(_GRID == 0)[0] - seen[0]
     return np.convolve(of_h, f[seen])[start : start + len(_GRID)]
+
+
+def _expected_next(
+    values: np.ndarray, scale: float, negative_slope: float, f: np.ndarray
+) -> np.ndarray:
+    """For each s, the mean over f of a function of f + scale phi(s)."""
+    seen = np.flatnonzero(f > 1e-16)
+    # The mean over f of values(f + h), for each h of the grid.
+    start = seen[-1] - np.flatnonzero(_GRID == 0)[0]
+    means = np.convolve(np.pad(values, len(seen), mode="edge"), f[seen][::-1])
+    means = means[start + len(seen) :][: len(_GRID)]
+    return np.interp(scale * _activated(negative_slope), _GRID, means)

@@ -40,6 +40,43 @@ def test_a_linear_residual_block_has_a_closed_form(scale):
     assert ratio == pytest.approx(np.sqrt(square), rel=1e-3)
 
 
+def simulated_ratio(blocks, scale, width=256):
+    """The gradient ratio of blocks of dense layers with BN, as many images as channels."""
+    random = np.random.default_rng(0)
+
+    def norm(z):
+        deviation = z.std(axis=0)
+        z = (z - z.mean(axis=0)) / deviation
+
+        def back(g):
+            return (g - g.mean(axis=0) - z * (g * z).mean(axis=0)) / deviation
+
+        return z, back
+
+    x, steps = np.maximum(random.standard_normal((width, width)), 0), []
+    for _ in range(blocks):
+        first, last = random.standard_normal((2, width, width)) * np.sqrt(2 / width)
+        z, back_z = norm(x @ first)
+        f, back_f = norm(np.maximum(z, 0) @ last)
+        s = f + scale * x
+        x = np.maximum(s, 0)
+        steps.append((first, z, back_z, last, back_f, s))
+    gradient = random.standard_normal(x.shape)
+    norm_of_last = np.linalg.norm(gradient)
+    for first, z, back_z, last, back_f, s in reversed(steps):
+        of_s = gradient * (s > 0)
+        of_z = back_f(of_s) @ last.T * (z > 0)
+        gradient = scale * of_s + back_z(of_z) @ first.T
+    return np.linalg.norm(gradient) / norm_of_last
+
+
+@pytest.mark.parametrize(("blocks", "scale"), [(9, 1.0), (18, 1.0), (9, 0.5), (9, -1.0)])
+def test_wide_dense_blocks_do_as_the_theory_says(blocks, scale):
+    predicted = mean_field.gradient_ratio((blocks,), (4,), scale)
+    # 10 %: 256 channels and images. One that took units for independent would be 20 % and more off.
+    assert simulated_ratio(blocks, scale) == pytest.approx(predicted, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("shortcut", "fields"),
     [
