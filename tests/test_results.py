@@ -327,6 +327,17 @@ def test_predictions_of_lost_forward_information_were_never_reversed():
     assert sum(row["forward"].endswith("+") for row in rows) >= 9
 
 
+def test_networks_train_if_and_only_if_the_untrained_front_passes_something_on_but_one():
+    rows = cause_tables.conditions("causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56)
+    for row in rows:
+        front, error = float(row["1-NN error, front"]), float(row["training error"].split()[0])
+        passes = front < 60
+        assert passes or front >= 88
+        if row["condition"] != "plain, BN bias 1":
+            assert (error < 10) == passes, row
+    assert len(rows) == 19
+
+
 def test_the_theory_orders_the_gradient_ratios_of_untrained_networks():
     initial = findings.load(RESULTS / "causes" / findings.INITIAL, Initial)
     signals = {(n.kind, n.depth): n.signal for n in initial.networks if n.norm == "batch"}

@@ -28,14 +28,15 @@ def conditions(
     found = summary[summary["depth"] == depth].set_index("kind")
     signals = diagnostic_tables.read_signals(folder)
     before = signals[signals["depth"] == depth].groupby("kind")
-    measured = before[["gradient_ratio", "neighbour_error"]].median()
+    measured = before[["gradient_ratio", "front_error", "neighbour_error"]].median()
     rows = []
     for kind, said in predictions.items():
         if kind not in found.index:
             continue
         row = found.loc[kind]
         outcome = _outcome(row["train_error"]) if row["n"] > 1 else ""
-        ratio, neighbour = measured.loc[kind] if kind in measured.index else (None, None)
+        ratio, *errors = measured.loc[kind] if kind in measured.index else (None, None, None)
+        front, last = ("–" if pd.isna(error) else f"{error:.0f}" for error in errors)
         rows.append(
             {
                 "condition": kind,
@@ -46,7 +47,8 @@ def conditions(
                 "training error": run_tables.percent(row["train_error"], row["train_error_std"]),
                 "n": row["n"],
                 "gradient ratio": "–" if pd.isna(ratio) else f"{ratio:,.3g}",
-                "1-NN error": "–" if pd.isna(neighbour) else f"{neighbour:.0f}",
+                "1-NN error, front": front,
+                "1-NN error, last stage": last,
             }
         )
     return rows

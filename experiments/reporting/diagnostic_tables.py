@@ -16,7 +16,9 @@ from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 BEFORE, AFTER = "before training", "after training"
 MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
 _RUN = ["run", "kind", "depth", "seed"]
-_SIGNAL = ["gradient_ratio", "predicted_ratio", "neighbour_error", "gradient_cosine"]
+_SIGNAL = [
+    "gradient_ratio", "predicted_ratio", "neighbour_error", "front_error", "gradient_cosine"
+]  # fmt: skip
 
 
 class Planes(NamedTuple):
@@ -60,7 +62,7 @@ def read_signals(sweep: SweepFolder) -> pd.DataFrame:
     """One row for each run whose signal before training was measured.
 
     Columns: run, kind, depth, seed, gradient_ratio, predicted_ratio, neighbour_error (last stage),
-    gradient_cosine (first stage).
+    front_error (the same of the stage before the last), gradient_cosine (first stage).
     """
     rows = []
     for folder, point in _runs(sweep):
@@ -84,7 +86,8 @@ def read_initial_signals(sweep: SweepFolder) -> pd.DataFrame:
 def _signal_row(found: Signal) -> dict[str, Any]:
     stages = [stage for stage in found.stages if stage.name != "stem"]
     ratios = found.gradient_ratio, found.predicted_ratio
-    values = *ratios, stages[-1].neighbour_error, stages[0].gradient_cosine
+    errors = [stage.neighbour_error for stage in stages[:-3:-1]]  # The last stage first.
+    values = *ratios, *errors, stages[0].gradient_cosine
     return dict(zip(_SIGNAL, values, strict=True))
 
 
