@@ -28,6 +28,7 @@ server.serve_forever()
 USER = {
     "AWS_ACCESS_KEY_ID": "user", "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1",
 }  # fmt: skip
 
 

@@ -18,6 +18,8 @@ if jax.__version_info__ < (0, 11):  # Later, XLA ends at a flag that it does not
     QUICK["xla_cpu_use_fusion_emitters"] = False
     OPTIMIZED["xla_cpu_use_fusion_emitters"] = True
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
+os.environ["JAX_PLATFORMS"] = "cpu"  # Where an accelerator's plug-in is installed, too.
+jax.config.update("jax_platforms", "cpu")
 cpu.keep_barriers()  # As every entry point does.
 jax.config.update("jax_num_cpu_devices", 4)
 hypothesis.settings.register_profile("busy", deadline=None)  # A machine may be as slow as it likes.

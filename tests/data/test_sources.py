@@ -270,7 +270,6 @@ def test_cifar10_has_its_known_mean():
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
 
 
-@needs_cifar10
-def test_images_of_varying_size_are_refused_in_words():
+def test_images_of_varying_size_are_refused_in_words(varied_folder):
     with pytest.raises(UserError, match="got varying sizes"):
-        sources.load_split("caltech_subset", "train")
+        sources.load_split("varied", "train", varied_folder)

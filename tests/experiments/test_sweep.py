@@ -93,7 +93,13 @@ def test_two_sweeps_of_one_folder_leave_each_other_the_runs_they_are_at(
 
 
 @pytest.mark.parametrize(
-    "state, status, goes_on", [("diverged", 1, False), ("failed", 1, True), ("running", 75, True)]
+    "state, status, goes_on",
+    [
+        ("diverged", 1, False),
+        ("failed", 1, True),
+        ("running", 75, True),
+        ("preempted", 75, True),
+    ],
 )
 def test_the_exit_status_and_the_last_line_say_what_is_missing(
     tiny_sweep, tmp_path, monkeypatch, capsys, state, status, goes_on
@@ -106,7 +112,7 @@ def test_the_exit_status_and_the_last_line_say_what_is_missing(
     monkeypatch.setattr(sweep, "run_sweep", run_sweep)
     assert sweep.sweep(runs, tmp_path) == status
     *before, last = capsys.readouterr().out.splitlines()
-    assert bool(before) == (state != "running"), "who stops a sweep sees no table"
+    assert bool(before) == (status != 75), "who stops a sweep sees no table"
     assert last.startswith(f"1 of 2 runs finished; 1 {state}.")
     assert ("Run the same command again" in last) == goes_on
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def test_the_commit_of_a_repository_that_the_library_is_only_installed_in_is_not
     (library / "__init__.py").touch()
     (tmp_path / "theirs").touch()
     own = ["-c", "user.name=somebody", "-c", "user.email=", "commit", "--quiet", "--message=theirs"]
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # The user may sign commits.
+        monkeypatch.setenv(name, os.devnull)
     for arguments in (["init", "--quiet"], ["add", "theirs"], own):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     monkeypatch.setattr(environment, "_CODE", library)

@@ -221,10 +221,30 @@ def test_a_step_appears_at_once_and_whole_while_others_read(tmp_path):
         saving.save(2, {"value": jnp.ones(1 << 22)}, {})
         seen = set()
         while 2 not in seen:
+            saving.poll()  # It raises if the save fails.
             reader = Checkpoints(tmp_path, say=pytest.fail)
             seen.add(reader.last_good())
             reader.restore()
     assert seen <= {1, 2}
+
+
+def test_a_step_is_on_disk_before_it_appears_and_so_is_its_name(tmp_path, monkeypatch):
+    synced, fsync, rename = set(), os.fsync, Path.rename
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def look(path, target):
+        if path.name.endswith(".part"):
+            assert not [p for p in (path, *path.rglob("*")) if p.stat().st_ino not in synced]
+            synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", look)
+    save(tmp_path, 1)
+    assert tmp_path.stat().st_ino in synced
 
 
 def test_a_reader_makes_no_folder(tmp_path):

@@ -33,7 +33,7 @@ except TryAgainError:
     print("refused", flush=True)
 else:
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -210,8 +210,9 @@ def test_a_writer_that_lost_its_lock_finds_out_and_neither_beats_nor_takes_it_aw
 
 def test_nobody_is_overtaken_inside_a_write_but_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 3600)
     first = acquire(tmp_path)
-    edit(tmp_path, machine="elsewhere", host="elsewhere")  # Its heart beats every 5 seconds.
+    edit(tmp_path, machine="elsewhere", host="elsewhere")
     with first.held():
         refused = f"process {os.getpid()} on elsewhere is in the middle of a write"
         with pytest.raises(TryAgainError, match=refused):

@@ -144,6 +144,7 @@ def test_a_step_appears_at_once_and_whole_while_others_read(bucket):
         saving.save(2, {"value": jnp.ones(1 << 18)}, {})
         seen = set()
         while 2 not in seen:
+            saving.poll()  # It raises if the save fails.
             reader = Checkpoints(bucket, say=pytest.fail)
             seen.add(reader.last_good())
     assert seen <= {1, 2}

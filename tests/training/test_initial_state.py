@@ -50,6 +50,13 @@ def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
     assert not np.array_equal(*kernels)
 
 
+def test_a_seed_gives_the_parameters_that_it_always_gave(two_blocks):
+    # If this fails, results of older versions cannot be had again.
+    kernel = initial(two_blocks).params["stage2_block1"]["conv1"]["kernel"]
+    # 1e-5: the normal distribution's inverse, in float32.
+    np.testing.assert_allclose(kernel[0, 0, :2, 0], [-0.0030307816, -0.09194325], rtol=1e-5)
+
+
 @pytest.mark.parametrize("scan", ["on", "off"])
 def test_the_shapes_are_those_of_a_saved_state(two_blocks, scan):
     config = scanned(two_blocks, scan)

@@ -59,7 +59,7 @@ def edit_lock(folder, **change):
 
 
 def test_a_run_of_another_machine_is_interrupted_once_its_heart_has_stopped(folder, monkeypatch):
-    edit_lock(folder, machine="elsewhere")
+    edit_lock(folder, machine="elsewhere", token="another's")  # Its own heart stops.
     run = looked_at(folder)
     assert run.state == "running"
     clock = [0.0]
