@@ -150,7 +150,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "causes": functools.partial(
         cause_tables.conditions, "causes", causes.PREDICTIONS, causes.EXPLANATIONS, 56
     ),
-    "causes_cifar10": functools.partial(readme_tables.by_depth, "causes_cifar10"),
+    "causes_cifar10": functools.partial(cause_tables.beside_untrained, "causes_cifar10", 56),
     "dose": functools.partial(readme_tables.by_depth, "dose"),
     "digits": functools.partial(_sweeps_own, "digits"),
     "training_elsewhere": functools.partial(readme_tables.elsewhere, "train_error"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from experiments.reporting import diagnostic_tables, run_tables
+from experiments.reporting import diagnostic_tables, readme_tables, run_tables
 from experiments.reporting.readme_tables import RESULTS, Rows
 from resnet_flax.storage import sweep_tables
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -26,17 +26,13 @@ def conditions(
     folder = SweepFolder(RESULTS / sweep)
     summary = sweep_tables.summarize(sweep_tables.read_runs(folder))
     found = summary[summary["depth"] == depth].set_index("kind")
-    signals = diagnostic_tables.read_signals(folder)
-    before = signals[signals["depth"] == depth].groupby("kind")
-    measured = before[["gradient_ratio", "front_error", "neighbour_error"]].median()
+    before = _untrained(folder, depth)
     rows = []
     for kind, said in predictions.items():
         if kind not in found.index:
             continue
         row = found.loc[kind]
         outcome = _outcome(row["train_error"]) if row["n"] > 1 else ""
-        ratio, *errors = measured.loc[kind] if kind in measured.index else (None, None, None)
-        front, last = ("–" if pd.isna(error) else f"{error:.0f}" for error in errors)
         rows.append(
             {
                 "condition": kind,
@@ -46,12 +42,33 @@ def conditions(
                 },
                 "training error": run_tables.percent(row["train_error"], row["train_error_std"]),
                 "n": row["n"],
-                "gradient ratio": "–" if pd.isna(ratio) else f"{ratio:,.3g}",
-                "1-NN error, front": front,
-                "1-NN error, last stage": last,
+                **before[kind],
             }
         )
     return rows
+
+
+def beside_untrained(sweep: str, depth: int) -> Rows:
+    """Training error by depth, and what was measured in the untrained networks of this depth."""
+    before = _untrained(SweepFolder(RESULTS / sweep), depth)
+    return [row | before[row["kind"]] for row in readme_tables.by_depth(sweep)]
+
+
+def _untrained(folder: SweepFolder, depth: int) -> dict[str, dict[str, str]]:
+    """Kind -> cells: medians over the seeds that were measured; a dash if there is none."""
+    signals = diagnostic_tables.read_signals(folder)
+    groups = signals[signals["depth"] == depth].groupby("kind")
+    measured = groups[["gradient_ratio", "front_error", "neighbour_error"]].median()
+    cells = {}
+    for kind in {point.kind for point in folder.points.values()}:
+        ratio, *errors = measured.loc[kind] if kind in measured.index else [None] * 3
+        front, last = ("–" if pd.isna(error) else f"{error:.0f}" for error in errors)
+        cells[kind] = {
+            "gradient ratio": "–" if pd.isna(ratio) else f"{ratio:,.3g}",
+            "1-NN error, front": front,
+            "1-NN error, last stage": last,
+        }
+    return cells
 
 
 def _outcome(error: float) -> str:
