@@ -287,6 +287,8 @@ def test_on_cifar10_each_swap_ended_beside_its_own_kind_and_looks_linear_rescued
     deep = runs[(runs["depth"] == 56) & (runs["state"] == "finished")]
     errors = deep.groupby("kind")["train_error"].apply(list)
     assert all(len(errors[kind]) == 2 for kind in causes.DECISIVE)
+    shallow = runs[(runs["depth"] == 20) & (runs["state"] == "finished")]
+    assert set(shallow["kind"]) == {"plain", "residual"} and shallow["train_error"].max() < 0.35
     plain = errors["plain"] + errors["plain, gradient norms of residual"]
     residual = errors["residual"] + errors["residual, gradient norms of plain"]
     assert min(plain + errors["plain, looks linear"]) > 0.66
