@@ -38,7 +38,9 @@ def path(name: str | os.PathLike[str]) -> AnyPath:
         try:
             text = str(Path(text).expanduser().absolute())
         except RuntimeError as error:
-            raise UserError(f"Expected a folder, got {text}: {error}") from error
+            raise UserError(
+                f"Expected a folder, got {text}: there is no such home. Give its whole path."
+            ) from error
     if unprintable := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
         raise UserError(
             f"Expected a folder named by printable characters, got {text!r}. Rename it without"

@@ -364,6 +364,15 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
     assert said in done.stderr
 
 
+def test_vary_with_a_runs_config_is_refused_with_a_command_that_takes_the_rest(tmp_path):
+    flags = ["--config=configs/digits.py:plain8", "--vary=optim.lr=0.1,0.01"]
+    done = run("sweep", *flags, f"--workdir={tmp_path}/new")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "To vary a field, give a sweep's" in done.stderr
+    words = shlex.split(done.stderr.partition("takes it: ")[2])
+    assert words[2:] == ["experiments.train", flags[0], f"--workdir={tmp_path}/new"]
+
+
 @pytest.mark.parametrize("file", ["table.csv", "report.html"])
 def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, file):
     folder = tmp_path / "digits"

@@ -398,3 +398,13 @@ def test_the_time_limit_is_that_of_the_plan_with_time_to_spare():
     longest = max(run_seconds(runs, machine, 1)) / 60
     spare = launcher.SPARE * longest
     assert launcher.SHORTEST < spare <= minutes("cifar10", "a100", h100) < spare + 1
+
+
+@pytest.mark.parametrize("options, says", [([], True), (["--option=--time=04:00:00"], False)])
+def test_a_missing_time_limit_is_said_unless_it_was_given(tmp_path, options, says):
+    flags = ["--target=slurm", "--accelerator=gpu", f"--workdir={tmp_path}/runs", *options]
+    flags += ["--config=configs/degradation.py:digits", f"--output={tmp_path}/jobs"]
+    argv = [sys.executable, "-m", "experiments.launch", *flags]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("no time limit of its own" in done.stderr) == says

@@ -65,7 +65,7 @@ def test_a_name_that_no_line_can_hold_is_refused_in_one(name):
 
 
 def test_the_home_of_nobody_is_no_folder():
-    with pytest.raises(UserError, match="Expected a folder, got ~no_such_user/run: "):
+    with pytest.raises(UserError, match="got ~no_such_user/run: there is no such home"):
         filesystem.path("~no_such_user/run")
 
 

@@ -126,3 +126,15 @@ def test_the_compiler_ends_with_the_command(tmp_path, sign):
         time.sleep(0.01)
     left = list(temporary.glob("resnet_flax_compile_*"))
     assert bool(left) == (sign == "KILL")
+
+
+@pytest.mark.parametrize("text, status, said", [("no JSON", 2, "Expected JSON in"), ("[]", 1, "")])
+def test_a_file_for_findings_is_looked_at_before_the_work(tmp_path, text, status, said):
+    (tmp_path / "there.json").write_text(text)
+    python = stand_in(tmp_path, f"[ $1 = -c ] || {{ touch {tmp_path}/begun; exit 3; }}")
+    flags = ["--config=configs/digits.py:resnet8", "--topology=v5e:2x2"]
+    flags += [f"--compiler_python={python}", f"--output={tmp_path}/there.json"]
+    argv = [sys.executable, "-m", "experiments.compile", *flags]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert (tmp_path / "begun").exists() == (status == 1)
