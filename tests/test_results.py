@@ -282,19 +282,27 @@ def test_what_the_front_passes_on_decides_and_not_the_size_of_its_gradients():
         assert len(errors[kind]) == 5 and min(errors[kind]) > 0.5, kind
 
 
-def test_on_cifar10_each_swap_ended_beside_its_own_kind_and_looks_linear_rescued_nothing():
+def test_on_cifar10_each_swap_ended_beside_its_own_kind_and_looks_linear_helped_20_layers_alone():
     runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes_cifar10"))
     deep = runs[(runs["depth"] == 56) & (runs["state"] == "finished")]
     errors = deep.groupby("kind")["train_error"].apply(list)
     assert all(len(errors[kind]) == 2 for kind in causes.DECISIVE)
-    shallow = runs[(runs["depth"] == 20) & (runs["state"] == "finished")]
-    assert set(shallow["kind"]) == {"plain", "residual"} and shallow["train_error"].max() < 0.35
     plain = errors["plain"] + errors["plain, gradient norms of residual"]
     residual = errors["residual"] + errors["residual, gradient norms of plain"]
     assert min(plain + errors["plain, looks linear"]) > 0.66
     assert max(residual) < 0.4
     for kind in ("plain, leaky 0.5", "shortcut x 0.5"):
         assert max(residual) < min(errors[kind]) < max(errors[kind]) < min(plain)
+    of_20 = runs[(runs["depth"] == 20) & (runs["state"] == "finished")]
+    shallow = of_20.groupby("kind")["train_error"].apply(list)
+    assert all(len(shallow[kind]) == 2 for kind in causes.DECISIVE)
+    swapped = shallow["plain, gradient norms of residual"]
+    above = [100 * (one - other) for one in swapped for other in shallow["plain"]]
+    assert (round(min(above)), round(max(above))) == (4, 8)
+    assert max(shallow["plain"]) < min(shallow["plain, leaky 0.5"])
+    beside = shallow["residual"] + shallow["residual, gradient norms of plain"]
+    beside += shallow["plain, looks linear"] + shallow["shortcut x 0.5"]
+    assert max(beside) < 0.3 < min(shallow["plain"])
     rows = cause_tables.beside_untrained("causes_cifar10", 56)
     known = {row["kind"]: row for row in rows if row["gradient ratio"] != "–"}
     for column in ("gradient ratio", "1-NN error, front"):
@@ -329,6 +337,15 @@ def test_at_44_layers_the_same_conditions_train_and_half_measures_do_better():
         assert len(errors[kind]) == 5 and min(errors[kind]) > 0.19, kind
     for kind in ("plain, clipped", "plain, leaky 0.2"):
         assert max(errors[kind]) < 0.3 * min(errors["plain"]), kind
+    longer = errors["plain, four times the steps"]
+    assert [round(100 * end(longer)) for end in (min, max)] == [1, 22]
+
+
+def test_every_condition_ran_at_every_depth_with_five_seeds_and_trains_at_20_layers():
+    runs = sweep_tables.read_runs(SweepFolder(RESULTS / "causes"))
+    assert set(runs["state"]) == {"finished"}
+    assert set(runs.groupby(["kind", "depth"]).size()) == {5}
+    assert runs.loc[runs["depth"] == 20, "train_error"].max() < 0.01
 
 
 def test_predictions_of_lost_forward_information_were_never_reversed():
