@@ -56,7 +56,8 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            raise UserError(f"Cannot read {self.folder}: {trees.reason(error)}.") from error
+            named = error.filename or self.folder
+            raise UserError(f"Cannot read {named}: {trees.reason(error)}.") from error
 
     def steps(self) -> list[int]:
         """The saved steps, ascending. Raises UserError if the folder cannot be read."""
@@ -64,7 +65,10 @@ class Checkpoints:
             return self._folders.steps()
 
     def last_good(self) -> int | None:
-        """The newest undamaged step, or None. Raises UserError if another run saved it."""
+        """The newest undamaged step, or None.
+
+        Raises UserError if another run saved it, or if a step cannot be read.
+        """
         with self._newest_whole() as (step, _):
             return step
 
@@ -74,8 +78,9 @@ class Checkpoints:
         damaged = []
         with contextlib.ExitStack() as stack:
             for step in reversed(self.steps()):
-                files = stack.enter_context(self._folders.files(step))
-                damage = damage_of(files)
+                with self._readable():
+                    files = stack.enter_context(self._folders.files(step))
+                    damage = damage_of(files)
                 if damage is None:
                     break
                 stack.close()
@@ -134,6 +139,7 @@ class Checkpoints:
             raise UserError(
                 f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
             )
+        step = int(step)  # A table may have given 4.0.
         with self._folders.files(step) as files:
             if damage := damage_of(files):
                 raise UserError(

@@ -51,16 +51,23 @@ def label(part: Path, step: int, config: str | None) -> None:
 
 
 def damage_of(files: Path) -> str | None:
-    """Checks the files of a step. Returns the damage in words, or None."""
+    """Checks the files of a step. Returns the damage in words, or None.
+
+    Raises OSError if a file cannot be read.
+    """
     damage = "it is a symbolic link" if files.is_symlink() else sums.damage(files)
-    if damage is None and (step := (files / STEP).read_text().strip()) != files.name:
+    if damage is None and (step := _word(files / STEP)) != files.name:
         return f"it was saved as step {step}"
     return damage
 
 
 def config_of(files: Path) -> str | None:
     """The digest of the config under which a step was saved. None if an older version saved it."""
-    return (files / CONFIG).read_text().strip() if (files / CONFIG).exists() else None
+    return _word(files / CONFIG) if (files / CONFIG).exists() else None
+
+
+def _word(path: Path) -> str:
+    return path.read_text(errors="replace").strip()
 
 
 class StepFolders(Protocol):

@@ -1,5 +1,6 @@
 """SHA-256 sums of a folder's files: written after the files, checked before the files are used."""
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -8,19 +9,22 @@ from resnet_flax.storage.regular import open_regular
 
 SUMS = "SHA256SUMS"
 LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
+# What a path that is not a file gives. Any other error says nothing about the content.
+_NO_FILE = {errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG}
 
 
 def _files(folder: Path) -> list[str]:
     """The names of all files below a folder, without the sums and without files of the system.
 
-    Those are hidden files (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER) and LEFT_BY_WINDOWS.
+    Those are hidden files (macOS: .DS_Store, ._NAME; NFS: .nfsNUMBER), all files in hidden folders
+    (.AppleDouble, .@__thumb) and LEFT_BY_WINDOWS.
     """
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     return sorted(
         str(file)
         for file in files
         if str(file) != SUMS
-        and not file.name.startswith(".")
+        and not any(part.startswith(".") for part in file.parts)
         and file.name.lower() not in LEFT_BY_WINDOWS
     )
 
@@ -38,7 +42,11 @@ def write_sums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Compares the files of a folder with its sums. Returns the damage in words, or None."""
+    """Compares the files of a folder with its sums. Returns the damage in words, or None.
+
+    Raises OSError if a file cannot be read: its server may be away, or it is another user's.
+    """
+    name = SUMS
     try:
         *lines, rest = read_bytes(folder / SUMS, 2**24).decode().split("\n")
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
@@ -47,14 +55,14 @@ def damage(folder: Path) -> str | None:
         for name in sorted({*sums, *_files(folder)}):
             if name not in sums:
                 return f"{name} is not in {SUMS}"
-            if not (folder / name).is_file():
-                return f"{name} is missing"
             if _sha256(folder / name) != sums[name]:
                 return f"{name} is not what was saved"
     except FileNotFoundError:
-        return f"{SUMS} is missing"
+        return f"{name} is missing"
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        if error.errno not in _NO_FILE:
+            raise
+        return f"{name}: {error.strerror}"
     except ValueError:
         return f"{SUMS} is not what was saved"
     return None

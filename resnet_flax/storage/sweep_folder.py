@@ -1,16 +1,19 @@
 """A sweep's folder: reads and writes sweep.json, and joins all records in one table. No JAX."""
 
+import contextlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import TryAgainError, UserError, complain
 from resnet_flax.storage import filesystem, recipe, sweep_file
 from resnet_flax.storage.filesystem import AnyPath
+from resnet_flax.storage.lock import STALE_SECONDS, FolderLock
 from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.records import identity, series_of
 from resnet_flax.storage.run_folder import RunFolder
@@ -160,8 +163,34 @@ def add_runs(
     """Adds runs to `sweep.json`: name -> {"kind", "config", "multiply_adds"}.
 
     Runs of earlier grids stay, and get the fields that they lack: one of them may vary now. Each
-    config is stored as its identity. `varying`: the fields in which these runs may differ.
+    config is stored as its identity. Waits while another process adds runs. `varying`: the fields
+    in which these runs may differ.
     """
+    with _alone(path):
+        _add_runs(path, runs, varying, resolve)
+
+
+@contextlib.contextmanager
+def _alone(path: AnyPath) -> Iterator[None]:
+    """A context in which no other process changes `sweep.json`. Others end theirs in a moment."""
+    lock, end = FolderLock(path), time.monotonic() + STALE_SECONDS
+    while True:
+        try:
+            lock.acquire(complain)
+            break
+        except TryAgainError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _add_runs(
+    path: AnyPath, runs: Mapping[str, dict[str, Any]], varying: Varying, resolve: Resolve
+) -> None:
     file = path / "sweep.json"
     earlier: dict[str, Any] = {}
     if file.exists():

@@ -378,11 +378,50 @@ def test_a_step_of_another_run_is_refused_and_one_of_an_older_version_is_not(two
         assert resuming.reader.steps() == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["Thumbs.db", "Desktop.ini", ".DS_Store", "._d", ".nfs0001"])
+@pytest.mark.parametrize("lost", ["server", "permission", "disk"])
+def test_what_cannot_be_read_now_is_no_damage_and_is_left_as_it_is(
+    two_steps, tmp_path, monkeypatch, lost
+):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    before = files(folder)
+    code = {"server": errno.ESTALE, "permission": errno.EACCES, "disk": errno.EIO}[lost]
+
+    def unreadable(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    message = rf"Cannot read .*copy/\d/.*{os.strerror(code)}"
+    with monkeypatch.context() as patch:
+        patch.setattr(sums, "open_regular", unreadable)
+        for opened in (Checkpoints(folder), writer(folder, say=pytest.fail).reader):
+            for read in (opened.last_good, opened.restore, lambda o=opened: o.restore(1)):
+                with pytest.raises(UserError, match=message):
+                    read()
+    assert files(folder) == before
+    assert writer(folder, say=pytest.fail).reader.last_good() == 2
+
+
+@pytest.mark.parametrize("name", ["STEP", "CONFIG_SHA256"])
+def test_a_label_that_is_no_text_is_refused_in_one_line(two_steps, tmp_path, name):
+    folder = shutil.copytree(two_steps, tmp_path / "copy")
+    (folder / "2" / name).write_bytes(b"\xff")
+    sums.write_sums(folder / "2")
+    with pytest.raises(UserError, match="2 (is damaged|was saved by a run of another config)"):
+        Checkpoints(folder, config="ours").restore(2)
+
+
+def test_a_step_from_a_table_is_the_same_step(two_steps):
+    assert Checkpoints(two_steps).restore(np.float64(1))["value"][0] == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["Thumbs.db", "Desktop.ini", ".DS_Store", "._d", ".nfs0001", ".AppleDouble/STEP"]
+)
 def test_what_a_system_leaves_in_a_step_is_no_damage_and_another_file_is(two_steps, tmp_path, name):
     folder = shutil.copytree(two_steps, tmp_path / "copy")
     for below in ("", "state", "state/ocdbt.process_0/d"):
-        (folder / "2" / below / name).write_text("left")
+        left = folder / "2" / below / name
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("left")
     assert Checkpoints(folder, say=pytest.fail).restore()["value"][0] == 2
     (folder / "2" / "state" / "_sharding").write_text("{}")
     assert Checkpoints(folder, say=print).last_good() == 1

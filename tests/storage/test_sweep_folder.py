@@ -1,6 +1,9 @@
+import contextlib
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,43 @@ def test_what_is_not_known_of_an_earlier_run_is_kept_when_others_are_added(tmp_p
     assert list(after) == list(before | added)
     for name, entry in (before | added).items():
         assert after[name] == entry | {"config": records.identity(entry["config"])}
+
+
+def test_sweeps_that_begin_at_the_same_moment_keep_each_others_runs(tmp_path):
+    count = 4
+    entry = json.dumps(json.loads((DIGITS / "sweep.json").read_text())["runs"]["plain-8-s0"])
+    code = (
+        "import json, sys; from pathlib import Path; from resnet_flax.storage import recipe;"
+        "from resnet_flax.storage.sweep_folder import add_runs; entry = json.loads(sys.argv[2]);"
+        "print(flush=True); sys.stdin.read();"
+        "[add_runs(Path(sys.argv[1]), {f'{sys.argv[3]}-{i}': entry}, recipe.NOTHING)"
+        " for i in range(5)]"
+    )
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-c",
+                        code,
+                        tmp_path,
+                        entry,
+                        str(i),
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            for i in range(count)
+        ]
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:  # All have imported, and begin now.
+            process.stdin.close()
+        assert [process.wait() for process in processes] == [0] * count
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["runs"]) == 5 * count
+    assert not (tmp_path / "lock.json").exists()
 
 
 def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):
