@@ -147,20 +147,18 @@ def _explore(
     console: Console,
 ) -> None:
     """Stores the line and the plane. Takes variables of the run and initial ones unstacked."""
-    # Very deep networks stay scanned. Unrolled, they compile for minutes.
-    model = run.model.clone(remat=False, norm_axis=None)
     first = {**run.variables, "params": initial["params"]}
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     shown = functools.partial(_tracked, what=f"{folder.name}, line", console=console)
     positions = np.linspace(0, 1, 2 * resolution - 1)
     line = landscape.line(
-        model, first, run.variables, stacked, positions, step=run.step, shown=shown
+        run.model, first, run.variables, stacked, positions, step=run.step, shown=shown
     )
     findings.save(findings.folder(folder) / findings.LINE, line)
     shown = functools.partial(_tracked, what=f"{folder.name}, plane", console=console)
     positions, seed = np.linspace(-1, 1, resolution), run.config.seed
     plane = landscape.plane(
-        model, run.variables, stacked, positions, step=run.step, seed=seed, shown=shown
+        run.model, run.variables, stacked, positions, step=run.step, seed=seed, shown=shown
     )
     findings.save(findings.folder(folder) / findings.PLANE, plane)
 
@@ -226,6 +224,8 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
 
 def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
     runs, workdir = grid.runs_of(cli.sweep_config(args)), filesystem.path(args.workdir)
+    for data in {run.config.data for run in runs}:  # Before anything is written.
+        build.open_split(data, data.train_split)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -254,8 +254,7 @@ def main(args: flags.FlagValues) -> int | None:
     _check_flags(args)
     parallel.open_devices()
     filesystem.check_reachable(filesystem.path(args.workdir))
-    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 100))
-    return (_diagnose_config if args.config else _diagnose_runs)(args, console)
+    return (_diagnose_config if args.config else _diagnose_runs)(args, cli.console())
 
 
 if __name__ == "__main__":

@@ -114,17 +114,18 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
         variables = {name: state[name] for name in ("params", "batch_stats")}
         num_classes, image_mean = len(variables["params"]["fc"]["bias"]), state["image_mean"]
         step = int(state["step"])
-        shape = image_mean.shape
+        *_, channels = shape = image_mean.shape
         if config.data.crop != "none":
-            shape = (config.data.image_size, config.data.image_size, shape[-1])
+            shape = (config.data.image_size, config.data.image_size, channels)
         batch = np.zeros((1, *shape), np.float32)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"Expected a training run's checkpoint in {checkpoints.folder}, got other arrays."
         ) from error
-    # Blocks keep their own names, however the run was trained. Only very deep networks are scanned:
-    # unrolled, they would compile for minutes.
-    net = config.model.model_copy(update={"scan": "auto", "remat": False})
+    # Blocks keep their own names, and BN needs no other device, however the run was trained. Only
+    # very deep networks are scanned: unrolled, they would compile for minutes.
+    alone = {"scan": "auto", "remat": False, "bn_scope": "device"}
+    net = config.model.model_copy(update=alone)
     model = build.build_model(net, num_classes, jax.default_backend())
     if build.scans(net):
         variables = stacking.stack(variables)
@@ -159,13 +160,13 @@ def export_run(
     source, target = filesystem.path(folder), filesystem.path(to)
     if not (isinstance(source, Path) and isinstance(target, Path)):
         raise UserError(f"Expected folders on a disk to export from and to, got {folder} and {to}.")
-    if target.exists() or target.resolve().is_relative_to(source.resolve()):
+    if filesystem.exists(target) or target.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"Expected to export to a new folder outside the run's, got {target}. Choose another."
         )
+    step = load_run(source, step).step  # First, because its errors explain most.
     found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
     filesystem.refuse_links(source, *OWN, *found)
-    step = load_run(source, step).step
     begun = {0} & {*saved_steps(source)}  # Only a run that began with another has it.
     part = target.with_name(f".{target.name}.part")
     try:

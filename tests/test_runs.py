@@ -169,6 +169,7 @@ def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, t
         (finished_run / "checkpoints" / "9", "Expected to export to a new folder outside"),
         (tmp_path / "file" / "run", "Cannot export to .*Not a directory"),
         ("s3://bucket/run", "Expected folders on a disk .* s3://bucket/run"),
+        (tmp_path / ("n" * 260), "Cannot read .*File name too long"),
     ]:
         with pytest.raises(UserError, match=message):
             runs.export_run(finished_run, to)
@@ -330,6 +331,19 @@ def test_a_checkpoint_of_another_network_than_the_configs_is_refused(finished_ru
     forget_config(folder.checkpoints / "24")
     with pytest.raises(UserError, match="of another model: expected"):
         runs.load_run(finished_run)
+
+
+def test_a_run_of_global_bn_is_an_ordinary_network_on_one_device(
+    tiny_config, finished_run, tmp_path
+):
+    tiny_config["model"]["bn_scope"] = "global"
+    train(tiny_config, tmp_path / "global")
+    for folder in (tmp_path / "global", finished_run):
+        run = runs.load_run(folder)
+        images = run.normalize(sources.load_split("digits", "test[:8]").images)
+        logits, _ = run.model.apply(run.variables, images, train=True, mutable=["batch_stats"])
+        assert np.isfinite(logits).all()
+    assert runs.load_run(tmp_path / "global").config.model.bn_scope == "global"
 
 
 @pytest.mark.parametrize("state", [{"params": 1.0}, {"other": 1.0}, {"params": {"fc": 1.0}}])

@@ -49,6 +49,7 @@ from resnet_flax.models.resnet import ResNet
 _STEP = 0.02
 _GRID = np.arange(-2_500, 7_501) * _STEP  # Values of s: -50 to 150, with a 0.
 _LOST = 1e-3  # The probability that may lie beyond the grid.
+_BIASES = -5, 75  # Below, hardly any unit is on. Above, s may lie beyond the grid.
 
 
 class Moments(NamedTuple):
@@ -66,7 +67,10 @@ class Group(NamedTuple):
 
 
 def layer_growth(negative_slope: float = 0.0, bn_bias: float = 0.0) -> float:
-    """r: the factor by which a layer conv-BN-phi of a plain network multiplies |dL/dx|^2."""
+    """r: the factor by which a layer conv-BN-phi of a plain network multiplies |dL/dx|^2.
+
+    NaN unless `bn_bias` is between -5 and 75.
+    """
     moments = _moments(_gaussian(bn_bias), negative_slope)
     return moments.slope_square / moments.variance
 
@@ -81,9 +85,12 @@ def gradient_ratio(
     """|dL/dx| at the input of the first block over that at the output of the last block.
 
     Blocks are basic and post-activation, shortcuts are option A. `shortcut_scale` 0 is a plain
-    network. NaN if values of s grow beyond 150, as with a large `shortcut_scale` or BN bias.
+    network. NaN if values of s grow beyond 150, as with a large `shortcut_scale` or BN bias, or if
+    `layer_growth` is NaN.
     """
     f, r = _gaussian(bn_bias), layer_growth(negative_slope, bn_bias)
+    if np.isnan(r):
+        return r
     groups = [Group(widths[0], f)]  # What the first block reads.
     passed = []
     for width, count in zip(widths, blocks_per_stage, strict=True):
@@ -137,6 +144,8 @@ def _variance(groups: Sequence[Group], negative_slope: float) -> float:
 
 
 def _gaussian(mean: float) -> np.ndarray:
+    if not _BIASES[0] <= mean <= _BIASES[1]:
+        return np.full(len(_GRID), np.nan)
     density = np.exp(-((_GRID - mean) ** 2) / 2)
     return density / density.sum()
 
@@ -168,18 +177,24 @@ def _next(s: np.ndarray, scale: float, negative_slope: float, f: np.ndarray) -> 
     above = (h - _GRID[below]) / _STEP
     of_h = np.bincount(below, s * (1 - above), len(_GRID))
     of_h += np.bincount(np.minimum(below + 1, len(_GRID) - 1), s * above, len(_GRID))
-    seen = np.flatnonzero(f > 1e-16)  # The rest of f is below rounding.
-    start = np.flatnonzero(_GRID == 0)[0] - seen[0]
-    return np.convolve(of_h, f[seen])[start : start + len(_GRID)]
+    seen, zero = _seen(f)
+    return np.convolve(of_h, f[seen])[zero : zero + len(_GRID)]
 
 
 def _expected_next(
     values: np.ndarray, scale: float, negative_slope: float, f: np.ndarray
 ) -> np.ndarray:
     """For each s, the mean over f of a function of f + scale phi(s)."""
-    seen = np.flatnonzero(f > 1e-16)
+    seen, zero = _seen(f)
+    length = seen.stop - seen.start
     # The mean over f of values(f + h), for each h of the grid.
-    start = seen[-1] - np.flatnonzero(_GRID == 0)[0]
-    means = np.convolve(np.pad(values, len(seen), mode="edge"), f[seen][::-1])
-    means = means[start + len(seen) :][: len(_GRID)]
+    means = np.convolve(np.pad(values, length, mode="edge"), f[seen][::-1])
+    means = means[2 * length - 1 - zero :][: len(_GRID)]
     return np.interp(scale * _activated(negative_slope), _GRID, means)
+
+
+def _seen(f: np.ndarray) -> tuple[slice, int]:
+    """The values that count: those above rounding, and all up to 0. Also the place of 0 in them."""
+    zero = int(np.flatnonzero(_GRID == 0)[0])
+    first, *_, last = sorted({zero, *np.flatnonzero(f > 1e-16)[[0, -1]]})
+    return slice(first, last + 1), zero - first

@@ -67,7 +67,13 @@ def encode(path: Path, picture: Picture) -> bytes:
 
 
 def _encoded(path: Path, picture: Picture) -> bytes:
-    encoded = path.read_bytes()
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}. It was read before: give the same command"
+            " again."
+        ) from error
     if hashlib.sha256(encoded).digest() != picture.digest:
         raise UserError(f"{path} changed after it was read first. Give the same command again.")
     return encoded

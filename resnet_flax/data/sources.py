@@ -81,6 +81,8 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     - `data_dir`: the folder in which the set was prepared. Empty: `TFDS_DATA_DIR` or, without that,
       TFDS's own default folder.
 
+    All callers get the same arrays, which cannot be written: copy them first.
+
     Raises UserError if the set is unknown, not prepared or of another kind, or has no such split.
     """
     return _load_split(name, split, "" if name == Digits.name else data_folder(data_dir))
@@ -103,9 +105,10 @@ def _load_split(name: str, split: str, folder: str) -> Split:
         stop = min(start + _READ_AT_ONCE, size)
         for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
             images[i], labels[i] = example[opened.image_key], example[opened.label_key]
-    return Split(
-        images, checked_labels(labels, opened.num_classes, name, split), opened.num_classes
-    )
+    labels = checked_labels(labels, opened.num_classes, name, split)
+    for shared in (images, labels):  # A change would reach all later callers.
+        shared.flags.writeable = False
+    return Split(images, labels, opened.num_classes)
 
 
 def checked_labels(labels: np.ndarray, num_classes: int, name: str, split: str) -> np.ndarray:

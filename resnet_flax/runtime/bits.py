@@ -48,6 +48,8 @@ def pinned() -> Iterator[None]:
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         # This setting changes how the names of parameters enter their keys.
         stack.enter_context(flax.config.temp_flip_flag("fix_rng_separator", False))
+        # With this one, variables are no dicts, which the code takes apart.
+        stack.enter_context(flax.config.temp_flip_flag("return_frozendict", False))
         yield
 
 

@@ -126,6 +126,19 @@ def test_the_predicted_ratio_is_that_of_the_networks_fields():
     assert mean_field.predicted_ratio(plain) == mean_field.gradient_ratio((2, 2, 2), (4, 4, 8), 0.0)
 
 
+def test_a_large_bias_is_a_linear_network_or_beyond_the_theory():
+    # ReLU passes all of z ~ N(20, 1). So a plain network is linear, and its ratio is 1.
+    plain = mean_field.gradient_ratio((2, 2, 2), (4, 8, 16), 0.0, bn_bias=20.0)
+    assert plain == pytest.approx(1, rel=1e-3)
+    # s = f + x as in the closed form above; the bias changes no variance.
+    residual = mean_field.gradient_ratio((3,), (4,), bn_bias=20.0)
+    assert residual == pytest.approx(np.sqrt(2 * (1 + 1 / 2) * (1 + 1 / 3)), rel=1e-3)
+    for bias in (-1e6, -60.0, -20.0, 200.0, 1e6):
+        assert np.isnan(mean_field.gradient_ratio((2, 2, 2), (4, 8, 16), bn_bias=bias))
+    for bias in (-5.0, 70.0):
+        assert np.isfinite(mean_field.gradient_ratio((1, 1), (4, 8), bn_bias=bias))
+
+
 @pytest.mark.parametrize("fields", [{"shortcut_scale": 2.0}, {"bn_bias": 1.0}])
 def test_no_ratio_is_predicted_where_values_outgrow_the_theorys_grid(fields):
     blocks = (60, 60, 60)

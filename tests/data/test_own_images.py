@@ -356,6 +356,17 @@ def test_a_set_that_another_command_made_meanwhile_is_not_taken_for_this_one(tmp
         prepare(photos, tmp_path, track=track)
 
 
+def test_a_file_that_vanishes_meanwhile_is_named_as_what_cannot_be_read(tmp_path):
+    photos = fill(tmp_path / "photos")
+
+    def track(items, what, count):
+        yield from items
+        (photos / "cat" / "0.png").unlink(missing_ok=True)
+
+    with pytest.raises(UserError, match="Cannot read .*cat/0.png: No such file"):
+        prepare(photos, tmp_path, track=track)
+
+
 def test_a_file_that_changes_meanwhile_ends_the_command_without_a_set(tmp_path):
     photos = fill(tmp_path / "photos")
 

@@ -108,6 +108,14 @@ def test_split_expressions_are_tfdss(wide_folder):
     np.testing.assert_array_equal(np.concatenate([first.images, rest.images]), whole.images)
 
 
+def test_nobody_can_change_the_images_that_others_get():
+    split = sources.load_split("digits", "test")
+    for shared in (split.images, split.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[:] = 0
+    assert sources.load_split("digits", "test").images.any()
+
+
 def test_the_variable_that_tfds_honours_names_the_folder(wide_folder, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", wide_folder)
     assert len(sources.load_split("wide", "test").images) == 7

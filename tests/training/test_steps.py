@@ -186,6 +186,12 @@ class Small(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
+def test_variables_are_dicts_whatever_flax_is_told(monkeypatch):
+    monkeypatch.setitem(flax.config._values, "flax_return_frozendict", True)
+    state = steps.init_state(Small(), OPTIMIZER, np.uint32(0), MEAN)
+    assert type(state.params) is dict
+
+
 def test_settings_of_jax_and_flax_change_no_bit(monkeypatch):
     def everything():
         draws = jax.jit(lambda: draw(bits.key(3), pad=4))()
