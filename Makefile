@@ -50,14 +50,15 @@ soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
 # Takes less than three quarters of an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. SUITES="input stream" needs photographs; "input" also installs TensorFlow.
-benchmark: .venv/installed $(TORCH)/installed $(if $(filter input,$(SUITES)),$(PREPARE)/installed)
+benchmark: .venv/installed $(TORCH)/installed $(if $(filter input,$(SUITES)),$(PREPARE)/installed) \
+  $(if $(filter accelerator,$(SUITES)),.venv/installed-accelerator$(PLUGIN))
 	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
 # The first minutes on a GPU or TPU: checks it, measures it, then trains CIFAR-10 until MINUTES are over.
 # All results are in WORKDIR. The same command goes on from there.
 accelerator: CONFIG = configs/degradation.py:cifar10
-accelerator: .venv/installed-accelerator
+accelerator: .venv/installed-accelerator$(PLUGIN)
 	$(BIN)/python -m experiments.accelerator --config="$(CONFIG)" --workdir="$(WORKDIR)" --minutes=$(MINUTES) \
 	  --torch_python=$(TORCH)/bin/python
 
@@ -131,7 +132,8 @@ lock: .venv/installed-dev
 	$(BIN)/python -m pip install --editable . -c requirements.lock
 	touch $@
 
-.venv/installed-accelerator: requirements.lock .venv/installed
+# A name for each plug-in: a first call may have seen no device.
+.venv/installed-accelerator$(PLUGIN): requirements.lock .venv/installed
 	$(if $(PLUGIN),$(BIN)/python -m pip install "jax[$(PLUGIN)]" -c requirements.lock)
 	touch $@
 

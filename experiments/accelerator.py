@@ -132,12 +132,13 @@ def rows_of(command: Sequence[str], seconds: float) -> Finding:
     with tempfile.TemporaryFile("w+") as output:
         with group([[sys.executable, "-m", *command]], [os.environ], output) as processes:
             _wait(processes, time.monotonic() + seconds)
-            has_ended = processes[0].poll() == 0
+            status = processes[0].poll()
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     if not lines:
-        raise FaultError("nothing was measured in the time that was left.")
-    return Finding([json.loads(line) for line in lines], has_ended)
+        why = f"the process ended with status {status}." if status else "the time was too short."
+        raise FaultError(f"nothing was measured: {why}")
+    return Finding([json.loads(line) for line in lines], status == 0)
 
 
 @contextmanager

@@ -246,7 +246,10 @@ def main(args: flags.FlagValues) -> None:
         )
     folder = filesystem.path(args.workdir)
     filesystem.check_reachable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to workdir {folder}: {error.strerror}.") from error
     rows = []
     for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
         print(json.dumps(row), flush=True)
@@ -288,6 +291,9 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("rounds", 11, "How often each program is timed, in turn.", lower_bound=1)
     flags.DEFINE_integer(
-        "batch_size", 0, "For the accelerator suite; 0 means 128 or 256, by network."
+        "batch_size",
+        0,
+        "For the accelerator suite; 0 means 128 or 256, by network.",
+        lower_bound=0,
     )
     cli.run(main, config="none", workdir="The folder for tables and JSON.")

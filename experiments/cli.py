@@ -14,6 +14,7 @@ from typing import Any, Literal
 from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
+from rich.console import Console
 
 from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.runtime import output, process
@@ -177,6 +178,11 @@ def _varied(given: str) -> tuple[str, tuple[Any, ...]]:
         return field, tuple(value.strip() for value in values.split(","))
 
 
+def config_file(args: flags.FlagValues) -> str:
+    """The path of the config's file, without the argument after the colon."""
+    return str(config_flags.get_config_filename(args["config"])).partition(":")[0]
+
+
 def config_as_given(args: flags.FlagValues) -> list[str]:
     """Returns --config, its overrides and --vary as arguments for another command."""
     flag = args["config"]
@@ -213,6 +219,11 @@ def command(module: str, arguments: list[str]) -> str:
     return shlex.join([python, "-m", f"experiments.{module}", *arguments])
 
 
+def console() -> Console:
+    """A console for tables: it cuts no cell, also in a log. A narrow terminal breaks the lines."""
+    return Console(highlight=False, soft_wrap=True, width=max(Console().width, 1_000))
+
+
 def shown(path: AnyPath) -> str:
     """A path as it can be typed in the current directory."""
     here = Path.cwd()
@@ -244,9 +255,15 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
 
 
 def _with_underscores(arg: str) -> str:
-    """Turns --all-steps into --all_steps. Leaves the value as it is."""
+    """Turns --all-steps into --all_steps. Leaves values as they are, also one that is an option."""
     name, equals, value = arg.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if arg.startswith("--") else arg
+    flag = name[2:].replace("-", "_")
+    is_ours = arg.startswith("--") and flag.partition(".")[0].removeprefix("no") in _known_flags()
+    return f"--{flag}{equals}{value}" if is_ours else arg
+
+
+def _known_flags() -> set[str]:
+    return {name.removeprefix("no") for name in flags.FLAGS}
 
 
 def _missing_flag(error: Exception) -> str:

@@ -72,7 +72,7 @@ def _sides(given: Sequence[str]) -> list[int]:
     return [int(side) for side in given]
 
 
-def main(args: flags.FlagValues) -> None:
+def main(args: flags.FlagValues) -> int:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
     folder = cli.run_folder(args)
@@ -83,7 +83,8 @@ def main(args: flags.FlagValues) -> None:
     how = args.split, args.view, _sides(args.sides)
     if not args.all_steps:
         score(load_run(folder, args.step, args.data_dir), *how)
-        return
+        return 0
+    scored = 0
     for step in saved_steps(folder):
         try:
             run = load_run(folder, step, args.data_dir)
@@ -91,6 +92,8 @@ def main(args: flags.FlagValues) -> None:
             print(error)
         else:
             score(run, *how)
+            scored += 1
+    return 0 if scored else cli.FAILURE
 
 
 if __name__ == "__main__":

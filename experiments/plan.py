@@ -111,7 +111,7 @@ def explain(
         _axis(chosen),
         *(_why_not(other, chosen, machine) for other in _beside(found, chosen)),
         *_why_no_more(more, in_the_way, machine),
-        *_known(in_the_way.data.name, configs, machine),
+        *_known(configs, machine),
     ]
 
 
@@ -159,18 +159,26 @@ def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[
     ]
 
 
-def _known(data: str, configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
-    speed, scaling = machine.speed[data], machine.scaling.get(data)
-    lines = [
-        _speed_source(speed, configs, machine),
-        _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup),
-    ]
-    if scaling and scaling.share is not None:
-        lines.append(_source(f"scaling, {scaling.share:g} kept at each doubling", scaling))
-    return lines
+def _known(configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
+    """Where each number comes from, for each data set of the runs."""
+    by_data: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        by_data.setdefault(config.data.name, []).append(config)
+    startup = _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup)
+    lines = []
+    for data, of_data in by_data.items():
+        named = f" on {data}" if len(by_data) > 1 else ""
+        lines.append(_speed_source(f"speed{named}", machine.speed[data], of_data, machine))
+        scaling = machine.scaling.get(data)
+        if scaling and scaling.share is not None:
+            what = f"scaling{named}, {scaling.share:g} kept at each doubling"
+            lines.append(_source(what, scaling))
+    return [*lines, startup]
 
 
-def _speed_source(speed: Speed, configs: Sequence[RunConfig], machine: MachineConfig) -> str:
+def _speed_source(
+    what: str, speed: Speed, configs: Sequence[RunConfig], machine: MachineConfig
+) -> str:
     if speed.images_per_second is None:
         chip = CHIPS[machine.chip]
         counted = (
@@ -179,10 +187,10 @@ def _speed_source(speed: Speed, configs: Sequence[RunConfig], machine: MachineCo
             else "without the bytes that the programs move: not all were compiled for this chip"
         )
         return (
-            f"AT BEST: speed, by the published peaks of {chip.name} ({chip.source}), {counted}. No"
+            f"AT BEST: {what}, by the published peaks of {chip.name} ({chip.source}), {counted}. No"
             " run is as fast: `make benchmark SUITES=accelerator` measures it."
         )
-    return _source(f"speed, {speed.images_per_second:g} images/s a chip", speed)
+    return _source(f"{what}, {speed.images_per_second:g} images/s a chip", speed)
 
 
 def _source(what: str, known: Known) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 from absl import flags
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -57,12 +56,12 @@ def write(workdir: AnyPath) -> None:
     Raises UserError if a file in the folder cannot be used.
     """
     tables, diagnostics = read(workdir)
-    room = 80 + 20 * len(tables.sweep.varying.in_grid)
-    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, room))
+    console = cli.console()
     sweep, runs, summary, records, groups, _ = tables
     styles, varied = styling.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
-        console.print(f"{run.run}: {run.state} at step {run.step}; not in the table.")
+        line = f"{run.run}: {run.state} at step {run.step}; not in the table."
+        console.print(line, markup=False)
     for line in sweep.apart:
         console.print(line, markup=False)
     shown = list(diagnostics)
@@ -147,7 +146,8 @@ def _note(tables: run_tables.Tables, chart: Chart) -> str:
     """What was measured, for the figure: data, seeds, and what its bars and bands are."""
     data = sorted({str(config.get("data.name")) for config in tables.configs.values()})
     seeds = chart.seeds
-    named = ", ".join(map(str, seeds)) if len(seeds) < 6 else f"{seeds[0]} to {seeds[-1]}"
+    is_range = len(seeds) > 5 and seeds[-1] - seeds[0] == len(seeds) - 1
+    named = f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds))
     series = [one for panel in chart.panels for one in panel.series]
     parts = [", ".join(data), f"seed{'s' * (len(seeds) > 1)} {named}"]
     parts += ["bars: sample deviation"] if any(len(one.deviations) for one in series) else []

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from resnet_flax.errors import UserError
+from resnet_flax.errors import FaultError, UserError
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.filesystem import AnyPath
@@ -78,9 +78,9 @@ def soak(
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a run's end. Raises RuntimeError if its exit status is not 0."""
+    """Waits for a run's end. Raises FaultError if its exit status is not 0."""
     if process.wait():
-        raise RuntimeError(f"Expected exit status 0, got {process.returncode}: {process.args!r}.")
+        raise FaultError(f"Expected exit status 0, got {process.returncode}: {process.args!r}.")
 
 
 def mismatches(one: AnyPath, other: AnyPath) -> list[str]:

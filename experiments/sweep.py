@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from absl import flags
-from rich.console import Console
 
 from experiments import cli, report
 from experiments.sweeping import devices, dry_run, engine, grid, live_table
@@ -98,8 +97,8 @@ def main(args: flags.FlagValues) -> int:
         runs = _runs(args)
         devices.begin(*(run.config for run in runs))
         check_grid(runs, workdir, args.only)
-        console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 120))
-        dry_run.show([r for r in runs if not args.only or r.name in args.only], workdir, console)
+        only = [run for run in runs if not args.only or run.name in args.only]
+        dry_run.show(only, workdir, cli.console())
         return 0
     if args.engine == "local":
         _refuse(args, OF_RAY, "--engine=ray")
@@ -116,10 +115,7 @@ def main(args: flags.FlagValues) -> int:
     try:
         from experiments.sweeping import ray_cluster
     except ImportError as error:
-        raise UserError(
-            f"Expected Ray for --engine=ray ({error}). Install it: .venv/bin/pip install -e"
-            " '.[ray]' -c requirements.lock"
-        ) from error
+        raise engine.no_ray("--engine=ray", error) from error
     with ray_cluster.ray_engine(
         args.address,
         args.devices_per_run,

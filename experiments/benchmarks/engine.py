@@ -26,10 +26,12 @@ RUNS = 60
 
 def measure() -> Iterator[Row]:
     """Times a sweep on Ray, a run a core, then one run after another. Both compile from nothing."""
-    import ray  # Ray is optional: imported only for this suite.
+    try:
+        import ray  # Ray is optional: imported only for this suite.
 
-    from experiments.sweeping import ray_cluster
-
+        from experiments.sweeping import ray_cluster
+    except ImportError as error:
+        raise engine.no_ray("--suite=engine", error) from error
     runs = _runs()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "xla"))  # For Ray's tasks.

@@ -88,7 +88,7 @@ def _rates(row: Row) -> Row:
 
 def _write_files(folder: str, size: tuple[int, int] | None) -> float:
     """Writes the split's JPEG files, enlarged to `size` if given. Returns their mean bytes."""
-    stream = open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
+    stream = _stream()
     total = 0
     for number, encoded in enumerate(stream.encoded()):
         if size:
@@ -102,8 +102,13 @@ def _write_files(folder: str, size: tuple[int, int] | None) -> float:
     return total / stream.size
 
 
+def _stream() -> Stream:
+    return open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
+
+
 def measure_loop(epochs: int = 3) -> Iterator[Row]:
     """Time that training of a cheap network waits for its images, and memory, by epoch."""
+    _stream()  # It raises UserError without the set.
     command = [sys.executable, "-m", "experiments.benchmarks.input_pipeline", "loop", str(epochs)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     for line in lines.splitlines():
@@ -126,7 +131,7 @@ def loop(epochs: int) -> Iterator[Row]:
 
     cpu.use_cores(BATCH_SIZE)
     devices, optimizer = Devices(), optim.sgd(lambda _: 0.01)
-    stream = open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
+    stream = _stream()
     hook = conv_general_dilated if devices.platform == "cpu" else None
     model = build_resnet(
         "imagenet", 18, "pad", (8, 8, 16, 16), num_classes=27, conv_general_dilated=hook

@@ -13,7 +13,7 @@ from experiments.reporting.styling import Style, depth_colors, group_styles
 def means(records: pd.DataFrame) -> Chart:
     """Error against steps as in Fig. 6, means over seeds: a panel for each group."""
     chart = _curves(_means(records), "means over seeds; bands: sample deviation")
-    return replace(chart, seeds=seeds_of(records))
+    return replace(chart, seeds=seeds_of(_counted(records)))
 
 
 def by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
@@ -40,7 +40,7 @@ def by_depth(records: pd.DataFrame, groups: Mapping[str, str]) -> Chart:
         y="error",
         panels=tuple(Panel(title, (*series, *_KEY)) for title, series in panels.items()),
         percent=True,
-        seeds=seeds_of(records),
+        seeds=seeds_of(_counted(records)),
     )
 
 
@@ -61,9 +61,20 @@ def name_of(group: Any, depth: Any) -> Any:
     return group + " " + (depth.astype(str) if isinstance(depth, pd.Series) else str(depth))
 
 
+def _counted(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of finished runs; of all runs of a group and depth where none has finished."""
+    ends = records.loc[records["measure"] == "train_error", "run"]  # Only a finished run has it.
+    finished = records["run"].isin(ends)
+    has_one = finished.groupby([records["group"], records["depth"]]).transform("any")
+    return records[finished | ~has_one]
+
+
 def _means(records: pd.DataFrame) -> pd.DataFrame:
-    keys = ["group", "depth", "measure", "step"]
-    errors = records.groupby(keys, as_index=False, sort=False)["error"]
+    """Means over seeds. A line ends where the first of its runs ends, so it has the same seeds."""
+    keys, counted = ["group", "depth", "measure", "step"], _counted(records)
+    runs = counted.groupby(keys[:2])["run"].transform("nunique")
+    at_step = counted.groupby(keys)["run"].transform("nunique")
+    errors = counted[at_step == runs].groupby(keys, as_index=False, sort=False)["error"]
     averages = errors.mean().assign(band=errors.std()["error"].fillna(0))
     averages["run"] = name_of(averages["group"], averages["depth"])
     return averages.sort_values("step", kind="stable")

@@ -18,6 +18,9 @@ from resnet_flax.errors import UserError
 JOB_NAME = r"[a-z][a-z0-9-]*"
 LONGEST = 45
 COORDINATOR_PORT = 8476
+# Chips of a node of a TPU slice on GKE: of a slice of several nodes, and of one node.
+CHIPS_A_NODE = 4
+CHIPS_OF_ONE_NODE = 8
 # Control characters, halves of surrogate pairs, and other characters that end a line in YAML.
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 # Beginning of an accelerator's type -> software version of a TPU VM.
@@ -126,7 +129,8 @@ def gke(
 
     `service_account`: the account of Kubernetes that its pods act as, and that a bucket admits.
 
-    Raises UserError if a TPU has no topology, or another number of chips than a run has devices.
+    Raises UserError if a TPU has no topology, another number of chips than a run has devices, or
+    more chips a node than there are.
     """
     if resources.accelerator.startswith("tpu") != bool(topology):
         raise UserError(
@@ -138,6 +142,12 @@ def gke(
         raise UserError(
             f"Expected --devices_per_run={chips} for --topology={topology}, got"
             f" {resources.devices}."
+        )
+    most = CHIPS_OF_ONE_NODE if resources.nodes == 1 else CHIPS_A_NODE
+    if topology and resources.devices_per_node > most:
+        raise UserError(
+            f"Expected at most {CHIPS_A_NODE} chips a node of --topology={topology}, got"
+            f" {resources.devices_per_node}; give --nodes_per_run={chips // CHIPS_A_NODE}."
         )
     more = {"image": image, "topology": topology, "queue": queue}
     more |= {"service_account": service_account}
@@ -157,6 +167,8 @@ def skypilot(sweep: Sweep, resources: Resources) -> Files:
     first = '"$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"'
     peers = _peers(first, resources.nodes, '"$SKYPILOT_NODE_RANK"')
     extra = "tpu" if resources.accelerator.startswith("tpu") else "cuda"
+    if extra == "tpu" and resources.nodes == 1:  # A slice may have several hosts: jax finds them.
+        peers = []
     files = {}
     for run in sweep.runs:
         command = shlex.join(sweep.command(".venv/bin/python", f"--only={run}"))

@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 
 from experiments.sweeping.grid import GridRun
-from resnet_flax.errors import TryAgainError, summary
+from resnet_flax.errors import TryAgainError, UserError, summary
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
@@ -63,3 +63,11 @@ def attempt(
         if jax.process_count() > 1:
             raise
         return "failed", summary(error)
+
+
+def no_ray(flag: str, error: ImportError) -> UserError:
+    """The error if Ray, which is optional, cannot be imported."""
+    return UserError(
+        f"Expected Ray for {flag} ({error}). Install it: .venv/bin/pip install -e '.[ray]' -c"
+        " requirements.lock"
+    )

@@ -46,7 +46,7 @@ def test_what_a_module_prints_in_time_is_kept_and_the_rest_left_out():
     assert is_final
     assert [row["runs_at_once"] for row in rows] == list(sharing.COUNTS)
     assert all(row["dispatches_per_s"] > 0 for row in rows)
-    with pytest.raises(FaultError, match="nothing was measured in the time"):
+    with pytest.raises(FaultError, match="nothing was measured: the time was too short"):
         accelerator.rows_of(["experiments.benchmarks.sharing", fields], 0.1)
 
 
@@ -134,6 +134,11 @@ def test_rows_of_a_module_that_failed_are_not_final(status):
     script = f"print('{{}}', flush=True); import os; os._exit({status})"
     rows = accelerator.rows_of(["timeit", "-n1", "-r1", script], SECONDS)
     assert rows == ([{}], not status)
+
+
+def test_a_module_that_ends_at_once_is_not_said_to_be_slow():
+    with pytest.raises(FaultError, match="nothing was measured: the process ended with status 1"):
+        accelerator.rows_of(["experiments.nothere"], SECONDS)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,14 @@ def test_a_flag_that_cannot_be_read_is_one_line_and_status_2(monkeypatch, capsys
     assert re.search(message, line), line
 
 
+def test_dashes_become_underscores_in_our_flags_alone(monkeypatch):
+    flags.DEFINE_integer("num_processes", 1, "", flag_values=defined(monkeypatch))
+    assert [
+        cli._with_underscores(given)
+        for given in ("--num-processes=1", "--noconfig.data.flip", "--cpus-per-task=3", "-a-b")
+    ] == ["--num_processes=1", "--noconfig.data.flip", "--cpus-per-task=3", "-a-b"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -191,6 +199,18 @@ def test_a_run_of_four_devices_goes_on_on_one_and_is_evaluated_alike_on_three(tm
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["228", "240"]
     assert f"error {scored['error']:.2%}  loss {scored['loss']:.4f}  images 37" in lines[1]
+
+
+def test_an_evaluation_that_scored_no_checkpoint_is_a_failure(tmp_path):
+    run_folder = shutil.copytree(
+        "experiments/results/cifar10_short/residual-20-s0", tmp_path / "run"
+    )
+    for sums in run_folder.glob("checkpoints/*/SHA256SUMS"):
+        sums.unlink()
+    done = run("evaluate", f"--workdir={run_folder}", "--all_steps")
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert "is damaged (SHA256SUMS is missing)" in line
 
 
 def test_processes_that_cannot_meet_are_told_in_one_line_and_status_2(tmp_path):

@@ -247,6 +247,29 @@ def test_a_jobset_that_no_cluster_would_take_is_refused(workdir, accelerator, to
         jobs.gke(sweep_in(workdir), resources, image="i", topology=topology, queue=None)
 
 
+@pytest.mark.parametrize(
+    "topology, nodes, at_most", [("4x4", 1, 4), ("4x4", 2, 4), ("2x4", 1, 8), ("2x4", 2, 4)]
+)
+def test_a_node_gets_no_more_chips_than_it_has(topology, nodes, at_most):
+    chips = {"4x4": 16, "2x4": 8}[topology]
+    resources = jobs.Resources("tpu-v5-lite-podslice", devices=chips, nodes=nodes, spot=False)
+    given = {"image": "i", "topology": topology, "queue": None}
+    if chips // nodes > at_most:
+        with pytest.raises(UserError, match=rf"got {chips // nodes}; give --nodes_per_run=4\."):
+            jobs.gke(sweep_in("/sweep"), resources, **given)
+        resources = resources._replace(nodes=4)
+    assert jobs.gke(sweep_in("/sweep"), resources, **given)
+
+
+def test_skypilots_hosts_of_a_tpu_slice_find_each_other():
+    def command(accelerator):
+        resources = jobs.Resources(accelerator, devices=1, nodes=1, spot=False)
+        return jobs.skypilot(sweep_in("/sweep"), resources)[f"{RUNS[0]}.yaml"]
+
+    assert "--num_processes" not in command("tpu-v5litepod-16")
+    assert "--num_processes=1" in command("H100")
+
+
 def test_names_of_jobs_are_short_enough_for_a_host_and_all_differ():
     resources = jobs.Resources("nvidia-h100-80gb", devices=8, nodes=2, spot=False)
     for workdir in ("/sweep", f"/{'w' * 60}"):
@@ -308,9 +331,29 @@ def test_no_two_runs_have_one_job_name():
 
 
 def test_an_array_that_slurm_may_refuse_is_announced():
-    assert launcher.notes("slurm", "/sweep", 1001) == []
-    (note,) = launcher.notes("slurm", "/sweep", 1002)
+    runs = grid.expand(parse(degradation.get_config("digits").to_dict(), grid.SweepConfig))
+    many = (runs * 1002)[:1002]
+    assert launcher.notes("slurm", "/sweep", many[1:], "mine.py") == []
+    (note,) = launcher.notes("slurm", "/sweep", many, "mine.py")
     assert "more than 1001 runs, unless its MaxArraySize is larger. This array has 1002." in note
+
+
+def test_what_the_machines_of_a_cloud_lack_is_named():
+    def said(config_file="configs/degradation.py", **fields):
+        config = degradation.get_config("digits")
+        config.run.update_from_flattened_dict(fields)
+        runs = grid.expand(parse(config.to_dict(), grid.SweepConfig))
+        return launcher.notes("gke", "gs://b/sweep", runs, config_file)
+
+    assert said() == said(init_from="gs://b/other") == []
+    for fields, what in [
+        ({"data.name": "cifar10"}, r"data set cifar10 \(in TFDS's default folder; config\.run"),
+        ({"data.name": "cifar10", "data.data_dir": "/disk"}, r"data set cifar10 \(in /disk\)"),
+        ({"init_from": "runs/base"}, "the run runs/base of init_from"),
+        ({"config_file": "/elsewhere/mine.py"}, "the config's file /elsewhere/mine.py"),
+    ]:
+        (note,) = said(**fields)
+        assert re.search(rf"get this checkout without runs/\. They also need .*{what}", note)
 
 
 def test_where_the_client_is_missing_nothing_is_written(tmp_path):

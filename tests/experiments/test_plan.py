@@ -161,6 +161,15 @@ def test_a_speed_is_measured_or_assumed_or_a_bound_and_the_plan_says_which():
         assert line.startswith(f"{word}: speed")
 
 
+def test_each_data_set_of_a_grid_has_its_own_speed_in_the_plan():
+    known = machine("cpu_2_cores", speed__cifar10__measured=False)
+    digits, cifar10 = sweep("digits"), sweep("cifar10", depths=(20,))
+    runs = [*digits, *cifar10]
+    lines = plan.explain(plan.options(runs, known), [run.config for run in runs], known)
+    assert any(line.startswith("Measured: speed on digits, ") for line in lines)
+    assert any(line.startswith("ASSUMED: speed on cifar10, ") for line in lines)
+
+
 @pytest.mark.parametrize("name", ["h100_8", "v5e_64"])
 def test_nothing_of_a_machine_that_was_not_measured_claims_to_be(name):
     known = machine(name)

@@ -1,6 +1,9 @@
 """What the report says, without a browser."""
 
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -289,6 +292,42 @@ def test_kinds_of_a_depth_share_axes_in_the_curves():
     assert not curves.by_depth(alone, groups).panels
 
 
+def test_a_mean_curve_has_the_same_seeds_from_end_to_end():
+    errors = {0: 0.1, 1: 0.3, 2: 0.8}  # By seed.
+    rows = [
+        {"run": f"plain-8-s{seed}", "group": "plain", "depth": 8, "seed": seed, "step": step}
+        | {"measure": "running_error", "error": error}
+        for seed, error in errors.items()
+        for step in (10, 20)
+        if (seed, step) != (2, 20)  # It diverged, was stopped, or is still training.
+    ]
+
+    def shown(*finished):
+        ends = [rows[0] | {"run": run, "measure": "train_error", "step": 20} for run in finished]
+        chart = curves.means(pd.DataFrame(rows + ends))
+        line = chart.panels[0].series[0]
+        return line.x, pytest.approx(line.y), chart.seeds
+
+    assert shown() == ([10], [0.4], (0, 1, 2))
+    assert shown("plain-8-s0", "plain-8-s1") == ([10, 20], [0.2, 0.2], (0, 1))
+
+
+def test_a_table_of_long_names_is_whole_in_a_log(monkeypatch, capsys, tmp_path):
+    shutil.copytree("experiments/results/causes_cifar10", tmp_path / "sweep")
+    monkeypatch.setenv("COLUMNS", "80")
+    report.write(tmp_path / "sweep")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert re.search(r"plain, gradient norms of residual +20 .* ± .* ± .* ± .* 2 *\n", printed)
+
+
+def test_seeds_with_a_gap_are_listed(begun_sweep):
+    tables = run_tables.read(SweepFolder(begun_sweep))
+    for seeds, said in (((0, 1, 2, 3, 4, 5), "0 to 5"), ((0, 1, 2, 3, 4, 10), "0, 1, 2, 3, 4, 10")):
+        chart = dataclasses.replace(curves.means(tables.records), seeds=seeds)
+        assert f"seeds {said}" in report._note(tables, chart)
+
+
 def layers(step):
     layer = dict.fromkeys(MEASURES, 1.0) | {"weight_gradient_rms": 1.0, "input_gradient_rms": 1.0}
     only = Layer(name="conv", **layer)
@@ -381,7 +420,7 @@ def test_depths_stand_in_order_in_the_legend_of_curves_though_a_kind_lacks_one()
     points = pd.DataFrame(
         [("plain", 8), ("plain", 56), ("residual", 20)], columns=["group", "depth"]
     )
-    records = points.assign(step=1, measure="test_error", error=0.5, seed=0)
+    records = points.assign(run=["a", "b", "c"], step=1, measure="test_error", error=0.5, seed=0)
     legend = [series.label for series in curves.means(records).legend()]
     assert legend == ["depth 8", "depth 20", "depth 56", "training, running", "test"]
 
