@@ -227,7 +227,8 @@ def test_a_sweep_of_another_recipe_is_refused_and_nothing_is_written(tiny_sweep,
     for seeds in ((1,), (0, 1)):  # With those that are there, too, though they are not begun again.
         with pytest.raises(UserError, match=r"optim.lr \(0.1 there, 0.001 here\); steps \(4 there"):
             sweep.sweep(expanded(tiny_sweep | {"seeds": seeds}), tmp_path, only=["plain-8-s1"])
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", "sweep.json"]
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
