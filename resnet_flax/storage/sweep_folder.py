@@ -166,8 +166,16 @@ def add_runs(
     config is stored as its identity. Waits while another process adds runs. `varying`: the fields
     in which these runs may differ.
     """
+    file = path / "sweep.json"
+
+    def joined() -> str:
+        return _joined(path, runs, varying, resolve)
+
+    # The jobs of an array add the same runs, many at once: only the first has to write.
+    if file.exists() and filesystem.read_bytes(file, sweep_file.LARGEST) == joined().encode():
+        return
     with _alone(path):
-        _add_runs(path, runs, varying, resolve)
+        filesystem.write_text(file, joined())
 
 
 @contextlib.contextmanager
@@ -188,12 +196,12 @@ def _alone(path: AnyPath) -> Iterator[None]:
         lock.release()
 
 
-def _add_runs(
+def _joined(
     path: AnyPath, runs: Mapping[str, dict[str, Any]], varying: Varying, resolve: Resolve
-) -> None:
-    file = path / "sweep.json"
+) -> str:
+    """The text of `sweep.json` with more runs."""
     earlier: dict[str, Any] = {}
-    if file.exists():
+    if (path / "sweep.json").exists():
         sweep = SweepFolder(path)
         earlier = {
             name: {**entry, "config": resolve(entry["config"])}
@@ -204,7 +212,7 @@ def _add_runs(
         name: {**entry, "config": identity(entry["config"])}
         for name, entry in {**earlier, **runs}.items()
     }
-    filesystem.write_json(file, {"varying": varying._asdict(), "runs": entries})
+    return filesystem.pretty_json({"varying": varying._asdict(), "runs": entries})
 
 
 def check_recipe(

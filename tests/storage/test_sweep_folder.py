@@ -103,6 +103,17 @@ def test_sweeps_that_begin_at_the_same_moment_keep_each_others_runs(tmp_path):
     assert not (tmp_path / "lock.json").exists()
 
 
+def test_runs_that_are_there_are_added_without_a_write(tmp_path):
+    shutil.copy(DIGITS / "sweep.json", tmp_path)
+    entries = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    sweep_folder.add_runs(tmp_path, entries, Varying())
+    before = (tmp_path / "sweep.json").stat()
+    (tmp_path / ".lock").unlink()
+    sweep_folder.add_runs(tmp_path, {"plain-8-s0": entries["plain-8-s0"]}, Varying())
+    assert (tmp_path / "sweep.json").stat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
 def test_costs_are_multiply_adds_unless_a_run_of_the_grid_lacks_them(tmp_path):
     entries = json.loads((DIGITS / "sweep.json").read_text())["runs"]
     names = ["plain-8-s0", "plain-56-s0"]
