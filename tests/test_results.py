@@ -337,6 +337,18 @@ def test_at_44_layers_the_same_conditions_train_and_half_measures_do_better():
         assert len(errors[kind]) == 5 and min(errors[kind]) > 0.19, kind
     for kind in ("plain, clipped", "plain, leaky 0.2"):
         assert max(errors[kind]) < 0.3 * min(errors["plain"]), kind
+    # So the rule of 56 layers, that none trains whose untrained front is at chance, ends here.
+    assert max(errors["plain, clipped"]) < 0.1
+    initial = findings.load(RESULTS / "causes" / findings.INITIAL, Initial)
+    fronts = {
+        network.depth: network.signal.stages[2].neighbour_error
+        for network in initial.networks
+        if (network.kind, network.norm) == ("plain", "batch")
+    }
+    assert (round(fronts[32]), round(fronts[44])) == (88, 90)
+    digits = sweep_tables.read_runs(SweepFolder(RESULTS / "digits"))
+    at_32 = digits[(digits["kind"] == "plain") & (digits["depth"] == 32)]["train_error"]
+    assert len(at_32) == 5 and at_32.max() < 0.02
     longer = errors["plain, four times the steps"]
     assert [round(100 * end(longer)) for end in (min, max)] == [1, 22]
 
