@@ -2,9 +2,7 @@
 
 import ast
 import functools
-import itertools
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 from rich.console import Console
 
+from experiments import flag_errors
 from resnet_flax.errors import ExplainedError, UserError, complain
 from resnet_flax.runtime import output, process
 from resnet_flax.storage import filesystem
@@ -197,7 +196,7 @@ def _check_config(config: str) -> None:
     given = dict(flags.FLAGS.config or {})
     if not given:
         raise flags.IllegalFlagValueError(
-            f"Expected --config=FILE.py:ARGUMENT; see configs/. {_example()}"
+            f"Expected --config=FILE.py:ARGUMENT; see configs/. {flag_errors.example()}"
         )
     found, taker = ("sweep", "sweep") if "kinds" in given else ("run", "train")
     if found != config:
@@ -247,8 +246,8 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
                 raise flags.IllegalFlagValueError("Expected --workdir=FOLDER, got an empty name.")
             flags.FLAGS["workdir"].value = str(filesystem.path(flags.FLAGS.workdir))
     except Exception as error:  # A config's file is code: it may raise anything.
-        line = _unknown_field(argv) or _missing_flag(error) or _last_line(error)
-        sys.exit(_complain(line + (_to_vary(line) if config == "sweep" else ""), USAGE))
+        line = flag_errors.explain(argv, error, is_sweep=config == "sweep")
+        sys.exit(_complain(line, USAGE))
     if len(positional) > 1:
         sys.exit(_complain(f"Unexpected arguments: {' '.join(positional[1:])}.", USAGE))
     return positional
@@ -264,54 +263,3 @@ def _with_underscores(arg: str) -> str:
 
 def _known_flags() -> set[str]:
     return {name.removeprefix("no") for name in flags.FLAGS}
-
-
-def _missing_flag(error: Exception) -> str:
-    """A message about a required flag that was not given; "" if the error is another one."""
-    missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
-    return f"Expected --{missing[1]}. {_example()}" if missing else ""
-
-
-def _example() -> str:
-    """The first example in the command's docstring."""
-    text = (sys.modules["__main__"].__doc__ or "").replace("\\\n", " ")
-    examples = (line for line in text.splitlines() if line.startswith(".venv/bin/python"))
-    return f"Example: {' '.join(next(examples, '--help shows one').split())}"
-
-
-def _to_vary(line: str) -> str:
-    """A hint if an error is about several values for one field of the runs; else ""."""
-    several = re.match(r"flag --config\.run\.([\w.]+)=[(\[]?([^()]+,[^()]+?)[)\]]?:", line)
-    return f". To vary it: --vary={several[1]}={several[2]}" if several else ""
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of an error's message, which may quote a whole traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("ValueError: ") if lines else repr(error)
-
-
-def _unknown_field(argv: list[str]) -> str:
-    """A message about the first flag that sets an unknown config field; "" if there is none."""
-    for flag in (arg for arg in argv if arg.startswith("--")):
-        config, *fields = flag[2:].partition("=")[0].split(".")
-        section: Any = _load_config(argv, config) if fields else None
-        for name in fields if section is not None else ():
-            if name not in (keys := list(getattr(section, "keys", list)())):
-                accepted = ", ".join(keys) or "none, it has no fields"
-                of_run = flag.replace(f"--{config}.", f"--{config}.run.", 1)
-                is_of_run = "run" in keys and name in section["run"]
-                hint = f" For all runs of a sweep: {of_run}" if is_of_run else ""
-                return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
-            section = section[name]
-    return ""
-
-
-def _load_config(argv: list[str], name: str) -> Any:
-    """Loads the config of --NAME=FILE.py:ARGUMENT; None if that fails."""
-    given = [arg.partition("=")[2] for arg in argv if arg.startswith(f"--{name}=")]
-    given += [value for arg, value in itertools.pairwise(argv) if arg == f"--{name}"]
-    try:
-        return flags.FLAGS[name].parser.parse("".join(given[:1]))
-    except Exception:  # The caller reports this error.
-        return None
