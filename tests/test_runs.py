@@ -14,7 +14,8 @@ from resnet_flax import runs
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
-from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.records import FILES
 from resnet_flax.storage.run_folder import OWN, RunFolder

@@ -13,7 +13,7 @@ from resnet_flax.models import stacking
 from resnet_flax.runtime import bits, hosts
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
-from resnet_flax.storage.checkpoints import CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
 from resnet_flax.storage.records import DONE, State, Status, identity
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.trees import host_tree

@@ -19,7 +19,8 @@ from resnet_flax.errors import FaultError, UserError
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.storage import step_folders, sums
-from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.sums import SUMS
 from resnet_flax.training import optim, steps
 

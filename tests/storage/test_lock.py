@@ -16,7 +16,7 @@ import pytest
 
 from resnet_flax.errors import FaultError, TryAgainError, UserError
 from resnet_flax.storage import lock, sums
-from resnet_flax.storage.checkpoints import CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
 from resnet_flax.storage.lock import FolderLock
 from resnet_flax.storage.records import Status
 from resnet_flax.storage.run_folder import RunFolder

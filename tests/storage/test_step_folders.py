@@ -11,7 +11,8 @@ import pytest
 
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.storage import bucket as buckets
-from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.sums import SUMS
 
 

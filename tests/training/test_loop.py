@@ -16,7 +16,7 @@ from resnet_flax.config import resolve
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
-from resnet_flax.storage import checkpoints
+from resnet_flax.storage import checkpoint_writer, checkpoints
 from resnet_flax.storage.records import Status
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, initial_state, recorder
@@ -142,14 +142,14 @@ def test_the_next_seed_of_a_network_compiles_nothing(tiny_config, whole_run, tmp
     "owner, name, calls",
     [
         (RunFolder, "add_environment", 1),
-        (checkpoints.CheckpointWriter, "save", 2),
+        (checkpoint_writer.CheckpointWriter, "save", 2),
         (RunFolder, "append_metrics", 5),  # The last record before a checkpoint.
         (Evaluator, "__call__", 3),
-        (checkpoints.CheckpointWriter, "__exit__", 1),  # All is done but to say so.
+        (checkpoint_writer.CheckpointWriter, "__exit__", 1),  # All is done but to say so.
         *(
             pytest.param(*where, marks=pytest.mark.slow)
             for where in (
-                (checkpoints.CheckpointWriter, "save", 1),
+                (checkpoint_writer.CheckpointWriter, "save", 1),
                 (RunFolder, "append_metrics", 3),
                 (RunFolder, "append_metrics", 9),
                 (Evaluator, "__call__", 1),
@@ -317,7 +317,7 @@ def test_checkpoints_that_have_vanished_are_missed(tiny_config, tmp_path):
 def test_the_status_says_what_is_saved(tiny_config, tmp_path, monkeypatch):
     """Not what was taken: a crash before the first save is no history."""
     with monkeypatch.context() as patch:
-        pull_plug(patch, checkpoints.CheckpointWriter, "save", 1)
+        pull_plug(patch, checkpoint_writer.CheckpointWriter, "save", 1)
         with pytest.raises(PulledPlug):
             train(tiny_config, tmp_path / "run")
     assert RunFolder(tmp_path / "run").status()[:2] == ("running", 0)
