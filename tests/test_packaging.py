@@ -24,6 +24,20 @@ SHIPPED = ["pyproject.toml", "requirements.txt", "README.md", "LICENSE", "resnet
 NOT_IMPORTED = {"array-record", "importlib-resources"}
 
 
+def test_a_plug_in_is_installed_though_an_earlier_call_had_none(tmp_path):
+    shutil.copy("Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    for name in ("requirements.txt", "requirements.lock", ".venv/made", ".venv/installed"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "installed-accelerator").touch()
+    for suites in ("accelerator", "benchmark SUITES=accelerator"):
+        command = ["make", "--dry-run", *suites.split(), "PLUGIN=cuda13"]
+        (tmp_path / ".venv-torch").mkdir(exist_ok=True)
+        (tmp_path / "pyproject.toml").touch()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert 'pip install "jax[cuda13]"' in done.stdout, done.stderr
+
+
 def listed(path):
     """The requirements that a file lists, without comments."""
     lines = (line.split(" #")[0].strip() for line in Path(path).read_text().splitlines())
