@@ -20,7 +20,7 @@ from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import filesystem
-from resnet_flax.training import build
+from resnet_flax.training import architecture, build
 
 
 def configs_of(args: flags.FlagValues) -> dict[str, RunConfig]:
@@ -50,7 +50,7 @@ def compiled(
     if "error" in row:
         return row | {"memory": findings.memory(found.assignment), "fits": False}
     image_shape, classes = build.trained_images(config.data)
-    network = build.build_model(config.model, classes)
+    network = architecture.build_model(config.model, classes)
     work = bound.FLOPS * cost.multiply_adds(network, image_shape)
     images = config.data.batch_size // row["chips"]
     dtype, steps = config.model.dtype, config.steps_per_dispatch

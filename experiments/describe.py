@@ -20,7 +20,7 @@ from resnet_flax.config import ModelConfig, RunConfig, parse
 from resnet_flax.errors import UserError
 from resnet_flax.models import cost
 from resnet_flax.storage import filesystem
-from resnet_flax.training import build
+from resnet_flax.training import architecture, build
 
 FORMATS = (".svg", ".png", ".pdf")
 OPTIONS = {"none": "", "pad": "option A", "projection": "option B", "projection_all": "option C"}
@@ -49,8 +49,8 @@ def main(args: flags.FlagValues) -> None:
     shown = []
     for config in (parse(args.config.to_dict(), RunConfig), *args.beside):
         image_shape, num_classes = build.trained_images(config.data)
-        build.check_image_shape(config.model, image_shape)
-        parts = cost.layer_table(build.build_model(config.model, num_classes), image_shape)
+        architecture.check_image_shape(config.model, image_shape)
+        parts = cost.layer_table(architecture.build_model(config.model, num_classes), image_shape)
         _print(parts, f"{' x '.join(map(str, image_shape))}, {num_classes} classes")
         shown.append(Network(_name(config.model), _note(config.model, parts), parts))
     if figure:

@@ -39,7 +39,7 @@ from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
 from resnet_flax.storage.sweep_folder import SweepFolder
-from resnet_flax.training import build, part_by_part
+from resnet_flax.training import architecture, build, part_by_part
 from resnet_flax.training.initial_state import initial_variables
 from resnet_flax.training.steps import Batch
 
@@ -68,7 +68,7 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
         model = run.config.model.model_copy(update={"norm": norm})
         config = run.config.model_copy(update={"model": model})
         num_classes, batches = _first_batches(config.data, config.parallel, count)
-        net = build.build_model(model, num_classes, jax.default_backend())
+        net = architecture.build_model(model, num_classes, jax.default_backend())
         variables = initial_variables(config, console.print)
         at = diagnostics.layer_statistics(part_by_part.parts_of(net), variables, batches)
         point = {"kind": run.point.group, "depth": model.depth, "norm": norm, "seed": seed}

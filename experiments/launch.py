@@ -28,7 +28,7 @@ from resnet_flax.data.digits import Digits
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import parallel
 from resnet_flax.storage import filesystem
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 
 class Target(NamedTuple):
@@ -218,7 +218,7 @@ def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     for run in runs:
         with grid.named(run.name):
-            build.build_model(run.config.model, num_classes=1)
+            architecture.build_model(run.config.model, num_classes=1)
             batch_size = run.config.data.batch_size
             parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
     return runs

@@ -22,11 +22,12 @@ from resnet_flax.errors import FaultError, UserError, summary
 from resnet_flax.models import stacking
 from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem, findings, sweep_tables
-from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.records import DONE, FILES, LARGEST, Status
 from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
-from resnet_flax.training import build, steps
+from resnet_flax.training import architecture, steps
 
 
 class Run(NamedTuple):
@@ -126,8 +127,8 @@ def load_run(folder: str | os.PathLike[str], step: int | None = None, data_dir: 
     # very deep networks are scanned: unrolled, they would compile for minutes.
     alone = {"scan": "auto", "remat": False, "bn_scope": "device"}
     net = config.model.model_copy(update=alone)
-    model = build.build_model(net, num_classes, jax.default_backend())
-    if build.scans(net):
+    model = architecture.build_model(net, num_classes, jax.default_backend())
+    if architecture.scans(net):
         variables = stacking.stack(variables)
     expected = jax.eval_shape(model.init, bits.key(0), batch)
     checkpoints.check_same({"batch_stats": {}, **expected}, variables)

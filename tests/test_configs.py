@@ -7,7 +7,7 @@ import pytest
 from configs import causes, degradation
 from resnet_flax import config
 from resnet_flax.storage.records import differing_fields
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 from tests.given import expanded
 
 RUN_CONFIGS = {
@@ -24,7 +24,7 @@ def parse(name, net):
 
 @pytest.mark.parametrize("name, net", [(n, net) for n, nets in RUN_CONFIGS.items() for net in nets])
 def test_a_config_is_whole_and_names_a_network(name, net):
-    build.build_model(parse(name, net).model, num_classes=10)
+    architecture.build_model(parse(name, net).model, num_classes=10)
 
 
 def test_no_config_is_missing_from_these_tests():
@@ -75,7 +75,7 @@ def test_the_imagenet_config_is_section_3_4s_recipe():
     ],
 )
 def test_only_the_deepest_networks_of_cifar10_are_scanned(name, net, scanned):
-    assert build.scans(parse(name, net).model) == scanned
+    assert architecture.scans(parse(name, net).model) == scanned
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_short", "imagenet"])
@@ -118,8 +118,8 @@ def test_the_short_cifar10_sweep_divides_the_steps_and_drops_by_eight(kind):
 @pytest.mark.parametrize("data", ["digits", "dose", "cifar10", "theory"])
 def test_the_conditions_of_causes_are_networks_that_exist(data):
     for run in expanded(causes.get_config(data).to_dict()):
-        for model in (run.config.model, *build.twins(run.config)):
-            build.build_model(model, num_classes=10)
+        for model in (run.config.model, *architecture.twins(run.config)):
+            architecture.build_model(model, num_classes=10)
 
 
 def test_every_explanation_was_asked_about_every_condition():

@@ -5,7 +5,7 @@ from typing import Any
 import pydantic
 
 from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 Program = dict[str, Any]
 _RATES = {"lr", "boundaries", "decay_factor", "warmup_steps", "warmup_lr", "weight_decay"}
@@ -21,7 +21,7 @@ def of(config: RunConfig) -> Program:
     """The identity of a config's training steps, in JSON types."""
     optim = config.optim.model_dump(mode="json", exclude=_RATES)
     return {
-        "model": config.model.model_dump(mode="json") | {"scan": build.scans(config.model)},
+        "model": config.model.model_dump(mode="json") | {"scan": architecture.scans(config.model)},
         "data": config.data.model_dump(mode="json", exclude=_OF_NO_STEP),
         "optim": optim | {"momentum": config.optim.momentum > 0},
         "steps_per_dispatch": config.steps_per_dispatch,

@@ -9,7 +9,7 @@ from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 Row = dict[str, Any]
 _GIB = 2**30
@@ -22,8 +22,10 @@ def name_of(config: RunConfig) -> str:
     kind = "plain" if model.shortcut == "none" else "residual"
     parts = [data.name, kind, model.depth, model.dtype, f"batch{data.batch_size}"]
     words = {
-        "scan": build.scans(model), "remat": model.remat, "global": model.bn_scope == "global"
-    }  # fmt: skip
+        "scan": architecture.scans(model),
+        "remat": model.remat,
+        "global": model.bn_scope == "global",
+    }
     parts += [word for word, holds in words.items() if holds]
     return "-".join(map(str, parts)).replace("/", "_")
 

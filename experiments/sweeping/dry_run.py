@@ -13,7 +13,7 @@ from experiments.sweeping.grid import GridRun
 from experiments.sweeping.live_table import duration
 from experiments.sweeping.monitor import SweepMonitor
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.training import build
+from resnet_flax.training import architecture, build
 
 TIMED = 5
 
@@ -69,7 +69,7 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
             channels=channels,
             batch_size=data.batch_size,
             dtype=model.dtype,
-            scan=build.scans(model),
+            scan=architecture.scans(model),
             remat=model.remat,
         )
     )

@@ -18,7 +18,7 @@ from resnet_flax.models import cost
 from resnet_flax.storage import sweep_file, sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.recipe import Varying, flat, kind_of
-from resnet_flax.training import build
+from resnet_flax.training import architecture, build
 
 _NAME_LENGTH = 200
 # Fields that the sweep sets itself, or that no run's folder records.
@@ -271,5 +271,5 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
 def _multiply_adds(model: ModelConfig, data: DataConfig) -> int:
     """Multiply-adds of a forward pass of one image. Reads only the data set's description."""
     image_shape, num_classes = build.trained_images(data)
-    build.check_image_shape(model, image_shape)
-    return cost.multiply_adds(build.build_model(model, num_classes), image_shape)
+    architecture.check_image_shape(model, image_shape)
+    return cost.multiply_adds(architecture.build_model(model, num_classes), image_shape)

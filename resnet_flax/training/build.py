@@ -6,7 +6,7 @@ The functions that this file calls take typed arguments, not the config.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,39 +15,18 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from resnet_flax.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from resnet_flax.config import DataConfig, OptimConfig, RunConfig
 from resnet_flax.data import augment, sources
 from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
-from resnet_flax.models import vgg
-from resnet_flax.models.catalogue import build_resnet
-from resnet_flax.models.cpu_convolution import conv_general_dilated
-from resnet_flax.models.resnet import ResNet
-from resnet_flax.runtime.parallel import DATA_AXIS, Backend, Devices
-from resnet_flax.training import optim, steps
+from resnet_flax.runtime.parallel import Backend, Devices
+from resnet_flax.training import architecture, optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.training.steps import Batch
 
-# With `model.scan="auto"`, CIFAR networks deeper than this are scanned: see
-# experiments/results/benchmarks. Those of ImageNet have at most 50 blocks, and scanned take three
-# times the memory: see experiments/results/accelerators.md.
-DEEPEST_UNROLLED = 110
 # Fields of `config.data` that only crops use.
 OF_CROPS = ("image_size", "shorter_side", "channel_mean")
-# What a config of VGG may have in fields of other networks.
-WITHOUT_BLOCKS = {
-    "shortcut": ("none",),
-    "widths": ((),),
-    "block": ("postactivation",),
-    "scan": ("auto", "off"),
-    "remat": (False,),
-    "shortcut_scale": (1.0,),
-    "zero_init_residual": (False,),
-    "negative_slope": (0.0,),
-    "init": ("he",),
-    "bn_bias": (0.0,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +80,14 @@ def describe(config: RunConfig, devices: Devices) -> Program:
 
 
 def _check_before_data(config: RunConfig, devices: Devices) -> None:
-    network = build_model(config.model, num_classes=1)  # Any class count will do.
+    network = architecture.build_model(config.model, num_classes=1)  # Any class count will do.
     if missing := sorted(set(config.optim.frozen) - set(network.part_names)):
         raise UserError(
             f"Expected optim.frozen in {network.part_names} for this network, got {missing}."
         )
-    for twin in twins(config):
+    for twin in architecture.twins(config):
         try:
-            build_model(twin, num_classes=1)
+            architecture.build_model(twin, num_classes=1)
         except UserError as error:
             named = f"optim.norms_of={config.optim.norms_of!r}"
             raise UserError(f"Cannot build the network of {named}: {error}") from error
@@ -130,7 +109,7 @@ def _program(config: RunConfig, images: Described, devices: Devices) -> Program:
             f" data.train_split={data.train_split!r}, got {data.batch_size}. Give a smaller batch"
             " or a larger split."
         )
-    check_image_shape(config.model, images.image_shape)
+    architecture.check_image_shape(config.model, images.image_shape)
     if data.color and images.image_shape[-1] != 3:
         raise UserError(
             "Expected data.color=False for images without three colours, got data.color=True and"
@@ -140,7 +119,7 @@ def _program(config: RunConfig, images: Described, devices: Devices) -> Program:
     return Program(
         config=config,
         images=images,
-        model=build_model(config.model, images.num_classes, devices.platform),
+        model=architecture.build_model(config.model, images.num_classes, devices.platform),
         schedule=schedule,
         optimizer=build_optimizer(config.optim, schedule),
         devices=devices,
@@ -161,33 +140,6 @@ def map_training(program: Program) -> Callable[..., Any]:
         color=config.data.color,
         log_every=config.log_every,
     )
-
-
-def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
-    """The network of `optim.norms_of`, if the config names one.
-
-    Raises UserError if the two networks have different parameters.
-    """
-    model, shortcut = config.model, config.optim.norms_of
-    if not shortcut:
-        return ()
-    if model.family == "vgg":
-        raise UserError(
-            f'Expected optim.norms_of="" for VGG, which has no shortcuts, got {shortcut!r}.'
-        )
-    if model.shortcut not in ("none", "pad") or model.shortcut == shortcut:
-        raise UserError(
-            'Expected optim.norms_of="" or model.shortcut in ("none", "pad") and another of the two'
-            f" in optim.norms_of, got model.shortcut={model.shortcut!r} and {shortcut!r}."
-        )
-    # The twin takes its parameters from this network, so it needs no initial values.
-    twin = {"shortcut": shortcut, "shortcut_scale": 1.0, "init": "he"}
-    if model.zero_init_residual:
-        raise UserError(
-            f"Expected model.zero_init_residual=False with optim.norms_of={shortcut!r}, got True:"
-            " some gradients are 0 at first."
-        )
-    return (model.model_copy(update=twin),)
 
 
 def open_split(config: DataConfig, split: str) -> Split | Stream:
@@ -234,63 +186,6 @@ def training_batches(
             seen, labels = steps.select(images.resident, share, image_mean.shape)
             batches.append(Batch(augment.normalize(seen, jnp.asarray(image_mean)), labels))
     return batches
-
-
-def scans(config: ModelConfig) -> bool:
-    """Whether a config asks for a network with stacked blocks."""
-    if config.scan == "auto":
-        return config.family == "cifar" and config.depth > DEEPEST_UNROLLED
-    return config.scan == "on"
-
-
-def build_model(
-    config: ModelConfig, num_classes: int, platform: str | None = None
-) -> ResNet | vgg.VGG:
-    """The network of a config. Raises UserError if its family has no such network.
-
-    `platform`: that of the devices that will run it, which is not always this machine's. None: it
-    will not run, only shapes and names are wanted.
-    """
-    dtype = jnp.dtype(config.dtype)
-    if config.family == "vgg":
-        for name, expected in WITHOUT_BLOCKS.items():
-            if (got := getattr(config, name)) not in expected:
-                raise UserError(
-                    f"Expected model.{name} in {expected} for VGG, which has no blocks and no BN,"
-                    f" got {got!r}; give that, or another model.family."
-                )
-        return vgg.build_vgg(config.depth, num_classes, dtype)
-    return build_resnet(
-        config.family,
-        config.depth,
-        config.shortcut,
-        config.widths,
-        config.block,
-        num_classes=num_classes,
-        shortcut_scale=config.shortcut_scale,
-        zero_init_residual=config.zero_init_residual,
-        negative_slope=config.negative_slope,
-        kernel_init=config.init,
-        bn_bias=config.bn_bias,
-        bottleneck_stride=config.bottleneck_stride,
-        norm=config.norm,
-        bn_momentum=config.bn_momentum,
-        bn_epsilon=config.bn_epsilon,
-        norm_axis=DATA_AXIS if config.bn_scope == "global" else None,
-        dtype=dtype,
-        scan=scans(config),
-        remat=config.remat,
-        conv_general_dilated=conv_general_dilated if platform == "cpu" else None,
-    )
-
-
-def check_image_shape(config: ModelConfig, shape: Sequence[int]) -> None:
-    """Raises UserError if the network cannot take images of shape (H, W, C)."""
-    if config.family == "vgg" and min(shape[:2]) < vgg.SMALLEST_IMAGE:
-        raise UserError(
-            f"Expected images of at least {vgg.SMALLEST_IMAGE} pixels a side for VGG, got"
-            f" {tuple(shape)}."
-        )
 
 
 @functools.cache

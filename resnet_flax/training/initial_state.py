@@ -17,9 +17,10 @@ from resnet_flax.models import stacking
 from resnet_flax.runtime import cpu, hosts
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.runtime.progress import RunProgress
-from resnet_flax.storage.checkpoints import Checkpoints, CheckpointWriter
+from resnet_flax.storage.checkpoint_writer import CheckpointWriter
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, optim, steps
+from resnet_flax.training import architecture, build, optim, steps
 from resnet_flax.training.build import Experiment, Program
 from resnet_flax.training.transfer import transfer
 from resnet_flax.training.twin import norm_factors
@@ -107,7 +108,7 @@ def state_shapes(program: Program) -> steps.TrainState:
 
 def trained_shapes(program: Program) -> steps.TrainState:
     """The shapes and dtypes of a state in training, found without computing it."""
-    if build.scans(program.config.model):
+    if architecture.scans(program.config.model):
         return _shapes(_init(program), program)
     return state_shapes(program)
 
@@ -119,7 +120,7 @@ def _shapes(init: Any, program: Program) -> steps.TrainState:
 
 def _as_trained(program: Program, state: steps.TrainState) -> steps.TrainState:
     """A state of single blocks, stacked if the network of the run is scanned."""
-    return stacking.stack(state) if build.scans(program.config.model) else state
+    return stacking.stack(state) if architecture.scans(program.config.model) else state
 
 
 def _init(program: Program) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_flax.config import ModelConfig, RunConfig
 from resnet_flax.errors import UserError
-from resnet_flax.training import build, part_by_part
+from resnet_flax.training import architecture, build, part_by_part
 
 BATCHES = 8
 """Norms are means over so many training batches."""
@@ -28,11 +28,13 @@ def norm_factors(
 
     Returns a tree as the parameters, with floats. Raises UserError if a gradient is 0.
     """
-    (twin,) = build.twins(config)
+    (twin,) = architecture.twins(config)
     batches = build.training_batches(config.data, config.parallel, image_mean, BATCHES)
 
     def norms(model: ModelConfig) -> Any:
-        parts = part_by_part.parts_of(build.build_model(model, num_classes, jax.default_backend()))
+        parts = part_by_part.parts_of(
+            architecture.build_model(model, num_classes, jax.default_backend())
+        )
         by_batch = [
             jax.tree.map(part_by_part.norm, part_by_part.gradients(parts, variables, batch)[0])
             for batch in batches

@@ -19,7 +19,7 @@ from resnet_flax.models.blocks import (
     BottleneckBlock,
     zero_pad_shortcut,
 )
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 PARTS = {
     "conv": partial(blocks.conv, use_bias=False),
@@ -122,9 +122,9 @@ def model_config(**fields) -> ModelConfig:
 
 def test_a_class_and_its_name_are_all_that_a_new_block_needs(monkeypatch):
     monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
-    model = build.build_model(model_config(block="gated", widths=(4, 4, 8)), num_classes=3)
+    model = architecture.build_model(model_config(block="gated", widths=(4, 4, 8)), num_classes=3)
     parts = {part.name: part for part in cost.layer_table(model, (8, 8, 1))}
-    plain = build.build_model(model_config(widths=(4, 4, 8)), num_classes=3)
+    plain = architecture.build_model(model_config(widths=(4, 4, 8)), num_classes=3)
     gates = 2 * (4 * 4 + 4) + 8 * 8 + 8
     assert parts["stage3_block1/gate"].kind == "Gate"
     assert parts["stage3_block1/gate/scale"].multiply_adds == 8 * 8
@@ -144,7 +144,7 @@ def test_a_depth_whose_form_a_block_lacks_is_refused_in_words(monkeypatch):
     monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
     config = model_config(block="gated", family="imagenet", depth=50)
     with pytest.raises(UserError, match="a depth with bottleneck blocks, got 'gated'") as error:
-        build.build_model(config, num_classes=3)
+        architecture.build_model(config, num_classes=3)
     assert all(name in str(error.value) for name in BLOCKS if "bottleneck" in BLOCKS[name])
 
 
@@ -160,7 +160,7 @@ def test_a_block_without_a_part_of_its_contract_is_refused_by_name(missing, monk
     monkeypatch.setitem(BLOCKS, "lame", {"basic": type("LameBlock", (Block,), members)})
     message = f"block 'lame' to define .*, got LameBlock without {missing};"
     with pytest.raises(UserError, match=message) as error:
-        build.build_model(model_config(block="lame"), num_classes=3)
+        architecture.build_model(model_config(block="lame"), num_classes=3)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +168,7 @@ def test_vgg_has_no_blocks_to_choose(monkeypatch):
     monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
     config = model_config(family="vgg", depth=16, shortcut="none", block="gated")
     with pytest.raises(UserError, match="model.block in .* for VGG.* got 'gated'"):
-        build.build_model(config, num_classes=3)
+        architecture.build_model(config, num_classes=3)
 
 
 def test_an_older_config_has_the_papers_block():
@@ -176,4 +176,4 @@ def test_an_older_config_has_the_papers_block():
     del config["model"]["block"]
     older, newer = (parse(c, RunConfig).model for c in (config, digits.get_config().to_dict()))
     assert older.block == newer.block == "postactivation"
-    assert build.build_model(older, num_classes=3).block is BasicBlock
+    assert architecture.build_model(older, num_classes=3).block is BasicBlock

@@ -3,7 +3,7 @@ import pytest
 from configs import cifar10, imagenet
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.models import cost
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 # Table 1 and Sec. 4.1: multiply-adds at 224x224. VGG-16: Table 3 of the paper's comparison.
 PAPER = {
@@ -20,7 +20,7 @@ PAPER = {
 
 def table(config, image_shape, num_classes):
     parsed = parse(config.to_dict(), RunConfig)
-    return cost.layer_table(build.build_model(parsed.model, num_classes), image_shape)
+    return cost.layer_table(architecture.build_model(parsed.model, num_classes), image_shape)
 
 
 @pytest.mark.parametrize("net", PAPER)
@@ -73,6 +73,6 @@ def test_totals_count_every_part_once(net, parameters, multiply_adds):
 def test_multiply_adds_of_a_whole_network_are_those_of_its_table(net, shortcut):
     config = cifar10.get_config(net)
     config.model.update(shortcut=shortcut, scan="on", remat=True)
-    model = build.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
+    model = architecture.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
     whole = cost.layer_table(model.clone(remat=False), (8, 8, 1))
     assert cost.multiply_adds(model, (8, 8, 1)) == cost.totals(whole)[1]

@@ -7,7 +7,7 @@ from resnet_flax.models import stacking
 from resnet_flax.runs import load_run
 from resnet_flax.storage import checkpoints
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, initial_state
+from resnet_flax.training import architecture, initial_state
 from resnet_flax.training.recorder import Recorder
 from tests.given import built, is_stacked, train
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_serves_scanned_and_unrolled_networks_alike(
     assert "left over: nothing" in capsys.readouterr().out
     run = load_run(stacked)
     jax.tree.map(np.testing.assert_array_equal, run.variables["params"], state.params)
-    monkeypatch.setattr(build, "DEEPEST_UNROLLED", 8)
+    monkeypatch.setattr(architecture, "DEEPEST_UNROLLED", 8)
     deep = load_run(stacked)
     assert is_stacked(deep.variables)
     parts = built(unrolled)
@@ -120,4 +120,4 @@ def test_deep_networks_are_scanned_by_themselves():
     for net, scan in (("resnet110", False), ("resnet1202", True)):
         model = cifar10.get_config(net).model.to_dict()
         config = parse(model, ModelConfig)
-        assert build.build_model(config, 10).scan == scan
+        assert architecture.build_model(config, 10).scan == scan

@@ -9,7 +9,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
 from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
-from resnet_flax.training import build, initial_state, metrics, twin
+from resnet_flax.training import architecture, build, initial_state, metrics, twin
 from tests.given import built, train
 
 
@@ -27,7 +27,9 @@ def factors_of(state):
 
 def gradient_norms(config, variables, batches):
     """Means over batches, of the whole network's loss, by `jax.grad` on one device."""
-    model = build.build_model(parse(config, RunConfig).model, 10).clone(scan=False, remat=False)
+    model = architecture.build_model(parse(config, RunConfig).model, 10).clone(
+        scan=False, remat=False
+    )
 
     def loss(params, batch):
         logits, _ = model.apply(

@@ -9,7 +9,7 @@ from experiments.reporting import network_figure, networks
 from experiments.reporting.networks import Network
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.models import cost
-from resnet_flax.training import build
+from resnet_flax.training import architecture
 
 
 @functools.cache
@@ -17,7 +17,7 @@ def network(name, **model):
     source, shape = (cifar10, (32, 32, 3)) if name[-2:] in ("14", "20") else (imagenet, (64, 64, 3))
     config = source.get_config(name)
     config.model.update(model)
-    net = build.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
+    net = architecture.build_model(parse(config.to_dict(), RunConfig).model, num_classes=10)
     return Network(name, "", cost.layer_table(net, shape))
 
 
