@@ -165,6 +165,8 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "trained_cifar10": functools.partial(
         readme_tables.trained_gradients, "cifar10_short", [20, 56]
     ),
+    "trained_digits_110": functools.partial(readme_tables.trained_gradients, "digits_110", [110]),
+    "theory": functools.partial(cause_tables.predicted_over_measured, "causes", (20, 56, 110)),
     "steps": benchmark_tables.steps,
     "profile": benchmark_tables.profile,
     "schedule_hours": benchmark_tables.schedule_hours,

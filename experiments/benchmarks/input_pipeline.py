@@ -171,8 +171,8 @@ def loop(epochs: int) -> Iterator[Row]:
                 "step_ms": seconds / per_epoch * 1e3,
                 "waited_ms": waited / per_epoch * 1e3,
                 "waited_share": waited / seconds,
-                "resident_mb": resident[0],
-                "of_workers_mb": sum(resident[1:]),
+                "resident_mib": resident[0],
+                "of_workers_mib": sum(resident[1:]),
             }
 
 

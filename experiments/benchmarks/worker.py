@@ -130,14 +130,14 @@ def build(case: Case) -> Built:
     compiled = lowered.compile()
     built = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
     memory = compiled.memory_analysis()
-    built["temporary_mb"] = memory.temp_size_in_bytes / 2**20
+    built["temporary_mib"] = memory.temp_size_in_bytes / 2**20
     built["devices"] = len(devices.devices)
     text = compiled.as_text()
     built["all_reduces"] = len(re.findall(r" all-reduce(?:-start)?\(", text))
     if case.compile_only:
         return Built(built, lambda: 0.0, text, model)
     holder = [jax.block_until_ready(compiled(state, data, share))]
-    built["resident_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    built["resident_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
     def run() -> float:
         start = time.perf_counter()

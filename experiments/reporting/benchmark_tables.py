@@ -68,7 +68,7 @@ def memory() -> Rows:
             "depth": row["depth"],
             "program": row["program"],
             "trace and compile, s": f"{row['trace_s'] + row['compile_s']:.0f}",
-            "memory beside the state, MiB": f"{row['temporary_mb']:,.0f}",
+            "memory beside the state, MiB": f"{row['temporary_mib']:,.0f}",
         }
         for row in _benchmark("memory")
     ]

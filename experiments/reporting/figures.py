@@ -166,7 +166,7 @@ def save_costs(costs: pd.DataFrame, paths: list[AnyPath]) -> None:
     panels = {
         "step_ms": "step, ms",
         "build_s": "trace and compile, s",
-        "temporary_mb": "memory beside the state, MiB",
+        "temporary_mib": "memory beside the state, MiB",
     }
     costs = costs.assign(build_s=costs["trace_s"] + costs["compile_s"])
     with style():

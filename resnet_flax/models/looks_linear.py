@@ -10,8 +10,8 @@ With I and O channels and orthonormal Q:
 
     first [I, O]: (Q, -Q)      inner [I, O]: (Q, -Q; -Q, Q)      last [I, O]: (Q; -Q)
 
-The first layer is orthogonal over its whole window: an image has few channels, and of them alone BN
-would make copies.
+The first layer is orthogonal over its whole window: an image has few channels. If the kernel used
+only its centre, many outputs of BN would be copies.
 """
 
 import math

@@ -25,7 +25,7 @@ def test_programs_are_built_and_timed_in_turn():
     for row in rows:
         assert row["runs"] == 3
         assert 0 < row["min_ms"] <= row["step_ms"] <= row["max_ms"]
-        assert min(row["trace_s"], row["compile_s"], row["temporary_mb"]) > 0
+        assert min(row["trace_s"], row["compile_s"], row["temporary_mib"]) > 0
 
 
 def test_a_program_that_fails_ends_the_measurement():
@@ -38,7 +38,7 @@ def test_the_middle_is_the_median():
 
 
 def test_costs_are_drawn_against_depth(tmp_path):
-    costs = {"step_ms": 1.0, "trace_s": 1.0, "compile_s": 2.0, "temporary_mb": 3.0}
+    costs = {"step_ms": 1.0, "trace_s": 1.0, "compile_s": 2.0, "temporary_mib": 3.0}
     rows = [{"depth": d, "program": p, **costs} for d in (20, 56) for p in ("unrolled", "scanned")]
     figures.save_costs(pd.DataFrame(rows), [tmp_path / "costs.svg"])
     drawn = (tmp_path / "costs.svg").read_text()
