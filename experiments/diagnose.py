@@ -109,7 +109,9 @@ def diagnose_run(
     runs = [load_run(folder, step, data_dir) for step in at_steps]
     config = runs[-1].config
     parts = part_by_part.parts_of(runs[-1].model)
-    batches = build.training_batches(config.data, config.parallel, runs[-1].image_mean, count)
+    image_mean, data = runs[-1].image_mean, config.data
+    build.open_seen(data, data.train_split, image_mean, runs[-1].num_classes)
+    batches = build.training_batches(data, config.parallel, image_mean, count)
     initial = _before_training(folder, config, console)
     found_signal = signal.measure(runs[-1].model, initial, batches)
     findings.save(findings.folder(folder) / findings.SIGNAL, found_signal)

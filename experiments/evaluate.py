@@ -25,13 +25,7 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
-    images = build.open_split(data, split)
-    classes = len(run.variables["params"]["fc"]["bias"])
-    if images.num_classes != classes:  # Perhaps it is another version of the set.
-        raise UserError(
-            f"Expected {data.name} with {classes} classes, as the run's network has, got"
-            f" {images.num_classes}. Name the folder of the set it was trained on with --data_dir."
-        )
+    images = build.open_seen(data, split, run.image_mean, run.num_classes)
     if view == CENTER:
         evaluate = Evaluator(run.model, devices, data.eval_batch_size)
         feed = build.feed(images, devices, print)

@@ -233,9 +233,17 @@ def parse(config: Mapping[str, Any], schema: type[S], flag: str = "config") -> S
 
     `flag`: the command-line flag that gave the config; the message begins with it.
     """
+
+    def refuse(value: Any) -> Any:
+        raise UserError(
+            f"{flag}: expected plain Python values, such as numbers, text and tuples, got"
+            f" {value!r} of type {type(value).__name__}. Convert it, for example with int(value) or"
+            " float(value)."
+        )
+
     try:
         # Through JSON, so that a config from a file and one from the command line are read alike.
-        return schema.model_validate_json(json.dumps(config))
+        return schema.model_validate_json(json.dumps(config, default=refuse))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join([flag, *map(str, first["loc"])])

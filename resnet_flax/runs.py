@@ -49,16 +49,20 @@ class Run(NamedTuple):
         """What a notebook shows of the run. Its arrays would fill pages."""
         model, data, sizes = self.config.model, self.config.data, self.image_mean.shape
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
-        classes = len(self.variables["params"]["fc"]["bias"])
         images = "of any size" if sizes[:2] == (1, 1) else " x ".join(map(str, sizes))
         return {
             "network": f"{model.family}, {model.depth} layers, shortcut {model.shortcut}"
             f", {model.block}",
             "parameters": f"{parameters:,}",
-            "data": f"{data.name}, images {images}, {classes} classes",
+            "data": f"{data.name}, images {images}, {self.num_classes} classes",
             "seed": str(self.config.seed),
             "step": f"{self.step:,} of {self.config.steps:,}",
         }
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes that the network tells apart."""
+        return len(self.variables["params"]["fc"]["bias"])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Images [B, H, W, C] uint8 -> class probabilities [B, K] float32."""
@@ -88,7 +92,7 @@ def _probabilities(model: nn.Module, variables: Any, images: jax.Array) -> jax.A
 
 
 def saved_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """The steps that `load_run` can load, ascending. Raises UserError if there are none."""
+    """The saved steps, ascending, also damaged ones. Raises UserError if there are none."""
     checkpoints = RunFolder(folder).checkpoints
     steps = Checkpoints(checkpoints).steps()
     if not steps:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from configs import digits
@@ -53,6 +54,11 @@ def test_a_whole_config_is_read_with_its_types():
         ({"data__shorter_side": (200, 480)}, r"config.data: expected image_size <= shorter_side"),
         ({"data__shorter_side": (256,)}, r"config.data.shorter_side"),
         ({"data": 3}, r"config.data: "),
+        (
+            {"optim__boundaries": (np.int64(120),)},
+            r"config: expected plain .* got np.int64\(120\) of type int64.* int\(value\)",
+        ),
+        ({"data__name": {"cifar10"}}, r"config: expected plain Python values.* type set"),
         ({"data__name": "cifar10:3.*.*"}, r"config.data.name: .* such as cifar10:3.0.2, got"),
     ],
 )

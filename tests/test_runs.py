@@ -21,6 +21,7 @@ from resnet_flax.storage.records import FILES
 from resnet_flax.storage.run_folder import OWN, RunFolder
 from resnet_flax.storage.step_folders import CONFIG
 from resnet_flax.storage.sums import SUMS
+from resnet_flax.training import build
 from tests.given import train
 
 
@@ -400,3 +401,15 @@ def test_a_page_of_a_notebook_shows_names_as_text(tmp_path):
     sweep_folder.add_runs(tmp_path, entries, Varying())
     assert "&lt;b&gt;plain" in runs.load_sweep(tmp_path)._repr_html_()
     assert "1 not begun" in repr(runs.load_sweep(tmp_path))
+
+
+def test_images_of_another_kind_than_the_networks_are_refused_before_they_are_scored(finished_run):
+    run = runs.load_run(finished_run)
+    data, mean = run.config.data, run.image_mean
+    assert run.num_classes == 10
+    assert build.open_seen(data, "test", mean, 10).num_classes == 10
+    for other in ((mean, 9), (np.zeros((12, 12, 1), np.float32), 10)):
+        with pytest.raises(
+            UserError, match="as the run's network has, got 10 and .8, 8, 1.* --data_dir"
+        ):
+            build.open_seen(data, "test", *other)

@@ -82,7 +82,7 @@ def predicted_over_measured(sweep: str, depths: Sequence[int]) -> Rows:
         row = {"condition": kind}
         for depth in depths:
             signal = signals[kind, depth]
-            if signal is not None and signal.predicted_ratio is not None:
+            if signal and signal.predicted_ratio and signal.gradient_ratio:
                 times = signal.predicted_ratio / signal.gradient_ratio
                 row[f"{depth} layers"] = readme_tables.short(times)
         if len(row) > 1:

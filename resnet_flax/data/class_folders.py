@@ -12,7 +12,9 @@ from resnet_flax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 # A folder of this name, in any case, holds the class folders of this split.
-_SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+_SPLITS = dict.fromkeys(("train", "training"), "train")
+_SPLITS |= dict.fromkeys(("test", "testing"), "test")
+_SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 _SHOWN = 3
 
 
@@ -89,10 +91,19 @@ def _find(folder: Path, splits: dict[Path, str]) -> Found:
         left_out["hidden files and folders"] += _hidden(split_folder)
     if folder not in splits:
         left_out["hidden files and folders"] += _hidden(folder)
-    return Found(
-        files,
-        [told(f"Left out, {what}", paths, folder) for what, paths in left_out.items() if paths],
-    )
+    notes = [told(f"Left out, {what}", paths, folder) for what, paths in left_out.items() if paths]
+    if folder in splits:
+        notes += _alike_inside(_children(folder))
+    return Found(files, notes)
+
+
+def _alike_inside(folders: Sequence[Path]) -> list[str]:
+    """A line if all folders hold folders of the same names: perhaps those are the classes."""
+    inside = [{c.name for c in _children(one) if c.is_dir()} for one in folders if one.is_dir()]
+    if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+        return []
+    names = ", ".join(sorted(inside[0])[:_SHOWN])
+    return [f"Each class has folders of the same names ({names}). Are those the classes?"]
 
 
 def _sort(path: Path, left_out: dict[str, list[Path]], reason: str = "") -> bool:
@@ -140,9 +151,10 @@ def _hidden(folder: Path) -> list[Path]:
 def _class_name(folder: Path) -> str:
     """A name that TFDS can store, which it does as a line of a file without outer spaces.
 
-    One letter may have two Unicode spellings. Both become one class.
+    One letter may have two Unicode spellings. Both become one class. Bytes that are no UTF-8 stay
+    apart: each is written as its number.
     """
-    text = os.fsencode(folder.name).decode(errors="replace")
+    text = os.fsencode(folder.name).decode(errors="backslashreplace")
     return " ".join(unicodedata.normalize("NFC", text).split()) or "_"
 
 

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from resnet_flax.data import class_folders, own_builder, pictures, prepared
 from resnet_flax.data.class_folders import File
+from resnet_flax.data.digits import Digits
 from resnet_flax.data.own_builder import Image, Track
 from resnet_flax.data.pictures import Picture
 from resnet_flax.errors import UserError, summary
@@ -80,6 +81,8 @@ def _check_name(name: str, target: Path) -> None:
             f"Expected a name of a-z, 0-9 and _ that begins with a letter, such as my_photos, got"
             f" {name!r}."
         )
+    if name == Digits.name:
+        raise UserError(f"{name} is the set that comes along. Choose another name.")
     with contextlib.suppress(tfds.core.DatasetNotFoundError):
         tfds.builder_cls(name)
         raise UserError(f"TFDS has a set of its own that is named {name}. Choose another name.")

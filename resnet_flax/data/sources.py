@@ -6,6 +6,7 @@ N: images of the split; H, W, C: height, width, channels.
 import contextlib
 import functools
 import io
+import re
 import tempfile
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 
     Raises UserError if the set is unknown, not prepared or of another kind, or has no such split.
     """
-    return _load_split(name, split, "" if name == Digits.name else data_folder(data_dir))
+    return _load_split(name, split, "" if _comes_along(name) else data_folder(data_dir))
 
 
 @functools.lru_cache(maxsize=4)
@@ -144,7 +145,15 @@ def count(name: str, split: str, data_dir: str = "") -> int:
 
 
 def _with_splits(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    return _digits_builder() if name == Digits.name else prepared_builder(name, data_dir)
+    return _digits_builder() if _comes_along(name) else prepared_builder(name, data_dir)
+
+
+def _comes_along(name: str) -> bool:
+    if name != Digits.name and re.split("[:/]", name)[0] == Digits.name:
+        raise UserError(
+            f"Expected data.name={Digits.name}, which has one version, got data.name={name}."
+        )
+    return name == Digits.name
 
 
 def _count(builder: tfds.core.DatasetBuilder, name: str, split: str) -> int:
@@ -163,7 +172,7 @@ def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:
 
     If sizes vary, H and W are the paper's 224. Raises UserError if the set is unknown.
     """
-    builder = _digits_builder() if name == Digits.name else find_builder(name, data_dir)
+    builder = _digits_builder() if _comes_along(name) else find_builder(name, data_dir)
     (height, width, channels), num_classes = _shape_and_classes(builder)
     return (height or 224, width or 224, channels), num_classes
 

@@ -128,7 +128,7 @@ class Checkpoints:
                 return
         if step not in self.steps():
             raise UserError(
-                f"No checkpoint of step {step} in {self.folder}; there are: {self.steps()}."
+                f"No checkpoint of step {step!r} in {self.folder}; there are: {self.steps()}."
             )
         step = int(step)  # A table may have given 4.0.
         with self._folders.files(step) as files:

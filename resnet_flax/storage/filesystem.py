@@ -226,8 +226,9 @@ class ReadPosition(NamedTuple):
 def read_on(path: AnyPath, position: ReadPosition, largest: int) -> tuple[bytes, ReadPosition]:
     """Reads the whole lines after a position. Returns them and the new position.
 
-    If the file was replaced since then, it is read from its beginning. A replaced file has another
-    `file`, or is shorter than the offset. Reads at most `largest` bytes.
+    If the file was replaced since then, it is read from its beginning. A file that was replaced
+    once has another `file`; after two times it is noticed only if it is shorter than the offset.
+    Reads at most `largest` bytes.
     """
     if isinstance(path, BucketPath):
         # Each new line replaces the object: a new version is read in full.

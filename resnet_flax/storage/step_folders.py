@@ -7,6 +7,7 @@ file. Checkpoints in a bucket pass through a temporary folder of this machine.
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -153,8 +154,8 @@ class _OnDisk:
 class _InBucket:
     def __init__(self, folder: BucketPath):
         self._folder = folder
-        # Always the same name, so that the next writer deletes what a crash left there.
-        key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        # Always the same name, so that the user's next writer deletes what a crash left there.
+        key = hashlib.sha256(f"{os.getuid()} {folder}".encode()).hexdigest()[:16]
         self._staging = Path(tempfile.gettempdir()) / f"resnet_flax-{key}"
 
     def steps(self) -> list[int]:

@@ -78,9 +78,11 @@ def _kernels(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.n
 
 def _histogram(name: str, values: np.ndarray) -> Summary:
     # Not tensorboardX's own: its float64 dot product takes four times as long as all of this.
-    counts, edges = np.histogram(values, BUCKETS)
-    total, squares = values.sum(dtype=np.float64), np.square(values).sum(dtype=np.float64)
-    extent = float(values.min()), float(values.max())
+    values = values.astype(np.float64)  # In float32, edges between near values coincide.
+    extent = low, high = float(values.min()), float(values.max())
+    beyond = abs(low) or 1.0 if low == high else 0.0
+    counts, edges = np.histogram(values, BUCKETS, (low - beyond, high + beyond))
+    total, squares = values.sum(), np.square(values).sum()
     return histogram_raw(
         name, *extent, values.size, total, squares, edges[1:].tolist(), counts.tolist()
     )

@@ -28,6 +28,9 @@ WITHOUT_BLOCKS = {
     "negative_slope": (0.0,),
     "init": ("he",),
     "bn_bias": (0.0,),
+    "bn_scope": ("device",),
+    "norm": ("batch",),
+    "bottleneck_stride": ("1x1",),
 }
 
 

@@ -150,6 +150,24 @@ def open_split(config: DataConfig, split: str) -> Split | Stream:
     return open_stream(config.name, split, crops, config.channel_mean, config.data_dir)
 
 
+def open_seen(
+    config: DataConfig, split: str, image_mean: np.ndarray, num_classes: int
+) -> Split | Stream:
+    """Opens a split for a trained network, which subtracts `image_mean` and knows `num_classes`.
+
+    Raises UserError if the images or classes are not like those that it was trained on.
+    """
+    images = open_split(config, split)
+    found = Described(images.image_shape, images.num_classes, None, isinstance(images, Split))
+    if (found.num_classes, found.mean_shape) != (num_classes, image_mean.shape):
+        raise UserError(
+            f"Expected {config.name} with {num_classes} classes and a mean image of shape"
+            f" {image_mean.shape}, as the run's network has, got {found.num_classes} and"
+            f" {found.mean_shape}. Name the folder of the set it was trained on with --data_dir."
+        )
+    return images
+
+
 def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     """Shape (H, W, C) of the images that a network trains on, and the class count.
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from typing import Any
 
 import jax
 
@@ -21,7 +22,13 @@ from resnet_flax.training import build, metrics, steps
 from resnet_flax.training.build import Experiment
 from resnet_flax.training.evaluation import Evaluator
 from resnet_flax.training.initial_state import Beginning
-from resnet_flax.training.recorder import Attempt, Recorder, Timer, record_environment
+from resnet_flax.training.recorder import (
+    Attempt,
+    Recorder,
+    Timer,
+    check_images,
+    record_environment,
+)
 
 
 @bits.pinned()
@@ -35,22 +42,26 @@ def train_and_evaluate(
 ) -> State:
     """Trains the network of a config in a folder, until it finishes, diverges or is told to stop.
 
-    - `progress`, `stop`: given by a sweep. Otherwise the run shows its own progress and listens for
-      signals itself.
+    - `progress`, `stop`: given by a sweep. Without them, the run shows its own progress and listens
+      for signals itself.
     - `from_scratch`: whether to start again if checkpoints were saved but none is complete.
 
     A second call resumes from the last checkpoint. It ends with the same bits as a run that was
     never stopped. Returns the state that `status.json` then contains.
 
     Raises UserError, before it writes anything, if the config, the data or the folder cannot be
-    used, or if records of an ended run are missing. Raises TryAgainError if another process works
-    in the folder. Any other error is recorded as `failed` and raised.
+    used, if the data are not those that the run began with, or if records of an ended run are
+    missing. Raises TryAgainError if another process works in the folder. Any other error is
+    recorded as `failed` and raised, and so is a UserError if no saved checkpoint is whole.
 
     With several processes, each one must call this, and only the first writes. If their configs or
     data differ, all of them raise UserError before the first step.
     """
-    if progress is None or stop is None:
-        with RunProgress(quiet=not hosts.is_first()) as progress, StopRequest() as stop:
+    if progress is None:
+        with RunProgress(quiet=not hosts.is_first()) as progress:
+            return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
+    if stop is None:
+        with StopRequest() as stop:
             return train_and_evaluate(config, workdir, progress, stop, from_scratch=from_scratch)
     folder, fields = RunFolder(workdir, writes=hosts.is_first()), config.model_dump(mode="json")
     with hosts.alike() as facts:
@@ -67,7 +78,10 @@ def train_and_evaluate(
         folder.metrics()
         folder.environments()
         built = build.build(config)
-        facts |= {"train": fingerprint(built.train), "test": fingerprint(built.test)}
+        images = {"train": fingerprint(built.train), "test": fingerprint(built.test)}
+        facts |= images
+        if before is not None and before.step:
+            check_images(folder, images)
     beginning = Beginning(built, folder, progress, from_scratch=from_scratch)
     with contextlib.ExitStack() as claimed:
         with hosts.alike():
@@ -76,7 +90,7 @@ def train_and_evaluate(
         if (ended := _ended(folder, before, progress)) is not None:  # Another process ended it.
             return ended
         with Attempt(folder, from_scratch=from_scratch) as attempt:
-            return _attempt(attempt, beginning, stop)
+            return _attempt(attempt, beginning, stop, images)
 
 
 def _ended(folder: RunFolder, status: Status | None, progress: RunProgress) -> State | None:
@@ -96,8 +110,13 @@ def _ended(folder: RunFolder, status: Status | None, progress: RunProgress) -> S
     return DONE[ended]
 
 
-def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State:
-    """Makes one attempt at a run in a claimed folder. Returns the state in which it ends."""
+def _attempt(
+    attempt: Attempt, beginning: Beginning, stop: StopRequest, images: dict[str, Any]
+) -> State:
+    """Makes one attempt at a run in a claimed folder. Returns the state in which it ends.
+
+    `images`: the fingerprint of each split.
+    """
     folder, built, progress = beginning.folder, beginning.built, beginning.progress
     checkpoints = CheckpointWriter(
         folder.checkpoints,
@@ -110,7 +129,7 @@ def _attempt(attempt: Attempt, beginning: Beginning, stop: StopRequest) -> State
     )
     with checkpoints:
         step, state = beginning.state(checkpoints, attempt.saved)
-        record_environment(folder, attempt.number, state.params, progress, resumes=step > 0)
+        record_environment(folder, attempt.number, state.params, images, progress, step > 0)
         recorder = Recorder(folder, built, attempt.number, step, progress)
         with contextlib.closing(recorder):
             training = _Training(built, attempt, checkpoints, recorder, step)

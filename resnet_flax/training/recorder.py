@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from resnet_flax.errors import GOES_ON, FaultError, summary
+from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.runtime import environment, hosts
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.records import State, Status, differing_fields, series_of
@@ -63,10 +63,33 @@ class Attempt:
         self._folder.write_status(Status(state, self.saved, self.number, error))
 
 
+def check_images(folder: RunFolder, images: dict[str, Any]) -> None:
+    """Raises UserError if an attempt recorded other images: then the run cannot go on with these.
+
+    `images`: the fingerprint of each split. Runs of older versions did not record it.
+    """
+    for before in folder.environments():
+        if known := before.get("images"):
+            if other := "; ".join(differing_fields(known, images)):
+                raise UserError(
+                    f"{folder.path}: the data set has other images now than when this run began:"
+                    f" {other}. Put the old ones back, or train in another --workdir."
+                )
+            return
+
+
 def record_environment(
-    folder: RunFolder, attempt: int, params: Any, progress: RunProgress, *, resumes: bool
+    folder: RunFolder,
+    attempt: int,
+    params: Any,
+    images: dict[str, Any],
+    progress: RunProgress,
+    resumes: bool,
 ) -> None:
-    """Records the machine of an attempt. A run that resumes on another kind of machine says so."""
+    """Records machine and images of an attempt.
+
+    A run that resumes on another kind of machine says so.
+    """
     here = environment.describe()
     for before in folder.environments()[-1:] if resumes else ():
         other = "; ".join(differing_fields(environment.machine(before), environment.machine(here)))
@@ -76,7 +99,8 @@ def record_environment(
                 " The last bits may differ from those of a run on a single kind."
             )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    folder.add_environment({"attempt": attempt, "parameters": parameters, **here})
+    facts = {"attempt": attempt, "parameters": parameters, "images": images}
+    folder.add_environment(facts | here)
 
 
 class Recorder:

@@ -77,6 +77,41 @@ def test_one_letter_with_two_spellings_is_one_class(tmp_path):
     assert set(sources.load_split("mine", "validation", str(tmp_path)).labels) == {0}
 
 
+def test_classes_whose_names_are_no_utf8_stay_apart(tmp_path):
+    names = [os.fsdecode(name) for name in (b"B\xe4r", b"B\xf6r")]
+    prepared = prepare(fill(tmp_path / "photos", names), tmp_path)
+    assert prepared.classes == [r"B\xe4r", r"B\xf6r"]
+
+
+@pytest.mark.parametrize(
+    "train, other, split",
+    [
+        ("train", "valid", "validation"),
+        ("Training", "Testing", "test"),
+        ("train", "VAL", "validation"),
+    ],
+)
+def test_folders_of_splits_have_the_names_that_people_use(tmp_path, train, other, split):
+    fill(tmp_path / "photos" / train)
+    fill(tmp_path / "photos" / other, count=2, first=50)
+    prepared = prepare(tmp_path / "photos", tmp_path)
+    assert (prepared.counts, prepared.classes) == ({"train": 8, split: 4}, ["cat", "dog"])
+    assert prepared.notes == []
+
+
+def test_classes_that_all_hold_the_same_folders_are_asked_about(tmp_path):
+    for first, session in ((0, "monday"), (50, "tuesday")):
+        fill(tmp_path / "photos" / session, first=first)
+    prepared = prepare(tmp_path / "photos", tmp_path)
+    assert prepared.classes == ["monday", "tuesday"]
+    assert note(prepared, "Are those the classes?").startswith("Each class has folders")
+    assert "(cat, dog)" in note(prepared, "Are those the classes?")
+    fill(tmp_path / "photos" / "wednesday", ["cow"], first=90)
+    assert not any(
+        "Are those" in line for line in prepare(tmp_path / "photos", tmp_path, "b").notes
+    )
+
+
 def test_images_that_are_all_grey_have_one_channel(tmp_path):
     for label, mode in itertools.product("ab", ("L", "1", "LA")):
         path = save(tmp_path / "photos" / label / "16 bits.png", np.full((8, 8), 9999, np.uint16))
@@ -292,7 +327,7 @@ def test_a_folder_that_makes_no_set_is_refused_before_anything_is_written(tmp_pa
         ("My-Set", "got 'My-Set'"),
         ("a/b", "got 'a/b'"),
         ("mnist", "of its own that is named mnist"),
-        ("digits", "of its own that is named digits"),
+        ("digits", "digits is the set that comes along"),
     ],
 )
 def test_a_name_that_would_not_be_read_is_refused(tmp_path, name, message):

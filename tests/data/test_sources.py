@@ -141,6 +141,8 @@ def test_the_mean_is_of_each_pixel():
         ("wide", "validation", "Unknown split 'validation'. Should be one of"),
         ("wide", "train[:0]", "Expected images in split"),
         ("digits", "trian", "Unknown split 'trian'"),
+        ("digits:1.0.0", "train", "Expected data.name=digits, .* got data.name=digits:1.0.0"),
+        ("digits/small", "train", "Expected data.name=digits, .* got data.name=digits/small"),
     ],
 )
 def test_what_cannot_be_read_is_said_at_once_in_one_line(wide_folder, name, split, message):

@@ -171,6 +171,15 @@ def test_vgg_has_no_blocks_to_choose(monkeypatch):
         architecture.build_model(config, num_classes=3)
 
 
+@pytest.mark.parametrize(
+    "field, value", [("norm", "none"), ("bn_scope", "global"), ("bottleneck_stride", "3x3")]
+)
+def test_vgg_refuses_fields_that_would_change_nothing(field, value):
+    config = model_config(**{"family": "vgg", "depth": 16, "shortcut": "none", field: value})
+    with pytest.raises(UserError, match=f"model.{field} in .* for VGG.* got '{value}'"):
+        architecture.build_model(config, num_classes=3)
+
+
 def test_an_older_config_has_the_papers_block():
     config = digits.get_config("resnet8").to_dict()
     del config["model"]["block"]

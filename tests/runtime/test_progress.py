@@ -7,3 +7,12 @@ def test_a_command_in_a_notebook_prints_lines_and_draws_nothing(monkeypatch):
     assert RunProgress().console.is_terminal
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     assert not RunProgress().console.is_terminal
+
+
+def test_a_runs_name_is_shown_as_it_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with RunProgress() as progress:
+        progress.start("run[a] [bold red]", 0, 10)
+        with progress.console.capture() as shown:
+            progress.console.print(progress._render())
+    assert "run[a] [bold red]" in shown.get()

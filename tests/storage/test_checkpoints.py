@@ -177,6 +177,8 @@ def test_a_wrong_step_is_answered_with_those_there_are(two_steps):
     assert saved.restore()["value"][0] == 2
     with pytest.raises(UserError, match=r"No checkpoint of step 3 .*there are: \[1, 2\]"):
         saved.restore(3)
+    with pytest.raises(UserError, match=r"No checkpoint of step '2' .*there are: \[1, 2\]"):
+        saved.restore("2")
 
 
 def test_an_empty_folder_is_answered_in_words(tmp_path):

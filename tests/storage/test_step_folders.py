@@ -1,6 +1,7 @@
 """Checkpoints in a bucket; those on a disk are in test_checkpoints.py."""
 
 import contextlib
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -170,3 +171,13 @@ def test_what_an_earlier_attempt_left_in_the_temporary_folder_is_cleared(bucket,
         (staging / "2.1.part").mkdir()
         with writer(bucket, attempt=2):
             assert list(staging.iterdir()) == []
+
+
+def test_what_another_users_attempt_left_is_in_nobodys_way(bucket, temporary, monkeypatch):
+    with writer(bucket):
+        (others,) = temporary.iterdir()
+    others.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with writer(bucket, attempt=2):
+        (mine,) = set(temporary.iterdir()) - {others}
+    assert others.exists() and not mine.exists()

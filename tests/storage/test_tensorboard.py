@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from resnet_flax.storage.tensorboard import EventFile
 from tests import events
@@ -41,3 +42,12 @@ def test_the_config_is_shown_as_text(tmp_path):
     assert value.metadata.plugin_data.plugin_name == "text"
     text = value.tensor.string_val[0].decode()
     assert json.loads(text.strip("`")) == config
+
+
+@pytest.mark.parametrize(
+    "values", [[1e10], [-3e38, 3e38], [1, np.nextafter(np.float32(1), np.float32(2))], [1e38, 1e38]]
+)
+def test_extreme_weights_have_a_histogram_too(tmp_path, values):
+    params = {"fc": {"kernel": np.array(values, np.float32)}}
+    ((key, value),) = write(tmp_path, "add_weights", 7, params).items()
+    assert key == (7, "weights/fc") and sum(value.histo.bucket) == len(values)

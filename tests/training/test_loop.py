@@ -11,11 +11,14 @@ import types
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_flax.config import resolve
+from resnet_flax.data import own_images
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
+from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage import checkpoint_writer, checkpoints
 from resnet_flax.storage.records import Status
 from resnet_flax.storage.run_folder import RunFolder
@@ -564,3 +567,46 @@ def test_other_networks_and_types_train_too(tiny_config, tmp_path, shortcut, dty
     assert train(tiny_config, tmp_path / "run") == "finished"
     losses = [r["loss"] for r in measured(tmp_path / "run") if r["kind"] == "train"]
     assert losses[-1] < losses[0]
+
+
+def own_set(folder, seed):
+    """Images of one size as a set `mine`. Returns the folder of prepared sets."""
+    noise = np.random.default_rng(seed)
+    for label, number in itertools.product("ab", range(12)):
+        (folder / "photos" / label).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8))
+        image.save(folder / "photos" / label / f"{number}.png")
+    own_images.prepare(folder / "photos", "mine", str(folder), 0.25, 0, lambda items, *_: items)
+    return str(folder)
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with_and_with_no_others(
+    tiny_config, tmp_path, monkeypatch
+):
+    same, moved, other = (
+        own_set(tmp_path / name, seed) for name, seed in (("same", 0), ("moved", 0), ("other", 1))
+    )
+    run = tmp_path / "run"
+    tiny_config["data"] |= {"name": "mine", "train_split": "train", "test_split": "test"}
+    tiny_config["data"]["data_dir"] = same
+    with monkeypatch.context() as patch:
+        pull_plug(patch, Recorder, "add_training", 5)
+        with pytest.raises(PulledPlug):
+            train(tiny_config, run)
+    assert RunFolder(run).status().step
+    before = (run / "environment.json").read_text(), (run / "status.json").read_text()
+    tiny_config["data"]["data_dir"] = other
+    with pytest.raises(UserError, match=r"other images now .* train.records .* Put the old ones"):
+        train(tiny_config, run)
+    assert before == ((run / "environment.json").read_text(), (run / "status.json").read_text())
+    tiny_config["data"]["data_dir"] = moved
+    assert train(tiny_config, run) == "finished"
+
+
+def test_what_a_caller_gives_alone_is_used(tiny_config, tmp_path):
+    with interrupt.StopRequest() as stop:
+        stop._note(signal.SIGTERM, None)
+        assert train(tiny_config, tmp_path / "stopped", stop=stop) == "preempted"
+    with RunProgress(quiet=True) as progress:
+        assert train(tiny_config, tmp_path / "shown", progress=progress) == "finished"
+    assert progress._name == "shown"
