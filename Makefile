@@ -50,9 +50,12 @@ soak: .venv/installed
 	$(BIN)/python -m experiments.soak --workdir=runs/soak
 
 # Takes less than three quarters of an hour on 2 cores. SUITES=accelerator is for a GPU or TPU. SUITES="input stream" needs photographs; "input" also installs TensorFlow.
-benchmark: .venv/installed $(TORCH)/installed $(if $(filter input,$(SUITES)),$(PREPARE)/installed) \
+AGAINST := steps accelerator input
+benchmark: .venv/installed $(if $(filter $(AGAINST),$(SUITES)),$(TORCH)/installed) \
+  $(if $(filter input,$(SUITES)),$(PREPARE)/installed) $(if $(filter engine,$(SUITES)),.venv/installed-dev) \
   $(if $(filter accelerator,$(SUITES)),.venv/installed-accelerator$(PLUGIN))
-	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite --against=torch \
+	for suite in $(SUITES); do $(BIN)/python -m experiments.benchmark --suite=$$suite \
+	  $$(case " $(AGAINST) " in *" $$suite "*) echo --against=torch;; esac) \
 	  --torch_python=$(TORCH)/bin/python --tensorflow_python=$(PREPARE)/bin/python --workdir=runs/benchmarks || exit 1; done
 
 # The first minutes on a GPU or TPU: checks it, measures it, then trains CIFAR-10 until MINUTES are over.
@@ -63,14 +66,14 @@ accelerator: .venv/installed-accelerator$(PLUGIN)
 	  --torch_python=$(TORCH)/bin/python
 
 # Fills WHEELS=FOLDER with the packages that `make accelerator WHEELS=FOLDER` installs elsewhere: 350 MB, with PLUGIN=cuda13 2.7 GB.
-wheels: .venv/installed
+wheels: $(if $(WHEELS),.venv/installed)
 	@test -n "$(WHEELS)" || { echo "Expected WHEELS=FOLDER, and PLUGIN=cuda13 or PLUGIN=tpu"; exit 2; }
 	$(BIN)/python -m pip download --quiet --dest "$(WHEELS)" -c requirements.lock \
 	  -r requirements.txt $(if $(PLUGIN),"jax[$(PLUGIN)]") "setuptools>=77.0.3,<100" wheel
 
 # Shows the last sweep, or the folder WORKDIR. The sweep may still be running.
 tensorboard: $(TENSORBOARD)/installed
-	@folder="$(if $(filter file,$(origin WORKDIR)),$$(find runs -name sweep.json -exec ls -t {} + 2>/dev/null | head -n 1 | sed s,/sweep.json,,),$(WORKDIR))"; \
+	@folder="$(if $(filter file,$(origin WORKDIR)),$$(find runs -mindepth 3 -name metrics.jsonl -exec ls -t {} + 2>/dev/null | head -n 1 | sed 's,/[^/]*/metrics.jsonl$$,,'),$(WORKDIR))"; \
 	  test -d "$$folder" || { echo "Expected a sweep below runs/, or WORKDIR=FOLDER, got $${folder:-none}"; exit 2; }; \
 	  $(TENSORBOARD)/bin/tensorboard --logdir="$$folder" --port=$(PORT)
 
@@ -82,7 +85,7 @@ compilers: $(COMPILE)/installed
 
 # FOLDER=photos NAME=mine makes a set of your own images. DATASET=cifar100 prepares one of TFDS's sets: that needs TensorFlow,
 # which gets an environment of its own. TFDS_DATA_DIR=FOLDER names the folder of the sets.
-prepare: $(if $(FOLDER),.venv/installed,$(if $(DATASET),$(PREPARE)/installed))
+prepare: $(if $(and $(DATASET),$(FOLDER)),,$(if $(FOLDER),.venv/installed)$(if $(DATASET),$(PREPARE)/installed))
 	@test -n "$$DATASET$$FOLDER" && test -z "$(and $(DATASET),$(FOLDER))" || \
 	  { echo "Expected DATASET=NAME, such as cifar100, or FOLDER=photos NAME=mine"; exit 2; }
 	$(if $(DATASET),$(PREPARE)/bin/python experiments/prepare.py "$$DATASET",\

@@ -47,6 +47,8 @@ def get_config(machine: str = "cpu_2_cores") -> ml_collections.ConfigDict:
             source="experiments/README.md, resnet18 at 224 pixels",
         )
         config.scaling = ml_collections.ConfigDict()
+        for data in config.speed:
+            config.scaling[data] = _unknown_share()
     else:
         raise ValueError(f"Expected v5e_64, h100_8 or cpu_2_cores, got {machine!r}.")
     return config
@@ -68,12 +70,14 @@ def _accelerator(config: ml_collections.ConfigDict) -> None:
         )
     config.scaling = ml_collections.ConfigDict()
     # A batch of 128 hardly fills one chip: experiments/results/accelerators.md.
-    config.scaling.cifar10 = _assumed(
-        share=ml_collections.config_dict.placeholder(float), source="none given"
-    )
+    config.scaling.cifar10 = _unknown_share()
     config.scaling.imagenet2012 = _assumed(
         share=1.0, source="at best, if sending gradients takes no time"
     )
+
+
+def _unknown_share() -> ml_collections.ConfigDict:
+    return _assumed(share=ml_collections.config_dict.placeholder(float), source="none given")
 
 
 def _measured(**fields: float | str) -> ml_collections.ConfigDict:

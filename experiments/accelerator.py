@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -49,6 +49,8 @@ class Record:
     def __init__(self, path: Path, device: str):
         self._path, self._device = path, device
         known = filesystem.read_json(path, _LARGEST) if path.exists() else {}
+        if not isinstance(known, dict) or not all(isinstance(of, dict) for of in known.values()):
+            raise UserError(f"Expected what this command wrote in {path}, got other JSON. Move it.")
         self._known: dict[str, dict[str, Any]] = known
 
     def once(self, name: str, measure: Callable[[], Finding]) -> Any:
@@ -130,9 +132,17 @@ def rows_of(command: Sequence[str], seconds: float) -> Finding:
     Raises FaultError if there are none.
     """
     with tempfile.TemporaryFile("w+") as output:
-        with group([[sys.executable, "-m", *command]], [os.environ], output) as processes:
-            _wait(processes, time.monotonic() + seconds)
-            status = processes[0].poll()
+        # A session of its own: it may have started others, which end with it.
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=output, text=True, start_new_session=True
+        )
+        try:
+            _wait([process], time.monotonic() + seconds)
+            status = process.poll()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     if not lines:
@@ -143,15 +153,13 @@ def rows_of(command: Sequence[str], seconds: float) -> Finding:
 
 @contextmanager
 def group(
-    commands: Sequence[Sequence[str]],
-    environments: Sequence[Mapping[str, str]],
-    output: IO[str] | None = None,
-) -> Iterator[list["subprocess.Popen[str]"]]:
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """Processes that end with the context: first they are told to stop, so that they save."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for command, environment in zip(commands, environments, strict=True):
-            processes.append(subprocess.Popen(command, stdout=output, text=True, env=environment))
+            processes.append(subprocess.Popen(command, env=environment))
         yield processes
     finally:
         for process in processes:
@@ -164,7 +172,7 @@ def group(
                 process.wait()
 
 
-def _wait(processes: Sequence["subprocess.Popen[str]"], end: float) -> None:
+def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
     """Returns when all processes have ended, or at `end`."""
     for process in processes:
         with suppress(subprocess.TimeoutExpired):

@@ -78,13 +78,13 @@ def _ratio(row: Row, ours: Row) -> float:
 
 
 def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iterator[Row]:
-    """Times bfloat16 steps against PyTorch with automatic mixed precision.
+    """Times bfloat16 steps on one device against PyTorch with automatic mixed precision.
 
     `batch_size`: 0 for the usual one; a small one only tries the suite.
     """
     modes = TORCH | {"PyTorch CUDA graphs": {"channels_last": True, "compile": "reduce-overhead"}}
     for net, fields in ACCELERATOR.items():
-        fields = {"dtype": "bfloat16", **fields}
+        fields = {"dtype": "bfloat16", "devices": 1, **fields}
         if batch_size:
             fields["batch_size"] = batch_size
         cases = {"ours": ours(**fields), "ours, scanned blocks": ours(**fields, scan=True)}
@@ -177,7 +177,7 @@ def _first_record(net: str, folder: Path, cache: Path) -> float:
 
 
 def measure_epoch(rounds: int) -> Iterator[Row]:
-    """Compares the loop's time for a step, with records and checkpoints, to the device's time."""
+    """Compares the time of a step in the loop, without saves and evaluations, to the device's."""
     for net in TRAINED:
         fields = {"depth": int(net[6:]), "size": 8, "channels": 1, "steps_per_dispatch": 12}
         worker, whole, device = Worker(*ours(**fields)), [], []

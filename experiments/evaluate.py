@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import cli
-from resnet_flax.config import RunConfig
+from resnet_flax.config import LARGEST_SIDE, RunConfig
 from resnet_flax.data.stream import Stream
 from resnet_flax.errors import UserError
 from resnet_flax.runs import Run, load_run, saved_steps
@@ -61,8 +61,11 @@ def _check_view(config: RunConfig, view: str) -> None:
 
 
 def _sides(given: Sequence[str]) -> list[int]:
-    if not given or not all(str(side).isdecimal() and int(side) for side in given):
-        raise UserError(f"Expected --sides=224,256,... in pixels, got {','.join(map(str, given))}.")
+    if not given or not all(str(s).isdecimal() and 0 < int(s) <= LARGEST_SIDE for s in given):
+        raise UserError(
+            f"Expected --sides=224,256,... in pixels, at most {LARGEST_SIDE}, got"
+            f" {','.join(map(str, given))}."
+        )
     return [int(side) for side in given]
 
 

@@ -20,11 +20,10 @@ from ml_collections import config_flags
 
 from configs import machines
 from experiments import cli
-from experiments.schedulers import jobs
+from experiments.schedulers import jobs, notes
 from experiments.sweeping import grid
 from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
-from resnet_flax.data.digits import Digits
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import parallel
 from resnet_flax.storage import filesystem
@@ -88,7 +87,6 @@ NO_ACCOUNT = (
     "The pods act as the namespace's default account. It must be able to write to {workdir}."
     " --service_account names another one."
 )
-SLURM_ARRAY = 1001  # The most runs that Slurm takes by default.
 OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
 OF_PLAN = ("machine",)
 # The machine may be slower, or busy. A run that reaches its limit is queued again and continues.
@@ -117,7 +115,8 @@ def main(args: flags.FlagValues) -> int:
     options = {*target.needs, *target.takes} - {*OF_RESOURCES, *OF_PLAN}
     files = target.files(sweep, asked, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
-    said = notes(args.target, args.workdir, runs, cli.config_file(args))
+    config_file = cli.config_file(args)
+    said = notes.of(args.target, args.workdir, runs, args.devices_per_run, config_file)
     has_limit = minutes or any(re.match(r"--time=|-t", each) for each in args.option or ())
     if "machine" in target.takes and not has_limit:
         said.append(NO_LIMIT)
@@ -160,40 +159,6 @@ def _check_measured(machine: MachineConfig, data: str) -> None:
             f"The speed of {machine.name} on {data} is not known, so neither is a time limit. Give"
             f" --machine.speed.{data}.images_per_second=N, or leave --machine out."
         )
-
-
-def notes(target: str, workdir: str, runs: Sequence[grid.GridRun], config_file: str) -> list[str]:
-    """Warnings about this target, workdir, sweep and the file of its config, one a line."""
-    if target == "slurm":
-        return [
-            f"Slurm refuses arrays of more than {SLURM_ARRAY} runs, unless its MaxArraySize is"
-            f" larger. This array has {len(runs)}. For smaller arrays, give fewer config.seeds at"
-            " once."
-        ] * (len(runs) > SLURM_ARRAY)
-    said = []
-    if "://" not in workdir:
-        said.append(
-            f"{workdir} ends with the machines unless they mount it. A bucket (gs://) does not."
-        )
-    if needed := sorted(_needed(runs, config_file)):
-        said.append(
-            f"The machines get this checkout without runs/. They also need {', '.join(needed)}."
-        )
-    return said
-
-
-def _needed(runs: Sequence[grid.GridRun], config_file: str) -> set[str]:
-    """What the runs need that is neither in the checkout nor in a bucket."""
-    needed = set()
-    if not Path(config_file).resolve().is_relative_to(Path.cwd()):
-        needed.add(f"the config's file {config_file}")
-    for data, begun_with in {(run.config.data, run.config.init_from) for run in runs}:
-        if data.name != Digits.name:
-            where = data.data_dir or "TFDS's default folder; config.run.data.data_dir names another"
-            needed.add(f"the prepared data set {data.name} (in {where})")
-        if begun_with and "://" not in begun_with:
-            needed.add(f"the run {begun_with} of init_from")
-    return needed
 
 
 def _check_flags(args: flags.FlagValues, target: Target) -> None:

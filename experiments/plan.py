@@ -22,7 +22,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.compiling import bound
 from experiments.compiling.chips import CHIPS
-from experiments.sweeping import grid
+from experiments.sweeping import devices, grid
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.machine import Known, MachineConfig, Speed, run_seconds, share
 from resnet_flax.config import RunConfig, parse
@@ -88,9 +88,7 @@ def _chips_a_run(config: RunConfig, machine: MachineConfig) -> list[int]:
 
 def _may_share(config: RunConfig, chips: int) -> bool:
     """Whether each chip gets the same share of the batch, with enough images for BN."""
-    images, rest = divmod(config.data.batch_size, chips)
-    is_per_device = config.model.bn_scope == "device" and config.model.norm == "batch"
-    return not rest and (images >= SMALLEST_SHARE or not is_per_device)
+    return not config.data.batch_size % chips and not devices.sees_few(config, chips)
 
 
 def best(found: Sequence[Option]) -> Option:

@@ -8,6 +8,7 @@
 import functools
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -125,6 +126,8 @@ def main(args: flags.FlagValues) -> int:
     ) as (run_all, devices_per_run):
         for run in runs:
             parallel.check_divisible("data.batch_size", run.config.data.batch_size, devices_per_run)
+        for line in devices.notes([run.config for run in runs], devices_per_run):
+            print(line, file=sys.stderr)
         return sweep(runs, workdir, run_all, args.only)
 
 

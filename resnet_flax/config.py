@@ -20,7 +20,8 @@ S = TypeVar("S", bound="Section")
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 """A number of steps or images. Devices count in int32."""
 Step = Annotated[int, Field(ge=0, lt=2**31)]
-Side = Annotated[int, Field(ge=1, le=4096)]
+LARGEST_SIDE = 4096  # Pixels.
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 """Side of an image, in pixels."""
 
 

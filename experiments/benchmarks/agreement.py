@@ -1,4 +1,7 @@
-"""Checks training on this machine's devices: against its CPU, and after a kill."""
+"""Checks training on this machine's devices: against its CPU, and after a kill.
+
+This process opens no device itself but the CPU: a TPU has one process.
+"""
 
 import os
 import signal
@@ -8,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import soak
 from resnet_flax.errors import FaultError
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
 
 # Relative, of the mean loss over the first steps. Sums in another order change float32 by 1e-5.
@@ -27,8 +33,10 @@ _PRECISE = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 def check(folder: Path, seconds: float) -> dict[str, Any]:
     """Trains a small network on the CPU, on the devices, and on the devices with a kill.
 
-    `folder`: a new folder on a disk. Raises FaultError if a run fails or `seconds` are over.
+    The kill comes after the first checkpoint. `folder`: a new folder on a disk. Raises FaultError
+    if a run fails or `seconds` are over.
     """
+    jax.config.update("jax_platforms", "cpu")
     end = time.monotonic() + seconds
     runs: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -37,11 +45,12 @@ def check(folder: Path, seconds: float) -> dict[str, Any]:
         _finish(runs["whole"], end)
         runs["killed"] = _start(folder / "killed")
         killed = RunFolder(folder / "killed")
-        while runs["killed"].poll() is None and not killed.metrics() and time.monotonic() < end:
+        while runs["killed"].poll() is None and not _saved(killed) and time.monotonic() < end:
             time.sleep(0.0005)
         was_killed = runs["killed"].poll() is None
         runs["killed"].send_signal(signal.SIGKILL)
         runs["killed"].wait()
+        saved = _saved(killed)
         runs["killed"] = _start(folder / "killed")
         for process in runs.values():
             _finish(process, end)
@@ -58,9 +67,15 @@ def check(folder: Path, seconds: float) -> dict[str, Any]:
         "relative_difference": difference,
         "agrees": difference <= TOLERANCE,
         "was_killed": was_killed,
+        "resumed_from_step": saved[-1] if saved else 0,
         "resumes_in_the_same_bits": not differing,
         "differing": differing[:5],
     }
+
+
+def _saved(folder: RunFolder) -> list[int]:
+    """The steps of whole checkpoints."""
+    return Checkpoints(folder.checkpoints).steps()
 
 
 def _start(folder: Path, more: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":

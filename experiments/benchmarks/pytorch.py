@@ -1,6 +1,6 @@
 """Times the same networks in PyTorch, as `worker.py` times ours. Imports only PyTorch.
 
-The batch is fixed and already on the device. Nothing is augmented.
+The batch is fixed and already on the device. Nothing is augmented. Arguments: `worker.py`.
 """
 
 import json
@@ -74,6 +74,7 @@ def network(case: dict[str, Any]) -> nn.Module:
 def build(case: dict[str, Any]) -> Callable[[], float]:
     """Returns a function that runs a few steps and returns milliseconds a step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True  # As XLA does, it tries the convolutions of a GPU.
     layout = torch.channels_last if case["channels_last"] else torch.contiguous_format
     model = network(case).train().to(device, memory_format=layout)
     shape = case["batch_size"], case["channels"], case["size"], case["size"]
@@ -102,15 +103,18 @@ def build(case: dict[str, Any]) -> Callable[[], float]:
     return run
 
 
-def main(case: dict[str, Any]) -> None:
+def main(case: dict[str, Any], platform: str = "") -> None:
+    found = "gpu" if torch.cuda.is_available() else "cpu"
+    if platform not in ("", found):
+        sys.exit(f"Expected a {platform}, PyTorch found a {found}.")
     run = build(case)
     start = time.perf_counter()
     for _ in range(2):
         run()
-    print(json.dumps({"compile_s": time.perf_counter() - start}), flush=True)
+    print(json.dumps({"compile_s": time.perf_counter() - start, "platform": found}), flush=True)
     for _ in sys.stdin:
         print(run(), flush=True)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), *sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Measures whether several runs on one GPU train faster together than one after another.
+"""Measures whether several runs on one device train faster together than one after another.
 
 As a program, it takes the fields of a network as JSON and prints each row as JSON.
 """
@@ -25,7 +25,7 @@ def measure(fields: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> Iterat
     `fields`: of the network, as `worker.Case` has them.
     """
     with ExitStack() as stack, ThreadPoolExecutor(max(counts)) as pool:
-        started = pool.map(lambda _: Worker(*ours(**fields)), range(max(counts)))
+        started = pool.map(lambda _: Worker(*ours(**fields, devices=1)), range(max(counts)))
         workers = [stack.enter_context(closing(worker)) for worker in started]
         for count in counts:
             list(pool.map(Worker.run, workers[:count]))  # The first call is slower.

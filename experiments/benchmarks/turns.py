@@ -19,13 +19,16 @@ Row = dict[str, Any]
 
 
 class Worker:
-    """A case in a process of its own, which waits for commands to run."""
+    """A case in a process of its own, which waits for commands to run.
 
-    def __init__(self, command: Sequence[str], case: dict[str, Any]):
+    `platform`: the one on which it must run; by default any. Raises FaultError if it cannot.
+    """
+
+    def __init__(self, command: Sequence[str], case: dict[str, Any], platform: str = ""):
         # Each process sets its own XLA flags. None may take all of a GPU's memory.
         environment = os.environ | {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
-            [*command, json.dumps(case)],
+            [*command, json.dumps(case), platform],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,21 +60,38 @@ class Worker:
 def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
     """Builds all cases, then times them in turn. Returns a row for each.
 
+    All run on the platform of the first. A later one that cannot, or that fails to build, is left
+    out. A TPU has one process: there, each is timed when it is built.
+
     Says on stderr what it does. A table of rows may go to stdout.
     """
     console = Console(stderr=True, highlight=False)
+    built: dict[str, Row] = {}
+    times: dict[str, list[float]] = {}
+    waiting: dict[str, Worker] = {}
     with contextlib.ExitStack() as stack:
-        workers = {}
         for i, (name, (command, case)) in enumerate(cases.items(), 1):
             console.print(f"builds {name} ({i} of {len(cases)})", markup=False)
-            workers[name] = worker = Worker(command, case)
+            platform = next(iter(built.values()))["platform"] if built else ""
+            try:
+                worker = Worker(command, case, platform)
+            except FaultError as error:
+                if not built:
+                    raise
+                console.print(f"leaves {name} out: {error}", markup=False)
+                continue
             stack.callback(worker.close)
-        times: dict[str, list[float]] = {name: [] for name in workers}
-        console.print(f"times {len(cases)} programs in {rounds} rounds")
+            built[name], times[name] = worker.built, []
+            if worker.built["platform"] == "tpu":
+                times[name] = [worker.run() for _ in range(rounds)]
+                worker.close()
+            else:
+                waiting[name] = worker
+        console.print(f"times {len(waiting)} programs in {rounds} rounds")
         for _ in track(range(rounds), "rounds", console=console, transient=True):
-            for name, worker in workers.items():
+            for name, worker in waiting.items():
                 times[name].append(worker.run())
-        return [{"program": n, **w.built, **spread(times[n])} for n, w in workers.items()]
+    return [{"program": name, **costs, **spread(times[name])} for name, costs in built.items()]
 
 
 def spread(values: list[float]) -> Row:

@@ -1,7 +1,8 @@
 """Times one training program in a process of its own. `benchmark.py` starts it.
 
-The program takes a case as JSON. It prints a JSON object with the costs of building it. Then it
-prints the milliseconds of a step for each line on stdin.
+The program takes a case as JSON and, if it must run there, the name of a platform. It prints a JSON
+object with the costs of building it. Then it prints the milliseconds of a step for each line on
+stdin.
 """
 
 import functools
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     channels: int = 3
     batch_size: int = 128
     dtype: str = "float32"
-    devices: int = 0  # 0: as many as training takes.
+    devices: int = 0  # At most so many. 0: as many as training takes.
     scan: bool = False
     remat: bool = False
     seeds: int = 1
@@ -53,13 +54,15 @@ class Case(NamedTuple):
     compile_only: bool = False
 
 
-def main(case: Case) -> None:
+def main(case: Case, platform: str = "") -> None:
     if case.kind == "ours":
         cpu.keep_barriers()
     if case.devices:
         jax.config.update("jax_num_cpu_devices", case.devices)
     else:
         cpu.use_cores(case.batch_size)
+    if platform and (found := jax.default_backend()) != platform:
+        sys.exit(f"Expected a {platform}, jax found a {found}.")
     built = build(case)
     print(json.dumps(built.costs), flush=True)
     for _ in sys.stdin:
@@ -81,7 +84,7 @@ class Built(NamedTuple):
 def build(case: Case) -> Built:
     """Compiles a case for the devices of this process."""
     ours = case.kind == "ours"
-    devices = Devices()
+    devices = Devices(devices=jax.devices()[: case.devices or None])
     hook = conv_general_dilated if ours and devices.platform == "cpu" else None
     model = build_resnet(
         case.family,
@@ -128,10 +131,10 @@ def build(case: Case) -> Built:
     lowered = step.lower(state, data, share)  # type: ignore[attr-defined]
     traced = time.perf_counter()
     compiled = lowered.compile()
-    built = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
+    built: dict[str, Any] = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
     memory = compiled.memory_analysis()
     built["temporary_mib"] = memory.temp_size_in_bytes / 2**20
-    built["devices"] = len(devices.devices)
+    built |= {"platform": devices.platform, "devices": len(devices.devices)}
     text = compiled.as_text()
     built["all_reduces"] = len(re.findall(r" all-reduce(?:-start)?\(", text))
     if case.compile_only:
@@ -157,4 +160,4 @@ def _one_step(
 
 
 if __name__ == "__main__":
-    main(Case(**json.loads(sys.argv[1])))
+    main(Case(**json.loads(sys.argv[1])), *sys.argv[2:])

@@ -20,8 +20,8 @@ class Series:
     style: Style
     strength: float = 1.0
     """Opacity."""
-    deviations: Sequence[float] = ()
-    """Half the length of each point's error bar."""
+    deviations: Sequence[float | None] = ()
+    """Half the length of each point's error bar; None: it has none."""
     band: Sequence[float] = ()
     """Half the height of a band around the line, at each point."""
     names: Sequence[str] = ()

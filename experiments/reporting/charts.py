@@ -36,7 +36,7 @@ def degradation(
         name = values if varied and not apart else kind
         many = bool(rows["train_error_std"].notna().any())  # One run has no deviation.
         label = f"{name} ({'mean ± deviation, ' if many else ''}n = {_counts(rows['n'])})"
-        deviations = rows["train_error_std"].fillna(0).tolist() if many else []
+        deviations = numbers(rows["train_error_std"]) if many else []
         points = rows["depth"].tolist(), rows["train_error"].tolist()
         style = of_kind[kind] if apart else styles[str(group)]
         key = kind if many_kinds else values if apart else ""

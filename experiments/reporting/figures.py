@@ -98,7 +98,8 @@ def _draw(axes: Axes, series: Series) -> None:
             alpha=series.strength,
         )
     elif len(series.deviations):
-        axes.errorbar(series.x, y, yerr=series.deviations, capsize=4, elinewidth=1.2, **look)
+        bars = np.array(series.deviations, float)
+        axes.errorbar(series.x, y, yerr=bars, capsize=4, elinewidth=1.2, **look)
     else:
         axes.plot(series.x, y, markevery=max(1, len(series.x) // 8), **look)
     if len(series.band):

@@ -141,7 +141,7 @@ def _range(chart: Chart) -> list[float]:
     """The range of y for all panels of a chart, so that they can be compared."""
     series = [one for panel in chart.panels for one in panel.series]
     values = [
-        value + sign * extra
+        value + sign * (extra or 0.0)
         for one in series
         for value, extra in zip(one.y, one.deviations or [0.0] * len(one.y), strict=True)
         for sign in (-1, 1)

@@ -2,8 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 from absl import flags
 
 from resnet_flax.config import RunConfig
@@ -30,7 +32,29 @@ def of_shared_gpu(variables: Mapping[str, str], sharing: int) -> dict[str, str]:
 def begin(*configs: RunConfig) -> None:
     """Opens the devices. Without an accelerator, makes them of this machine's cores first.
 
-    All runs use the same ones: as many as suit the batches of all configs.
+    All runs use the same ones: as many as suit the batches of all configs. Says on stderr if they
+    are so many that a batch is shared too often.
     """
     cpu.use_cores(math.gcd(*(config.data.batch_size for config in configs)) // hosts.count())
     hosts.open_devices()
+    for line in notes(configs, jax.device_count()) if hosts.is_first() else ():
+        print(line, file=sys.stderr)
+
+
+def sees_few(config: RunConfig, count: int) -> bool:
+    """Whether `count` devices share a batch so that BN sees fewer images than in the paper."""
+    has_own = config.model.family != "vgg" and config.model.norm == "batch"
+    has_own = has_own and config.model.bn_scope == "device"
+    return has_own and count > 1 and config.data.batch_size // count < cpu.SMALLEST_SHARE
+
+
+def notes(configs: Sequence[RunConfig], count: int) -> list[str]:
+    """A line if `count` devices for each run make another experiment of it."""
+    few = [config.data.batch_size // count for config in configs if sees_few(config, count)]
+    if not few:
+        return []
+    return [
+        f"With {count} devices a run, batch normalisation sees {min(few)} images, fewer than the"
+        f" {cpu.SMALLEST_SHARE} of Sec. 4.2. Use fewer devices, a larger data.batch_size or"
+        ' model.bn_scope="global"; the last two are other experiments, too.'
+    ]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.benchmarks.turns import Worker, ours
+from experiments.benchmarks import worker
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.live_table import duration
 from experiments.sweeping.monitor import SweepMonitor
@@ -16,6 +16,8 @@ from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.training import architecture, build
 
 TIMED = 5
+# Of images in memory. Of larger ones, a step may take half a minute.
+STEPS_PER_DISPATCH = 4
 
 
 def show(runs: Sequence[GridRun], workdir: AnyPath, console: Console) -> None:
@@ -57,8 +59,10 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
     (size, _, channels), _ = build.trained_images(data)
     if model.family == "vgg":
         return None, "Only plain and residual networks are timed."
-    worker = Worker(
-        *ours(
+    # In this process: it has opened the devices, and a TPU has one process.
+    Console(stderr=True).print(f"times steps of {run.name} on this machine", markup=False)
+    built = worker.build(
+        worker.Case(
             family=model.family,
             depth=model.depth,
             shortcut=model.shortcut,
@@ -71,12 +75,10 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
             dtype=model.dtype,
             scan=architecture.scans(model),
             remat=model.remat,
+            steps_per_dispatch=STEPS_PER_DISPATCH if data.crop == "none" else 1,
         )
     )
-    try:
-        step = statistics.median(worker.run() for _ in range(TIMED)) / 1000
-    finally:
-        worker.close()
+    step = statistics.median(built.run() for _ in range(TIMED)) / 1000
     return (
         run.point.multiply_adds * data.batch_size / step,
         f"A step of {run.name} took {step * 1000:.1f} ms here now. Times of other networks follow"

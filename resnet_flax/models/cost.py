@@ -86,7 +86,8 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Par
         return out
 
     with nn.intercept_methods(record):
-        jax.eval_shape(model.init, bits.key(0), jnp.zeros((1, *image_shape)))
+        # Inside, so that no array is made: that would open a device.
+        jax.eval_shape(lambda: model.init(bits.key(0), jnp.zeros((1, *image_shape))))
     last = parts[-1]
     return [*parts, Part("softmax", "softmax", last.shape, 0, 0, (), 1, "", last.name)]
 

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from experiments import accelerator
 from experiments.benchmarks import agreement, sharing
 from experiments.soak import mismatches
-from resnet_flax.errors import FaultError
+from resnet_flax.errors import FaultError, UserError
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import SECONDS, SWEEP
 
@@ -65,7 +66,7 @@ def test_training_on_a_cpu_agrees_with_itself_and_resumes_in_the_same_bits(tmp_p
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     found = agreement.check(tmp_path, SECONDS)
     assert found["agrees"], found
-    assert found["was_killed"]
+    assert found["was_killed"] and found["resumed_from_step"] >= 40
     assert found["resumes_in_the_same_bits"], found["differing"]
 
 
@@ -134,6 +135,35 @@ def test_rows_of_a_module_that_failed_are_not_final(status):
     script = f"print('{{}}', flush=True); import os; os._exit({status})"
     rows = accelerator.rows_of(["timeit", "-n1", "-r1", script], SECONDS)
     assert rows == ([{}], not status)
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print('{"child": %d}' % child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_module_whose_time_is_over_ends_with_all_that_it_started():
+    (row,), is_final = accelerator.rows_of(["timeit", "-n1", "-r1", f"exec({PARENT!r})"], 5)
+    assert not is_final
+    for _ in range(600):
+        try:
+            os.kill(row["child"], 0)
+            state = Path(f"/proc/{row['child']}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state == "Z":  # It has ended. Where the first process reaps nobody, it stays.
+            return
+        time.sleep(0.1)
+    pytest.fail("It goes on.")
+
+
+def test_a_record_of_another_shape_is_refused_in_words(tmp_path):
+    (tmp_path / "first_minutes.json").write_text("[]")
+    with pytest.raises(UserError, match=r"got other JSON\. Move it\."):
+        accelerator.Record(tmp_path / "first_minutes.json", "1 x H100, gpu")
 
 
 def test_a_module_that_ends_at_once_is_not_said_to_be_slow():

@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pandas as pd
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import engine, input_pipeline, profiling
-from experiments.benchmarks.turns import alternate, ours, spread
+from experiments.benchmarks import engine, input_pipeline, profiling, worker
+from experiments.benchmarks.turns import Worker, alternate, ours, spread
+from experiments.benchmarks.worker import Case
 from experiments.reporting import figures
 from resnet_flax.errors import FaultError
 
@@ -31,6 +33,38 @@ def test_programs_are_built_and_timed_in_turn():
 def test_a_program_that_fails_ends_the_measurement():
     with pytest.raises(FaultError, match="ended with status 1"):
         alternate({"odd": ours(**TINY | {"depth": 9})}, rounds=1)
+
+
+def test_a_program_that_cannot_be_built_beside_others_is_left_out(capfd):
+    cases = {"ours": ours(**TINY), "odd": ours(**TINY | {"depth": 9})}
+    (row,) = alternate(cases, rounds=1)
+    assert (row["program"], row["platform"], row["devices"]) == ("ours", "cpu", 2)
+    assert "leaves odd out: A benchmark process ended with status 1" in capfd.readouterr().err
+
+
+def test_a_program_that_would_run_on_another_platform_is_refused(capfd):
+    with pytest.raises(FaultError, match="ended with status 1"):
+        Worker(*ours(**TINY), "tpu")
+    assert "Expected a tpu, jax found a cpu." in capfd.readouterr().err
+
+
+def test_a_program_takes_no_more_devices_than_it_is_given():
+    case = Case(**TINY | {"devices": 1, "compile_only": True})
+    assert len(jax.devices()) > 1
+    assert worker.build(case).costs["devices"] == 1
+
+
+def test_counting_multiply_adds_opens_no_device():
+    script = (
+        "from resnet_flax.models import catalogue, cost;"
+        "net = catalogue.build_resnet('cifar', 20, 'pad', num_classes=10);"
+        "print(cost.multiply_adds(net, (32, 32, 3)))"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "none_of_these"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["40551040"], done.stderr
 
 
 def test_the_middle_is_the_median():

@@ -370,6 +370,7 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
             "benchmark --suite=steps --batch_size=8",
             "Expected --batch_size with --suite=accelerator, got --suite=steps",
         ),
+        ("evaluate --view=multi_scale --sides=224,4097", "at most 4096, got 224,4097"),
         ("evaluate --sides=40", "Expected --sides with --view=multi_scale, got --view=center"),
     ],
 )

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from configs import degradation, machines
 from experiments import launch as launcher
-from experiments.schedulers import jobs
+from experiments.schedulers import jobs, notes
 from experiments.sweeping import grid
 from experiments.sweeping.machine import MachineConfig, run_seconds
 from resnet_flax.config import parse
@@ -333,9 +333,23 @@ def test_no_two_runs_have_one_job_name():
 def test_an_array_that_slurm_may_refuse_is_announced():
     runs = grid.expand(parse(degradation.get_config("digits").to_dict(), grid.SweepConfig))
     many = (runs * 1002)[:1002]
-    assert launcher.notes("slurm", "/sweep", many[1:], "mine.py") == []
-    (note,) = launcher.notes("slurm", "/sweep", many, "mine.py")
+    assert notes.of("slurm", "/sweep", many[1:], 2, "mine.py") == []
+    (note,) = notes.of("slurm", "/sweep", many, 2, "mine.py")
     assert "more than 1001 runs, unless its MaxArraySize is larger. This array has 1002." in note
+
+
+@pytest.mark.parametrize("target, workdir", [("slurm", "/sweep"), ("gke", "gs://b/sweep")])
+def test_devices_that_share_a_batch_too_often_are_told(target, workdir):
+    def said(count, **fields):
+        config = degradation.get_config("digits")
+        config.run.update_from_flattened_dict(fields)
+        runs = grid.expand(parse(config.to_dict(), grid.SweepConfig))
+        return notes.of(target, workdir, runs, count, "configs/degradation.py")
+
+    (note,) = said(8)
+    assert "With 8 devices a run, batch normalisation sees 16 images, fewer than the 64" in note
+    assert said(2) == said(8, **{"model.bn_scope": "global"}) == []
+    assert said(8, **{"model.norm": "none"}) == said(1, **{"data.batch_size": 32}) == []
 
 
 def test_what_the_machines_of_a_cloud_lack_is_named():
@@ -343,7 +357,7 @@ def test_what_the_machines_of_a_cloud_lack_is_named():
         config = degradation.get_config("digits")
         config.run.update_from_flattened_dict(fields)
         runs = grid.expand(parse(config.to_dict(), grid.SweepConfig))
-        return launcher.notes("gke", "gs://b/sweep", runs, config_file)
+        return notes.of("gke", "gs://b/sweep", runs, 1, config_file)
 
     assert said() == said(init_from="gs://b/other") == []
     for fields, what in [

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.reporting import charts, curves, plots, signal_charts
+from experiments.reporting import charts, curves, figures, plots, signal_charts
 from experiments.reporting.chart import MOST_LINES, Chart, Panel, Series, drawable
 from experiments.reporting.styling import group_styles
 
@@ -95,6 +96,24 @@ def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
     assert [panel.title for panel in chart.panels] == kinds[2:]
     labels = [one.label for one in chart.panels[-1].series if one.label]
     assert labels == ["plain (n = 1)", "residual (n = 1)", "the title's kind"]
+
+
+def test_a_depth_with_one_seed_has_no_error_bar():
+    table = runs(kind=["plain"] * 3, group=["plain"] * 3, train_error=[0.1, 0.3, 0.5])
+    table["depth"], table["seed"] = [20, 20, 56], [0, 1, 0]
+    summary = pd.DataFrame(
+        {"group": "plain", "kind": "plain", "depth": [20, 56], "train_error": [0.2, 0.5],
+         "train_error_std": [0.14, None], "n": [2, 1]}
+    )  # fmt: skip
+    chart = charts.degradation(table, summary, group_styles({"plain": "plain"}))
+    means = chart.panels[0].series[0]
+    assert (means.label, means.deviations) == ("plain (mean ± deviation, n = 1 to 2)", [0.14, None])
+    lines: Any
+    (lines,) = figures.draw(chart).axes[0].containers
+    lengths = [np.ptp(bar[:, 1]) for bar in lines.lines[2][0].get_segments() if len(bar)]
+    assert lengths[0] == pytest.approx(0.28) and not np.nansum(lengths[1:])
+    (shown,) = plots.draw(chart)
+    assert list(shown["data"][0]["error_y"]["array"]) == [0.14, None]
 
 
 def test_a_panel_with_more_lines_than_one_can_read_is_left_out():
