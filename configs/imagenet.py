@@ -12,7 +12,8 @@ Top-1 errors of the paper, 10-crop:
 
 We have not trained on ImageNet. We ran the same commands on a smaller set, see experiments/results.
 The paper divides the learning rate by 10 when the error plateaus. Here the rate drops after a half
-and after three quarters of the steps.
+and after three quarters of the steps. The paper subtracts the mean of each pixel; here it is one of
+each channel.
 """
 
 import re

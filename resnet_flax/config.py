@@ -1,6 +1,6 @@
 """The fields of a run's config: their types and their meaning. The values are in `configs/`.
 
-Every value that changes a result is a field here, never a constant in the code.
+Values of the method that one may want to vary are fields here, not constants in the code.
 """
 
 import json
@@ -83,7 +83,9 @@ class ModelConfig(Section):
     bottleneck_stride: Literal["1x1", "3x3"]
     """Which convolution of a bottleneck has the stride: `1x1` as in the paper, `3x3` as in v1.5."""
     dtype: Literal["float32", "bfloat16"]
-    """Type of the computation. Parameters, statistics and loss are always float32."""
+    """Type of the computation. Parameters, statistics and loss are always float32. By default, JAX
+    multiplies float32 in bfloat16 on a TPU and may use TF32 on a GPU. The variable
+    JAX_DEFAULT_MATMUL_PRECISION=highest forbids both."""
     bn_momentum: Annotated[float, Field(ge=0, lt=1)]
     """Share of the old running average that a step keeps. PyTorch's momentum 0.1 is 0.9 here."""
     bn_epsilon: Annotated[float, Field(gt=0)]
@@ -123,7 +125,8 @@ class OptimConfig(Section):
     """Longest gradient, as the L2 norm of all parameters together. 0: no limit."""
     norms_of: Literal["", "none", "pad"] = ""
     """A value of `model.shortcut`. Each parameter's gradient gets a constant factor. With it, the
-    gradient has at first the norm that it has in the network with that shortcut. Empty: none."""
+    gradient has at first about the norm that it has in the network with that shortcut. The factors
+    are measured on one device, with BN over the whole batch. Empty: none."""
     frozen: tuple[Part, ...] = ()
     """Parts of the network that are not trained. BN's running averages still follow."""
 

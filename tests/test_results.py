@@ -190,7 +190,10 @@ def test_at_110_layers_training_takes_the_gradients_of_plain_networks_away():
     )
     assert all(gradient_ratio(one, "weight_gradient_norm") < 1e-5 for one in plain)
     assert sum(gradient_ratio(one) < 2e-6 for one in plain) == 2
+    assert sum(1 < gradient_ratio(one) < 7 for one in plain) == 3
     assert all(max(layer.response_std or 0 for layer in one.layers) > 9e4 for one in plain)
+    first = [findings.load_layers(folder / f"plain-110-s{seed}")[0].layers[0] for seed in range(5)]
+    assert min(layer.weight_gradient_norm for layer in first) > 6e5
     for one in residual:
         assert gradient_ratio(one) > 0.5 and gradient_ratio(one, "weight_gradient_norm") > 0.05
 

@@ -74,7 +74,8 @@ def gradients(layers: pd.DataFrame, styles: Styles) -> Chart:
         title="Gradient flow",
         caption="L2 norm of the loss's gradient with respect to each layer's weights, from the"
         " first layer to the last. Gradients that vanish on their way back fall to the left by"
-        f" orders of magnitude. {_SEEDS}",
+        f" orders of magnitude. With BN, a kernel that has grown also has a smaller gradient."
+        f" {_SEEDS}",
         x="layer",
         y="weight gradient norm",
         panels=tuple(panels),

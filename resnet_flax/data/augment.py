@@ -13,8 +13,8 @@ import numpy as np
 from resnet_flax.runtime import bits
 
 # Krizhevsky et al. (2012), Sec. 4.1: the principal components of ImageNet's RGB values in 0..1, and
-# their standard deviations. Published with fb.resnet.torch (github.com/facebookarchive).
-COLOR_DEVIATIONS = np.array([0.2175, 0.0188, 0.0045], np.float32)
+# their eigenvalues. Published with fb.resnet.torch (github.com/facebookarchive).
+COLOR_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 COLOR_COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
     np.float32,
@@ -54,8 +54,8 @@ def normalize(images: jax.Array, mean: jax.Array) -> jax.Array:
 
     `mean` float32: one for each pixel, [H, W, C], or one for each channel, [1, 1, C].
 
-    The division keeps the inputs near 1. It does not change the method, because BN removes the
-    scale.
+    The division keeps the inputs near 1. BN after the first convolution removes the scale. Networks
+    without BN there, such as pre-activation ones and VGG, depend on it.
     """
     return (images.astype(jnp.float32) - mean[None]) / 255.0
 
@@ -117,8 +117,8 @@ def shift_color(images: jax.Array, weights: jax.Array) -> jax.Array:
     """Shifts each image along the principal components (Krizhevsky et al. 2012, Sec. 4.1).
 
     - `images` [B, H, W, 3] float32, of range 1. All pixels of an image shift by sum_i a_i s_i p_i.
-      s_i is the standard deviation along the component p_i.
+      s_i is the eigenvalue of the component p_i.
     - `weights` [B, 3] float32, standard normal. a_i is a tenth of weight i.
     """
-    shifts = (0.1 * weights * COLOR_DEVIATIONS[None]) @ COLOR_COMPONENTS.T
+    shifts = (0.1 * weights * COLOR_EIGENVALUES[None]) @ COLOR_COMPONENTS.T
     return images + shifts[:, None, None, :]

@@ -191,7 +191,8 @@ class BottleneckBlock(PostactivationBlock):
 class PreactivationBlock(Block):
     """Eqn. (1) of He et al. (2016), arXiv 1603.05027: y = F(x) + h(x); F begins with BN and ReLU.
 
-    A projection reads relu(BN(x)) and has no BN, as in KaimingHe/resnet-1k-layers. "pad" reads x.
+    A projection reads relu(BN(x)) and has no BN, as in KaimingHe/resnet-1k-layers. "pad" reads x,
+    also in the first block. There, their paper (appendix) applies BN and ReLU before both paths.
     """
 
     activated = False

@@ -43,7 +43,8 @@ def sgd(
 ) -> optax.GradientTransformation:
     """SGD: v <- momentum v + (g + weight_decay w);  w <- w - lr v.
 
-    Weight decay is part of the momentum, as in Caffe, which the paper used. It applies to kernels.
+    Weight decay is part of the momentum, as in Caffe, which the paper used. The rate is not: Caffe
+    has it inside v. Weight decay applies to kernels.
     With `decay_bn_and_bias` it also applies to BN scales and to every bias.
 
     With `layerwise` it is LARS (You et al. 2017, arXiv 1708.03888) with trust coefficient 1:
