@@ -66,7 +66,7 @@ def _accelerator(config: ml_collections.ConfigDict) -> None:
         config.speed[data] = _assumed(
             images_per_second=ml_collections.config_dict.placeholder(float),
             multiply_adds=multiply_adds,
-            source="none given",
+            source="no source given",
         )
     config.scaling = ml_collections.ConfigDict()
     # A batch of 128 hardly fills one chip: experiments/results/accelerators.md.
@@ -77,7 +77,7 @@ def _accelerator(config: ml_collections.ConfigDict) -> None:
 
 
 def _unknown_share() -> ml_collections.ConfigDict:
-    return _assumed(share=ml_collections.config_dict.placeholder(float), source="none given")
+    return _assumed(share=ml_collections.config_dict.placeholder(float), source="no source given")
 
 
 def _measured(**fields: float | str) -> ml_collections.ConfigDict:

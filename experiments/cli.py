@@ -5,7 +5,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +153,7 @@ def sweep_folder(args: flags.FlagValues) -> AnyPath:
 def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
     """The fields of the sweep's config: those of --config, and --vary."""
     config: dict[str, Any] = args.config.to_dict()
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {}  # By --vary.
     for field, values in map(_varied, args.vary):
         if field in given:
             raise UserError(
@@ -161,7 +161,31 @@ def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
                 f" --vary={field}=VALUE,VALUE."
             )
         given[field] = values
-    return {**config, "vary": {**flat(dict(config.get("vary", {}))), **given}} if given else config
+    if given:
+        config["vary"] = flat(dict(config.get("vary", {}))) | given
+    if "kinds" in config:  # Some commands also take a run's config.
+        _check_run_flags(config, config_flags.get_override_values(args["config"]))
+    return config
+
+
+def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for a --config.run.FIELD that no run would have: the grid sets the field."""
+    kinds = {
+        name: {"model.shortcut"} if isinstance(kind, str) else set(flat(dict(kind)))
+        for name, kind in config["kinds"].items()
+    }
+    first = next(iter(kinds))
+    is_text = isinstance(config["kinds"][first], str)
+    in_kinds = f"--config.kinds.{first}=VALUE" if is_text else "another value in config.kinds"
+    instead = dict.fromkeys(set.intersection(*kinds.values()), in_kinds)
+    instead |= {"seed": "--config.seeds", "model.depth": "--config.depths"}
+    instead |= {f: f"--vary={f}=VALUE,VALUE" for f in flat(dict(config.get("vary", {})))}
+    for flag in overrides:
+        if (field := flag.removeprefix("run.")) != flag and field in instead:
+            raise UserError(
+                f"--config.{flag} has no effect: the sweep sets {field} itself. Give"
+                f" {instead[field]}."
+            )
 
 
 def _varied(given: str) -> tuple[str, tuple[Any, ...]]:

@@ -221,6 +221,9 @@ def _diagnose_runs(args: flags.FlagValues, console: Console) -> int:
     for each in wrong:
         console.print(str(each), markup=False)
     console.print(_printed(rows))
+    workdir = cli.shown(filesystem.path(args.workdir))
+    line = f"To draw what was stored: {cli.command('report', [f'--workdir={workdir}'])}"
+    console.print(line, markup=False)
     return cli.FAILURE if wrong else 0
 
 
@@ -235,7 +238,7 @@ def _diagnose_config(args: flags.FlagValues, console: Console) -> None:
     networks = initial_networks(runs, args.batches, console)
     path = workdir / findings.INITIAL
     findings.save(path, findings.Initial(networks=tuple(networks)))
-    console.print(_printed([(f"{n.kind}-{n.depth} norm={n.norm}", n.at) for n in networks]))
+    console.print(_printed([(f"{n.kind}, depth {n.depth}, norm={n.norm}", n.at) for n in networks]))
     console.print(str(path), markup=False)
 
 

@@ -18,10 +18,12 @@ from resnet_flax.training import build
 from resnet_flax.training.evaluation import Evaluator
 
 CENTER, TEN_CROP, MULTI_SCALE = "center", "ten_crop", "multi_scale"
+SIDES = (224, 256, 384, 480, 640)
+"""Lengths of the shorter side in Sec. 3.4, for crops of 224 pixels."""
 
 
 def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
-    """Prints error and loss in one line."""
+    """Prints error and loss in one line. `sides`: empty for those of Sec. 3.4."""
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
@@ -39,6 +41,7 @@ def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
         if view == TEN_CROP:
             scores = views.ten_crop(images, data.eval_batch_size)
         else:
+            sides = sides or [round(side * data.image_size / SIDES[0]) for side in SIDES]
             scores = views.multi_scale(images, data.eval_batch_size, sides)
     seen = split if view == CENTER else f"{split} {view}"
     print(
@@ -60,7 +63,9 @@ def _check_view(config: RunConfig, view: str) -> None:
         )
 
 
-def _sides(given: Sequence[str]) -> list[int]:
+def _sides(given: Sequence[str] | None) -> list[int]:
+    if given is None:
+        return []
     if not given or not all(str(s).isdecimal() and 0 < int(s) <= LARGEST_SIDE for s in given):
         raise UserError(
             f"Expected --sides=224,256,... in pixels, at most {LARGEST_SIDE}, got"
@@ -102,7 +107,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_list(
         "sides",
-        ["224", "256", "384", "480", "640"],
-        f"Lengths of the shorter side for {MULTI_SCALE}, in pixels.",
+        None,
+        f"Lengths of the shorter side for {MULTI_SCALE}, in pixels; by default"
+        f" {', '.join(map(str, SIDES))}, or in this proportion to data.image_size.",
     )
     cli.run(main, config="none", workdir="The run's folder.", data_dir=True)

@@ -13,7 +13,7 @@ def explain(argv: list[str], error: Exception, *, is_sweep: bool) -> str:
 
     `is_sweep`: whether the command takes a sweep's config.
     """
-    line = _unknown_field(argv) or _missing_flag(error) or _last_line(error)
+    line = _unknown_field(argv) or _missing_flag(error) or _of_file(error) or _last_line(error)
     return line + (_to_vary(line) if is_sweep else "")
 
 
@@ -21,6 +21,22 @@ def _missing_flag(error: Exception) -> str:
     """A message about a required flag that was not given; "" if the error is another one."""
     missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
     return f"Expected --{missing[1]}. {example()}" if missing else ""
+
+
+def _of_file(error: Exception) -> str:
+    """A message about a config's file that is missing, or is none; "" if the error is another."""
+    text = str(error)
+    if missing := re.search(r"No such file or directory: '(.*?\.py)'", text):
+        return (
+            f"Expected --config=FILE.py:ARGUMENT, got {missing[1]}, which is missing. {example()}"
+        )
+    if "has no attribute 'get_config'" in text:
+        return "Expected a config's file with a function get_config, got one without it."
+    if whole := re.search(r"Type <class 'dict'> of field (\S+) is not supported", text):
+        return (
+            f"Expected --{whole[1]}.NAME=VALUE: a whole {whole[1]} stands only in a config's file."
+        )
+    return ""
 
 
 def example() -> str:

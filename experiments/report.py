@@ -93,7 +93,10 @@ def write(workdir: AnyPath) -> None:
         )
     if line := not_drawn(shown):
         console.print(line, markup=False)
-    for chart in drawable(shown):
+    drawn = drawable(shown)
+    for name in {chart.name for chart in shown} - {chart.name for chart in drawn}:
+        figures.remove(name, workdir)  # An earlier report may have had it.
+    for chart in drawn:
         written += figures.save(chart, workdir, _note(tables, chart))
     written.append(page.write(tables, diagnostics))
     for path in written:

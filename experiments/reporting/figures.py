@@ -15,6 +15,7 @@ from experiments.reporting.styling import KIND_STYLES
 from resnet_flax.storage import filesystem
 from resnet_flax.storage.filesystem import AnyPath
 
+KINDS = ("png", "svg")
 COLUMNS = 3
 PANEL = (4.6, 3.6)  # Inches.
 LETTERS = 10  # In an inch of a legend.
@@ -26,12 +27,19 @@ def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
 
     `note`: a line above the figure that says what was measured.
     """
-    paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
+    paths = [folder / f"{chart.name}.{kind}" for kind in KINDS]
     with style():
         figure = draw(chart)
         figure.suptitle(_plain(note), x=0.99, ha="right", fontsize=8, color="#666666")
         write(figure, paths)
     return paths
+
+
+def remove(name: str, folder: AnyPath) -> None:
+    """Deletes the figure of this name from a folder, if it is there."""
+    for path in (folder / f"{name}.{kind}" for kind in KINDS):
+        if filesystem.exists(path):
+            path.unlink()
 
 
 def draw(chart: Chart) -> Figure:

@@ -107,7 +107,9 @@ def column(parts: Sequence[Part]) -> Column:
         if top.kind == LEFT_OUT:
             rows.append(Row(top.name, top.shape[:-1], LEFT_OUT))
         for part in inside or [top]:
-            if part.kind in SHORT and part.branch != "h":
+            # A gate inside a block works on vectors. Only pictures of single blocks have it.
+            of_maps = part is top or part.kind != "fully connected"
+            if part.kind in SHORT and part.branch != "h" and of_maps:
                 rows.append(Row(label(part), part.shape[:-1], part.kind))
         if inside and top.kind != "plain block":
             shortcuts.append(Shortcut(first, len(rows) - 1, top.kind == "identity block"))

@@ -68,6 +68,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         marks={group: _MARKS[style.marker] for group, style in styles.items()},
         fields=fields,
         charts=shown,
+        headline=[chart.name for chart in headline if chart.name in shown],
         not_drawn=not_drawn(found),
         diagnostics=[chart.name for chart in diagnostics if chart.name in shown],
         plots=_packed(json.dumps({name: plots.draw(chart) for name, chart in shown.items()})),

@@ -57,7 +57,7 @@ def by_value(runs: pd.DataFrame, varied: Sequence[str]) -> Chart:
     finished = runs[runs["state"] == "finished"]
     numeric = len(varied) == 1 and pd.api.types.is_numeric_dtype(runs[varied[0]])
     numeric = numeric and bool(runs[varied[0]].notna().all())
-    if numeric and finished["kind"].nunique() == 1:
+    if numeric and runs["kind"].nunique() == 1 and finished[varied[0]].nunique() > 1:
         colors = depth_colors(finished["depth"])
         for depth, rows in finished.groupby("depth"):
             means = rows.groupby(varied[0])["train_error"].mean()

@@ -82,5 +82,6 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
     return (
         run.point.multiply_adds * data.batch_size / step,
         f"A step of {run.name} took {step * 1000:.1f} ms here now. Times of other networks follow"
-        " from their multiply-adds.",
+        f" from their multiply-adds. Its compilation took"
+        f" {built.costs['trace_s'] + built.costs['compile_s']:.0f} s.",
     )

@@ -56,6 +56,16 @@ def _write(method: Callable[Concatenate["RunFolder", P], None]) -> Callable[...,
     return checked
 
 
+def _longer(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """A hint for those who want more steps of a run; "" for others."""
+    if not new.get("steps", 0) > old.get("steps", 0):
+        return ""
+    return (
+        " To train longer than the config said, begin a run with init_from: it takes parameters and"
+        " BN statistics, but no momentum."
+    )
+
+
 class RunFolder:
     """The records of one run. Errors are fractions. Numbers that are not finite become null."""
 
@@ -98,7 +108,7 @@ class RunFolder:
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config: {differences}. Choose another"
-                " workdir, or give the same config."
+                f" workdir, or give the same config.{_longer(old, config)}"
             )
         return True
 
@@ -142,6 +152,16 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The run's identity. Raises UserError if this is not a run's folder."""
+        if not filesystem.exists(self.config_file):
+            if filesystem.exists(self.path / "sweep.json"):
+                raise UserError(
+                    f"Expected a run's folder, got a sweep's folder: {self.path}. Give the folder"
+                    " of one of its runs."
+                )
+            raise UserError(
+                f"Expected a run's folder, got {self.path}: it has no {self.config_file.name}. A"
+                " run has one as soon as it begins."
+            )
         return identity(read_as(dict[str, Any], self.config_file))
 
     def config_digest(self) -> str:

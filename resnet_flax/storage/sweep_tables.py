@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from resnet_flax.storage.lock import Heartbeat
 from resnet_flax.storage.records import series_of
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
@@ -24,9 +25,11 @@ def read_runs(sweep: SweepFolder) -> pd.DataFrame:
     - `running_error`: last interval, augmented images, train mode.
     - `test_error`: test split, eval mode.
 
-    A finished run that lacks one of the errors, or its parameters, is `incomplete`.
+    A finished run that lacks one of the errors, or its parameters, is `incomplete`. A running one
+    on which no process works any more is `interrupted`.
     """
-    return pd.DataFrame([_row(sweep.records(name), sweep.points[name]) for name in sweep])
+    rows = [_row(sweep.records(name), sweep.points[name]) for name in sweep]
+    return pd.DataFrame(rows).astype({"parameters": "Int64"})  # Whole also where one is missing.
 
 
 def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     row: dict[str, Any] = {"run": point.name, "group": point.group, "kind": point.kind}
     row |= {**point.varied, "depth": point.depth, "seed": point.seed}
     row["state"] = status.state if status else "not begun"
+    if row["state"] == "running" and not Heartbeat(folder.path).is_alive():
+        row["state"] = "interrupted"
     row["step"] = status.step if status else 0
     row["reason"] = (status.error or "") if status else ""
     environments = folder.environments()

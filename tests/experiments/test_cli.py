@@ -71,7 +71,11 @@ def parsed(monkeypatch, *argv):
             ["--config=configs/degradation.py:digits", "--config.optim.lr=1"],
             r"accepted: .*seeds\. For all runs of a sweep: --config\.run\.optim\.lr=1$",
         ),
-        (["--config=configs/none.py"], "configs/none.py"),
+        (["--config=configs/none.py"], "got configs/none.py, which is missing. Example: "),
+        (
+            ["--config=configs/degradation.py:digits", "--config.kinds={'residual': 'pad'}"],
+            "Expected --config.kinds.NAME=VALUE: a whole config.kinds",
+        ),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
         ([], "Expected --config=FILE"),
         (["--config", "configs/digits.py", "--config.optim.rl=1"], "accepted: adam_beta2, .*lr"),
@@ -105,6 +109,7 @@ def test_dashes_become_underscores_in_our_flags_alone(monkeypatch):
     [
         (["--config=configs/digits.py:plain21"], "Expected a depth of .*got 21"),
         ([], "Expected --config=FILE.* Example: .*experiments.train --config=configs/digits.py:"),
+        (["--config=tests/given.py"], "a function get_config, got one without it"),
         pytest.param(
             ["--config=configs/digits.py", "--config.model.shortcut=foo"],
             "config.model.shortcut",
@@ -369,6 +374,25 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
         (
             "benchmark --suite=steps --batch_size=8",
             "Expected --batch_size with --suite=accelerator, got --suite=steps",
+        ),
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run"
+            " --config.run.model.shortcut=projection",
+            "model.shortcut itself. Give --config.kinds.plain=VALUE.",
+        ),
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run --config.run.seed=1",
+            "--config.run.seed has no effect: the sweep sets seed itself. Give --config.seeds.",
+        ),
+        (
+            "launch --target=slurm --config=configs/degradation.py:digits"
+            " --config.run.model.depth=8",
+            "Give --config.depths.",
+        ),
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run --vary=optim.lr=0.1,1"
+            " --config.run.optim.lr=1",
+            "Give --vary=optim.lr=VALUE,VALUE.",
         ),
         ("evaluate --view=multi_scale --sides=224,4097", "at most 4096, got 224,4097"),
         ("evaluate --sides=40", "Expected --sides with --view=multi_scale, got --view=center"),

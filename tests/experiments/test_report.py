@@ -18,6 +18,7 @@ from experiments.reporting import (
     page,
     published,
     run_tables,
+    signal_charts,
     styling,
 )
 from experiments.reporting.chart import MOST_LINES, drawable, numbers
@@ -25,6 +26,7 @@ from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
 from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial, Layer, Layers, Line, Network, Plane
+from resnet_flax.storage.lock import FolderLock
 from resnet_flax.storage.recipe import Varying
 from resnet_flax.storage.sweep_folder import SweepFolder
 
@@ -268,6 +270,51 @@ def test_a_map_has_a_cell_for_each_depth_and_value():
     assert np.ravel(plain.field.values) == pytest.approx([0.2805, 0.4005, 0.1805, 0.3005])
     only = sweep_tables.summarize(runs[runs["depth"] == 8], ["optim.lr"])
     assert not charts.error_map(runs, only, ["optim.lr"]).panels
+
+
+def test_an_error_by_one_value_is_no_figure_nor_is_that_of_one_kind_of_two_that_has_finished():
+    def panels(runs):
+        return drawable([signal_charts.by_value(runs, ["optim.lr"])])
+
+    (chart,) = panels(varied_runs(("plain",)))
+    assert chart.name == "by_value"
+    runs = varied_runs(("plain", "residual"))
+    assert not panels(runs)
+    runs.loc[runs["kind"] == "residual", "state"] = "running"
+    assert not panels(runs)
+    one = varied_runs(("plain",))
+    one.loc[one["optim.lr"] == 0.1, "state"] = "running"
+    assert not panels(one)
+
+
+def test_a_report_leaves_no_figure_of_an_earlier_one_that_it_does_not_draw(tmp_path):
+    folder = shutil.copytree("experiments/results/digits_no_bn", tmp_path / "sweep")
+    names = ("map.png", "by_value.svg", "mine.png", "degradation.png")
+    for name in names:
+        (folder / name).write_text("old")
+    report.write(folder)
+    assert [(folder / name).exists() for name in names] == [False, False, True, True]
+    assert (folder / "mine.png").read_text() == "old"
+    assert (folder / "degradation.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_page_has_every_headline_chart():
+    text = rendered("experiments/results/rates")
+    for name in ("degradation", "map"):
+        assert f'data-chart="{name}"' in text
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_run_on_which_nobody_works_is_interrupted(begun_sweep, alive):
+    end(begun_sweep, "running")
+    lock = FolderLock(begun_sweep / "plain-8-s0")
+    if alive:
+        lock.acquire(print)
+    states = sweep_tables.read_runs(SweepFolder(begun_sweep)).set_index("run")["state"]
+    if alive:
+        lock.release()
+    assert states["plain-8-s0"] == ("running" if alive else "interrupted")
+    assert states["residual-20-s0"] == "interrupted"
 
 
 def test_kinds_of_a_depth_share_axes_in_the_curves():

@@ -173,7 +173,7 @@ def test_a_run_that_cannot_be_is_refused_before_the_first_is_begun(tiny_sweep, t
     [
         ("optim", "frozen", ("stage4",), "Expected optim.frozen in"),
         ("model", "init", "looks_linear", "Expected even model.widths"),
-        ("", "init_from", "nowhere", "config.init_from=nowhere: Expected a file"),
+        ("", "init_from", "nowhere", "config.init_from=nowhere: Expected a run's folder"),
     ],
 )
 def test_a_sweep_that_could_never_begin_is_refused(

@@ -164,6 +164,14 @@ def test_a_block_without_a_part_of_its_contract_is_refused_by_name(missing, monk
     assert "\n" not in str(error.value)
 
 
+def test_a_new_block_whose_f_ends_with_a_norm_may_begin_with_zero(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    config = model_config(block="gated", zero_init_residual=True)
+    model = architecture.build_model(config, num_classes=3)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    assert not params["stage1_block1"]["bn2"]["scale"].any()
+
+
 def test_vgg_has_no_blocks_to_choose(monkeypatch):
     monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
     config = model_config(family="vgg", depth=16, shortcut="none", block="gated")

@@ -33,6 +33,15 @@ def test_a_folder_is_one_configs_and_names_what_differs(folder):
     assert folder.config() == CONFIG
 
 
+def test_who_wants_more_steps_is_told_of_init_from(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.claim(CONFIG | {"steps": 24}, print):
+        for steps, said in ((48, True), (12, False)):
+            with pytest.raises(UserError, match="steps") as error:
+                folder.has_run(CONFIG | {"steps": steps}, dict)
+            assert ("init_from" in str(error.value)) == said
+
+
 def test_a_field_that_came_later_has_its_default_in_an_older_folder(folder):
     assert folder.has_run(CONFIG | {"later": 0}, lambda config: {"later": 0} | config)
     with pytest.raises(UserError, match=r"later \(0 there, 1 here\)"):
@@ -120,7 +129,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_a_folder_without_config_is_no_runs(tmp_path):
-    with pytest.raises(UserError, match="is .* a run's folder"):
+    with pytest.raises(UserError, match=r"Expected a run's folder, got .* no config\.json. A run"):
+        RunFolder(tmp_path).config()
+    (tmp_path / "sweep.json").touch()
+    with pytest.raises(UserError, match=r"got a sweep's folder: .* one of its runs"):
         RunFolder(tmp_path).config()
 
 

@@ -9,7 +9,9 @@ from experiments.reporting import network_figure, networks
 from experiments.reporting.networks import Network
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.models import cost
+from resnet_flax.models.blocks import BLOCKS
 from resnet_flax.training import architecture
+from tests.models.test_blocks import GatedBlock
 
 
 @functools.cache
@@ -39,6 +41,14 @@ def test_a_picture_has_every_layer_and_shortcut(name, model, depth, identities, 
     assert len(shortcuts) == identities + others
     for first, last, _ in shortcuts:
         assert all(row.kind == "convolution" for row in rows[first : last + 1])
+
+
+def test_a_gate_inside_a_block_is_no_layer_of_the_column(monkeypatch):
+    monkeypatch.setitem(BLOCKS, "gated", {"basic": GatedBlock})
+    gated, usual = (
+        networks.column(network("resnet14", block=b).parts) for b in ("gated", "postactivation")
+    )
+    assert gated == usual
 
 
 def test_resnet_34_is_that_of_figure_3():
