@@ -398,7 +398,9 @@ def test_what_does_not_match_is_listed_and_refused_unless_allowed(
 def test_a_run_to_begin_with_that_is_none_is_refused_before_anything_is_written(
     tiny_config, tmp_path
 ):
-    with pytest.raises(UserError, match="init_from=nowhere: Expected a file .*nowhere/config.json"):
+    with pytest.raises(
+        UserError, match="init_from=nowhere: Expected a run's folder, got .*nowhere"
+    ):
         train(tiny_config | {"init_from": "nowhere"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
