@@ -149,7 +149,7 @@ def test_a_damaged_run_does_not_keep_the_others_of_a_sweep_from_being_seen(tmp_p
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                (["--workdir=nowhere"], "Expected a run's folder, got .*nowhere"),
+                (["--workdir=nowhere"], "Expected a run's folder, got"),
                 ([f"--workdir={RUN}", "--config=configs/digits.py:plain9"], "6n+2"),
                 ([f"--workdir={RUN}", "--resolution=5"], "with --landscape"),
             )
