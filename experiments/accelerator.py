@@ -114,7 +114,8 @@ def prepare(
 
 
 def _is_well(checked: Mapping[str, Any]) -> bool:
-    return bool(checked.get("agrees") and checked.get("resumes_in_the_same_bits"))
+    names = "agrees", "resumed_from_step", "resumes_in_the_same_bits"
+    return all(checked.get(name) for name in names)
 
 
 def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> Finding:

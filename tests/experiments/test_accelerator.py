@@ -160,6 +160,12 @@ def test_a_module_whose_time_is_over_ends_with_all_that_it_started():
     pytest.fail("It goes on.")
 
 
+@pytest.mark.parametrize("step, is_well", [(40, True), (0, False)])
+def test_a_check_that_resumed_nothing_is_no_success(step, is_well):
+    found = {"agrees": True, "resumed_from_step": step, "resumes_in_the_same_bits": True}
+    assert accelerator._is_well(found) == is_well
+
+
 def test_a_record_of_another_shape_is_refused_in_words(tmp_path):
     (tmp_path / "first_minutes.json").write_text("[]")
     with pytest.raises(UserError, match=r"got other JSON\. Move it\."):
