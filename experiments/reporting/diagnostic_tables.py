@@ -14,7 +14,9 @@ from resnet_flax.storage.findings import Initial, Layers, Line, Plane, Signal
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
-MEASURES = ["weight_gradient_norm", "input_gradient_norm", "response_std", "identity_share"]
+MEASURES = [
+    "weight_gradient_norm", "weight_norm", "input_gradient_norm", "response_std", "identity_share"
+]  # fmt: skip
 _RUN = ["run", "kind", "depth", "seed"]
 _SIGNAL = [
     "gradient_ratio", "predicted_ratio", "neighbour_error", "front_error", "gradient_cosine"

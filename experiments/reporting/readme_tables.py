@@ -230,11 +230,17 @@ def untrained_gradients() -> Rows:
 
 
 def trained_gradients(sweep: str, depths: Sequence[int]) -> Rows:
-    """Gradients, responses and shortcuts of a sweep's networks before and after training."""
+    """Gradients, responses and shortcuts of a sweep's networks before and after training.
+
+    A measure that no run has is left out.
+    """
     table = diagnostic_tables.read_layers(SweepFolder(RESULTS / sweep))
     measures: dict[str, Callable[[pd.DataFrame], float | None]] = {
         "gradient ratio, layers' inputs": lambda t: ratio(list(t["input_gradient_norm"])),
         "gradient ratio, kernels": lambda t: ratio(list(t["weight_gradient_norm"])),
+        "gradient ratio, kernels, each times its kernel's norm": lambda t: ratio(
+            list(t["weight_gradient_norm"].astype(float) * t["weight_norm"].astype(float))
+        ),
         "largest response of a layer": lambda t: float(t["response_std"].max()),
         "mean share of the shortcut": lambda t: float(t["identity_share"].mean()),
     }
@@ -248,13 +254,16 @@ def trained_gradients(sweep: str, depths: Sequence[int]) -> Rows:
                     one = table[of_kind & (table["moment"] == moment)]
                     layers = (g.sort_values("layer") for _, g in one.groupby("run"))
                     row[kind] = _range([measure(group) for group in layers])
-                rows.append(row)
+                if any(row[kind] != NONE for kind in KINDS):
+                    rows.append(row)
     return rows
 
 
 def _range(values: Sequence[float | None]) -> str:
-    """Writes the least and the largest value; one value if both are written alike."""
-    known = sorted(value for value in values if value is not None)
+    """Writes the least and the largest value; one value if both are alike; a dash without any."""
+    known = sorted(v for v in values if v is not None and not math.isnan(v))
+    if not known:
+        return NONE
     ends = list(dict.fromkeys(short(value) for value in (known[0], known[-1])))
     return " to ".join(ends)
 

@@ -6,6 +6,8 @@ on one device.
 B: batch; K: classes.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from resnet_flax.training.steps import Batch
 
 WEIGHTED = (nn.Conv, nn.Dense)
 NORMS = (nn.BatchNorm, blocks.Identity)
+FORWARD = ("weight_norm", "response_std")  # What needs no gradient.
 
 
 class Seen(NamedTuple):
@@ -55,7 +58,7 @@ def layer_statistics(
             values = np.array([of_batch[name][key] for of_batch in by_batch])
             # If ReLU reads NaN, it passes a gradient of 0. So without a finite loss, gradients are
             # NaN here.
-            means[key] = _mean(values if key == "response_std" else np.where(lost, np.nan, values))
+            means[key] = _mean(values if key in FORWARD else np.where(lost, np.nan, values))
         layers.append(Layer(name=name, **means))
     return Layers(
         step=step,
@@ -104,10 +107,9 @@ def _backward(
     dparams, dx, through = jax.vjp(output, params, x, probes)[1](dy)
     statistics: dict[str, dict[str, jax.Array]] = {}
     for path, read in seen.inputs.items():
-        of_layer = dparams
-        for name in filter(None, path.split("/")):
-            of_layer = of_layer[name]
-        of_kernel = _norm_and_rms("weight_gradient", of_layer["kernel"])
+        kernel, gradient = (_at(tree, path)["kernel"] for tree in (params, dparams))
+        of_kernel = _norm_and_rms("weight_gradient", gradient)
+        of_kernel["weight_norm"] = part_by_part.norm(kernel)
         # Several layers may read the same values. The shortcut may read the input of the block.
         readers = [through[other] for other, theirs in seen.inputs.items() if theirs is read]
         of_input = _norm_and_rms("input_gradient", dx if read is x else sum(readers))
@@ -178,6 +180,11 @@ def _seen(
     with nn.intercept_methods(look):
         y, _ = part.apply(variables, x, mutable=["batch_stats"])
     return y, seen
+
+
+def _at(tree: Any, path: str) -> Any:
+    """A part of a nested dict, at a path such as `gate/conv`. All of it if the path is empty."""
+    return functools.reduce(operator.getitem, filter(None, path.split("/")), tree)
 
 
 def _norm_and_rms(name: str, x: jax.Array) -> dict[str, jax.Array]:

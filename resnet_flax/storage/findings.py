@@ -40,6 +40,9 @@ class Layer(Finding):
     weight_gradient_norm: float | None
     """L2 norm of the gradient with respect to the layer's kernel."""
     weight_gradient_rms: float | None
+    weight_norm: float | None = None
+    """L2 norm of the layer's kernel. If BN reads the layer, a kernel c times as large computes the
+    same and has 1/c of the gradient. None: measured before this was recorded."""
     input_gradient_norm: float | None
     """L2 norm of the gradient with respect to the layer's input, over a batch."""
     input_gradient_rms: float | None

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from resnet_flax.analysis import diagnostics
 from resnet_flax.analysis.diagnostics import layer_statistics
@@ -53,6 +54,7 @@ def test_a_linear_nets_gradients_are_those_of_the_closed_form():
     assert layer.name == "fc"
     assert layer.weight_gradient_norm == CLOSE(np.linalg.norm(x.T @ dlogits))
     assert layer.weight_gradient_rms == CLOSE(np.sqrt(np.mean(np.square(x.T @ dlogits))))
+    assert layer.weight_norm == CLOSE(np.linalg.norm(w))
     assert layer.input_gradient_norm == CLOSE(np.linalg.norm(dlogits @ w.T))
     assert layer.input_gradient_rms == CLOSE(np.sqrt(np.mean(np.square(dlogits @ w.T))))
     assert found.loss == CLOSE(-np.log(p[np.arange(5), labels]).mean())
@@ -150,6 +152,25 @@ def test_a_whole_networks_gradients_are_those_of_autodiff(shortcut, norm, kind, 
     norms = {layer.name: layer.weight_gradient_norm for layer in found.layers}
     # 1e-4: BN divides by deviations of few values, and rounding grows through the layers.
     assert norms == pytest.approx(expected, rel=1e-4)
+    kernels = {name: flatten_dict(variables["params"], sep="/")[f"{name}/kernel"] for name in norms}
+    for layer in found.layers:
+        assert layer.weight_norm == CLOSE(np.linalg.norm(kernels[layer.name]))
+
+
+def test_with_bn_a_larger_kernel_has_a_smaller_gradient_and_the_product_stays():
+    net = build_resnet("cifar", 8, "none", (4, 4, 8), num_classes=3)
+    small, large = random_variables(net), random_variables(net)
+    large["params"]["stage2_block1"]["conv1"]["kernel"][...] *= 8
+    one, other = (
+        {
+            layer.name: layer
+            for layer in layer_statistics(net.parts(True), v, [batch(IMAGES, LABELS)]).layers
+        }["stage2_block1/conv1"]
+        for v in (small, large)
+    )
+    assert other.weight_norm == CLOSE(8 * one.weight_norm)
+    # BN's epsilon, 1e-5, is not scaled: 1e-3 of a variance near 0.01.
+    assert other.weight_gradient_norm == pytest.approx(one.weight_gradient_norm / 8, rel=2e-3)
 
 
 def test_a_response_is_what_bn_gives_before_relu_and_addition():
@@ -360,6 +381,15 @@ def test_where_the_loss_is_not_finite_no_gradient_is_zero():
     ]
     found = layer_statistics(parts, variables, [batch(np.float32([[1, 2]]), [1])])
     assert {layer.weight_gradient_norm for layer in found.layers} == {None}
+
+
+def test_where_the_loss_is_not_finite_kernels_still_have_norms():
+    variables = {"params": {"fc": {"kernel": np.ones((4, 3), np.float32)}}}
+    parts = [nn.Dense(3, use_bias=False, name="fc")]
+    images = np.full((2, 4), np.inf, np.float32)
+    found = layer_statistics(parts, variables, [batch(images, [0, 1])])
+    assert found.loss is None
+    assert found.layers[0].weight_norm == CLOSE(12**0.5)
 
 
 def test_parts_are_of_one_device_and_one_by_one_and_vgg_has_none():
