@@ -57,17 +57,17 @@ def write(workdir: AnyPath) -> None:
     """
     tables, diagnostics = read(workdir)
     console = cli.console()
-    sweep, runs, summary, records, groups, _ = tables
+    sweep, runs, summary, records, groups, _, notes = tables
     styles, varied = styling.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
         line = f"{run.run}: {run.state} at step {run.step}; not in the table."
         console.print(line, markup=False)
-    for line in sweep.apart:
+    for line in notes:
         console.print(line, markup=False)
     shown = list(diagnostics)
     written = []
     if summary.empty:
-        console.print("No run has finished yet: no table.")
+        console.print("No run has finished: no table.")
     else:
         written = [workdir / "table.csv", workdir / "table.md"]
         # Without times, so that the same configs give the same file.
@@ -123,7 +123,7 @@ def in_markdown(tables: run_tables.Tables) -> str:
     notes += ["Minutes: mean wall time; a dash where it was not recorded."] if timed else []
     if sources:
         notes.append(f"{', '.join(one.title for one in sources)}: test errors.")
-    notes += tables.sweep.apart
+    notes += tables.notes
     return f"{markdown.table(rows)}\n{' '.join(notes)}\n"
 
 
@@ -155,6 +155,7 @@ def _note(tables: run_tables.Tables, chart: Chart) -> str:
     parts = [", ".join(data), f"seed{'s' * (len(seeds) > 1)} {named}"]
     parts += ["bars: sample deviation"] if any(len(one.deviations) for one in series) else []
     parts += ["bands: sample deviation"] if any(len(one.band) for one in series) else []
+    parts += [chart.left_out] if chart.left_out else []
     return "; ".join(parts)
 
 

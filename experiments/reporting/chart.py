@@ -89,6 +89,8 @@ class Chart:
     """Whether y is a fraction that is shown in per cent."""
     ticks: tuple[int, ...] = ()
     """Ticks of x; empty: chosen by the plotting library."""
+    left_out: str = ""
+    """Which runs it does not show."""
 
     def legend(self) -> list[Series]:
         """One series for each label, in the legend's order."""

@@ -62,6 +62,7 @@ def degradation(
         percent=True,
         ticks=tuple(sorted(int(depth) for depth in summary["depth"].unique())),
         seeds=seeds_of(runs[runs["state"] == "finished"]),
+        left_out=_diverged(runs),
     )
 
 
@@ -70,9 +71,10 @@ def _beside_known(panels: dict[str, list[Series]]) -> dict[str, list[Series]]:
     known = [replace(one, strength=0.5) for kind in KNOWN for one in panels.pop(kind, [])[:1]]
     look = KIND_STYLES[len(KNOWN)]
     found = {}
-    for kind, (line, points) in panels.items():
+    for line, points in panels.values():
         own = replace(line, style=look, label="the title's kind")
-        found[kind] = [*known, own, replace(points, style=look._replace(line=""))]
+        title = line.label.replace("mean ± deviation, ", "")
+        found[title] = [*known, own, replace(points, style=look._replace(line=""))]
     return found
 
 
@@ -97,6 +99,7 @@ def error_map(runs: pd.DataFrame, summary: pd.DataFrame, varied: Sequence[str]) 
         panels=tuple(panels),
         percent=True,
         seeds=seeds_of(runs[runs["state"] == "finished"]),
+        left_out=_diverged(runs),
     )
 
 
@@ -130,6 +133,12 @@ def costs(runs: pd.DataFrame, styles: Styles) -> Chart:
         panels=tuple(panels),
         ticks=tuple(sorted(int(depth) for depth in runs["depth"].unique())),
     )
+
+
+def _diverged(runs: pd.DataFrame) -> str:
+    """Says how many runs have no error to show."""
+    count = int((runs["state"] == "diverged").sum())
+    return f"{count} diverged run{'s' * (count > 1)} not shown" if count else ""
 
 
 def _counts(n: pd.Series) -> str:

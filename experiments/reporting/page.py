@@ -42,7 +42,7 @@ def write(tables: run_tables.Tables, diagnostics: list[Chart]) -> AnyPath:
 
 
 def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
-    sweep, runs, summary, measured, groups, configs = tables
+    sweep, runs, summary, measured, groups, configs, notes = tables
     styles, fields = styling.group_styles(groups), sweep.varying.in_grid
     headline, shown_curves = [], []
     many = measured["run"].nunique() > _FEW_RUNS
@@ -61,7 +61,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         name=sweep.path.name,
         now=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         going=not runs["state"].isin(_ENDED).all(),
-        apart=sweep.apart,
+        notes=notes,
         states=Counter(runs["state"]).most_common(),
         readings=run_tables.readings(summary),
         colors={group: style.color for group, style in styles.items()},

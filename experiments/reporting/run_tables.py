@@ -1,6 +1,8 @@
 """Reads a sweep's records into tables. Errors are fractions. It needs no JAX and no checkpoint."""
 
-import math
+import itertools
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -22,15 +24,54 @@ class Tables(NamedTuple):
     groups: dict[str, str]
     """Group -> kind, in the order of the grid."""
     configs: dict[str, dict[str, Any]]
+    notes: list[str]
+    """Lines on what the means leave out, and on what differs between the runs in them."""
 
 
 def read(sweep: SweepFolder) -> Tables:
     """Reads all tables. Raises UserError if a file in the folder is damaged."""
-    runs, records = read_runs(sweep), read_records(sweep)
-    groups = read_groups(sweep)
-    return Tables(
-        sweep, runs, summarize(runs, sweep.varying.in_grid), records, groups, read_configs(sweep)
+    runs, configs = read_runs(sweep), read_configs(sweep)
+    summary = summarize(runs, sweep.varying.in_grid)
+    finished = runs.loc[runs["state"] == "finished", "run"]
+    notes = [*sweep.apart, *_diverged(runs)]
+    notes += _unlike({name: sweep.records(name).environments() for name in finished}, configs)
+    return Tables(sweep, runs, summary, read_records(sweep), read_groups(sweep), configs, notes)
+
+
+def _diverged(runs: pd.DataFrame) -> list[str]:
+    """A line that names the networks of which runs diverged."""
+    found = [
+        f"{group}, {depth} layers ({(states == 'diverged').sum()} of {len(states)})"
+        for (group, depth), states in runs.groupby(["group", "depth"], sort=False)["state"]
+        if (states == "diverged").any()
+    ]
+    return [f"Diverged, in no mean: {'; '.join(found)}."] if found else []
+
+
+def _unlike(
+    environments: Mapping[str, list[dict[str, Any]]], configs: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """Lines on runs that count as seeds of one network, though they had other BN or other images.
+
+    `environments`: of the attempts of each run that is in a mean.
+    """
+    last = {name: attempts[-1] for name, attempts in environments.items() if attempts}
+    # Runs of older versions recorded no images.
+    images = {json.dumps(at["images"], sort_keys=True) for at in last.values() if at.get("images")}
+    own = (
+        at.get("device_count")
+        for name, at in last.items()
+        if configs[name].get("model.norm", "batch") == "batch"
+        and configs[name].get("model.bn_scope", "device") == "device"
     )
+    counts = sorted({str(count) for count in own if count}, key=lambda count: (len(count), count))
+    lines = ["These runs were trained on different images of one name."] * (len(images) > 1)
+    if len(counts) > 1:
+        lines.append(
+            f"These runs had {', '.join(counts[:-1])} or {counts[-1]} devices. Each device"
+            " normalises its own share of the batch, so they are different experiments."
+        )
+    return lines
 
 
 def read_groups(sweep: SweepFolder) -> dict[str, str]:
@@ -118,23 +159,33 @@ def readings(summary: pd.DataFrame) -> list[dict[str, Any]]:
     """For each group: the smallest and the largest finished depth, and the change between them."""
     readings = []
     for group, rows in summary.groupby("group", sort=False):
-        ends = rows.sort_values("depth").iloc[[0, -1]]
-        change = _change(ends["train_error"].tolist(), ends["train_error_std"].max(skipna=False))
-        shown = ends.drop_duplicates("depth").to_dict("records")
-        readings.append({"group": group, "ends": shown, "change": change})
+        first, last = rows.sort_values("depth").iloc[[0, -1]].to_dict("records")
+        shown = [first, last] if len(rows) > 1 else [last]
+        readings.append({"group": group, "ends": shown, "change": _change(first, last)})
     return readings
 
 
-def _change(errors: list[float], deviation: float) -> str:
-    """Describes the change in words. One seed shows no rise and no fall.
+LEVEL = 0.05
+"""Of Welch's t-test: how often a change is claimed where there is none."""
 
-    `deviation`: the larger one of both ends; NaN if an end has one seed.
+
+def _change(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Describes the change between two rows of a summary in words.
+
+    A rise or a fall is claimed if Welch's t-test tells the two means apart at `LEVEL`. One seed
+    shows neither.
     """
-    points = 100 * (errors[-1] - errors[0])
-    if math.isnan(deviation):
-        return f"one seed: {points:+.2f} points"
+    # It takes half a second to import, and a sweep needs it at its end only.
+    from scipy.stats import ttest_ind_from_stats
+
+    points = 100 * (last["train_error"] - first["train_error"])
+    single = [end["depth"] for end in (first, last) if end["n"] == 1]
+    if single:
+        where = "" if len(single) == 2 else f" at {single[0]} layers"
+        return f"one seed{where}: {points:+.2f} points"
     if f"{abs(points):.2f}" == "0.00":
         return "does not change"
-    if abs(points) <= 100 * deviation:
-        return "no clear change"
+    sides = ((end["train_error"], end["train_error_std"], end["n"]) for end in (first, last))
+    if ttest_ind_from_stats(*itertools.chain(*sides), equal_var=False).pvalue > LEVEL:
+        return f"no clear change: {points:+.2f} points"
     return f"{'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"

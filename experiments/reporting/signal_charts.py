@@ -56,6 +56,7 @@ def by_value(runs: pd.DataFrame, varied: Sequence[str]) -> Chart:
     series: list[Series] = []
     finished = runs[runs["state"] == "finished"]
     numeric = len(varied) == 1 and pd.api.types.is_numeric_dtype(runs[varied[0]])
+    numeric = numeric and not pd.api.types.is_bool_dtype(runs[varied[0]])
     numeric = numeric and bool(runs[varied[0]].notna().all())
     if numeric and runs["kind"].nunique() == 1 and finished[varied[0]].nunique() > 1:
         colors = depth_colors(finished["depth"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 
@@ -68,7 +69,7 @@ def test_a_sweep_without_a_finished_run_has_a_page_with_its_curves(begun_sweep, 
     report.write(begun_sweep)
     assert "report.html" in capsys.readouterr().out
     text = (begun_sweep / "report.html").read_text()
-    assert "No run has finished yet" in text
+    assert "No run has finished." in text
     assert 'data-chart="curves"' in text
     assert 'data-chart="degradation"' not in text
 
@@ -381,20 +382,69 @@ def layers(step):
     return Layers(step=step, batches=1, batch_size=1, loss=1.0, layers=(only,))
 
 
+def change(errors, deviations, n):
+    ends = zip((8, 56), errors, deviations, n, strict=True)
+    names = "depth", "train_error", "train_error_std", "n"
+    return run_tables._change(*(dict(zip(names, end, strict=True)) for end in ends))
+
+
 @pytest.mark.parametrize(
-    "errors, deviation, said",
+    "errors, deviations, n, said",
     [
-        ([0.0, 0.8841], 0.01, "rises by 88.41 points"),
-        ([0.0, 0.0026], 0.0025, "rises by 0.26 points"),
-        ([0.0, 0.0026], 0.0027, "no clear change"),
-        ([0.0026, 0.0], 0.0025, "falls by 0.26 points"),
-        ([0.0, 0.0026], float("nan"), "one seed: +0.26 points"),
-        ([0.0026, 0.0], float("nan"), "one seed: -0.26 points"),
-        ([0.0, 0.00001], 0.0, "does not change"),
+        # t = 18, to be compared with 12.7.
+        ((0.0, 0.8389), (0.0, 0.0658), (2, 2), "rises by 83.89 points"),
+        ((0.0, 0.0384), (0.0, 0.0543), (2, 2), "no clear change: +3.84 points"),
+        # t = 2, to be compared with 4.3; t = 3.2, with 2.3.
+        ((0.2, 0.4), (0.1, 0.1), (2, 2), "no clear change: +20.00 points"),
+        ((0.2, 0.4), (0.1, 0.1), (5, 5), "rises by 20.00 points"),
+        ((0.4, 0.2), (0.1, 0.1), (5, 5), "falls by 20.00 points"),
+        ((0.0, 0.0026), (0.0, 0.0), (2, 2), "rises by 0.26 points"),
+        ((0.0, 0.00001), (0.0, 0.0), (2, 2), "does not change"),
+        ((0.0, 0.0026), (math.nan, math.nan), (1, 1), "one seed: +0.26 points"),
+        ((0.0026, 0.0), (math.nan, math.nan), (1, 1), "one seed: -0.26 points"),
+        ((0.1, 0.9), (0.0, math.nan), (5, 1), "one seed at 56 layers: +80.00 points"),
     ],
 )
-def test_a_change_is_told_by_its_size_and_only_beyond_a_deviation(errors, deviation, said):
-    assert run_tables._change(errors, deviation) == said
+def test_a_change_is_claimed_where_welchs_test_tells_the_means_apart(errors, deviations, n, said):
+    assert change(errors, deviations, n) == said
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_where_depth_has_no_effect_a_change_is_rarely_claimed(n):
+    errors = np.random.RandomState(0).normal(0.5, 0.1, (2, 500, n))
+    means, deviations = errors.mean(-1).T, errors.std(-1, ddof=1).T
+    said = [change(*of_pair, (n, n)) for of_pair in zip(means, deviations, strict=True)]
+    claims = sum(one.startswith(("rises", "falls")) for one in said)
+    # 5 % of 500 are 25; three standard deviations of that count are 15.
+    assert claims <= 40
+
+
+def test_diverged_runs_are_named_beside_the_claims_that_leave_them_out(begun_sweep):
+    end(begun_sweep, "diverged")
+    tables = run_tables.read(SweepFolder(begun_sweep))
+    line = "Diverged, in no mean: plain, 8 layers (1 of 1); residual, 20 layers (1 of 1)."
+    assert tables.notes == [line]
+    assert line in report.in_markdown(tables)
+    assert line in rendered(begun_sweep)
+    chart = charts.degradation(tables.runs, tables.summary, STYLES)
+    assert report._note(tables, chart).endswith("2 diverged runs not shown")
+
+
+@pytest.mark.parametrize(
+    "here, there, said",
+    [
+        ({"device_count": 1}, {"device_count": 2}, "had 1 or 2 devices"),
+        ({"images": {"train": {"sha256": "a"}}}, {"images": {"train": {"sha256": "b"}}}, "images"),
+        ({"device_count": 2, "cpu_cores": 2}, {"device_count": 2, "cpu_cores": 4}, None),
+        ({"device_count": 2, "images": {"train": {}}}, {"device_count": 2}, None),  # An older one.
+    ],
+)
+def test_runs_that_are_no_seeds_of_one_experiment_are_told(here, there, said):
+    environments = {"a": [{"device_count": 8}, here], "b": [there], "c": []}
+    lines = run_tables._unlike(environments, {name: {} for name in environments})
+    assert said in lines[0] if said else not lines
+    other = {name: {"model.bn_scope": "global"} for name in environments}
+    assert not any("devices" in line for line in run_tables._unlike(environments, other))
 
 
 def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():
@@ -411,7 +461,7 @@ def test_an_end_of_one_seed_makes_no_claim():
     ends = {"group": "plain", "depth": [8, 56], "train_error": [0.1, 0.9]}
     summary = pd.DataFrame(ends).assign(n=[2, 1], train_error_std=[0.0, float("nan")])
     [reading] = run_tables.readings(summary)
-    assert reading["change"] == "one seed: +80.00 points"
+    assert reading["change"] == "one seed at 56 layers: +80.00 points"
 
 
 def test_a_fraction_is_shown_with_its_deviation_where_there_is_one():

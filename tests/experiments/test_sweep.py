@@ -485,7 +485,7 @@ def test_the_same_records_give_the_same_svg(written_sweep):
 def test_a_report_before_the_first_run_says_so(tiny_sweep, tmp_path, capsys):
     begin(tiny_sweep, tmp_path)
     report.write(tmp_path)
-    assert "No run has finished yet" in capsys.readouterr().out
+    assert "No run has finished: no table" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_sweep_is_refused_in_words(tmp_path):

@@ -64,6 +64,7 @@ def test_a_number_that_varies_is_an_axis():
     [
         ({"optim.lr": [0.1, 0.01], "kind": ["plain", "residual"]}, ("optim.lr",)),
         ({"model.widths": ["(8,)", "(16,)"]}, ("model.widths",)),
+        ({"data.flip": [True, False]}, ("data.flip",)),
         ({"a": [1, 2], "b": [1, 2]}, ("a", "b")),
         ({"optim.lr": [0.1, None]}, ("optim.lr",)),  # The older run does not say it.
         ({}, ()),
@@ -93,7 +94,7 @@ def test_more_kinds_than_colours_get_a_panel_each_beside_plain_and_residual():
     summary = table.assign(train_error_std=[None] * 7, n=1)
     styles = group_styles({kind: kind for kind in kinds})
     chart = charts.degradation(table, summary, styles)
-    assert [panel.title for panel in chart.panels] == kinds[2:]
+    assert [panel.title for panel in chart.panels] == [f"{kind} (n = 1)" for kind in kinds[2:]]
     labels = [one.label for one in chart.panels[-1].series if one.label]
     assert labels == ["plain (n = 1)", "residual (n = 1)", "the title's kind"]
 
