@@ -6,7 +6,8 @@
 PYTHON ?= python3
 CONFIG ?= configs/degradation.py:digits
 PORT ?= 6006
-WORKDIR ?= runs/$(lastword $(subst :, ,$(CONFIG)))
+# runs/digits for configs/degradation.py:digits, runs/causes-digits for configs/causes.py:digits.
+WORKDIR ?= runs/$(patsubst degradation-%,%,$(subst :,-,$(subst .py,,$(notdir $(CONFIG)))))
 BIN := .venv/bin
 PREPARE := .venv-prepare
 TORCH := .venv-torch

@@ -220,7 +220,7 @@ def main(args: flags.FlagValues) -> int:
     folder = cli.sweep_folder(args)
     if not isinstance(folder, Path):
         raise UserError(f"Expected a folder on a disk, got {folder}. Copy it to a bucket later.")
-    _check_data(args)
+    _check(args, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The processes that it started are told to stop, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -235,11 +235,13 @@ def main(args: flags.FlagValues) -> int:
     return status
 
 
-def _check_data(args: flags.FlagValues) -> None:
-    """Raises UserError if the sweep's data cannot be read, before any minute is spent."""
-    data = parse(cli.sweep_config(args), grid.SweepConfig).run.data
-    for split in (data.train_split, data.test_split):
-        sources.open_split(data.name, split, data.data_dir)
+def _check(args: flags.FlagValues, folder: Path) -> None:
+    """Raises UserError if the sweep could not begin in this folder, before any minute is spent."""
+    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+    grid.check_recipe(runs, folder)
+    for data in {run.config.data for run in runs}:
+        for split in (data.train_split, data.test_split):
+            sources.open_split(data.name, split, data.data_dir)
 
 
 if __name__ == "__main__":

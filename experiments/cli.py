@@ -278,9 +278,10 @@ def _parse_flags(argv: list[str], config: str) -> list[str]:
 
 
 def _with_underscores(arg: str) -> str:
-    """Turns --all-steps into --all_steps. Leaves values as they are, also one that is an option."""
+    """Turns --all-steps into --all_steps. Leaves values and ['names'] as they are."""
     name, equals, value = arg.partition("=")
-    flag = name[2:].replace("-", "_")
+    plain, bracket, rest = name[2:].partition("[")
+    flag = plain.replace("-", "_") + bracket + rest
     is_ours = arg.startswith("--") and flag.partition(".")[0].removeprefix("no") in _known_flags()
     return f"--{flag}{equals}{value}" if is_ours else arg
 

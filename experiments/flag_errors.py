@@ -62,6 +62,8 @@ def _unknown_field(argv: list[str]) -> str:
     """A message about the first flag that sets an unknown config field; "" if there is none."""
     for flag in (arg for arg in argv if arg.startswith("--")):
         config, *fields = flag[2:].partition("=")[0].split(".")
+        if any("[" in field for field in fields):  # Its error is told by the parser.
+            continue
         section: Any = _load_config(argv, config) if fields else None
         for name in fields if section is not None else ():
             if name not in (keys := list(getattr(section, "keys", list)())):
@@ -69,6 +71,9 @@ def _unknown_field(argv: list[str]) -> str:
                 of_run = flag.replace(f"--{config}.", f"--{config}.run.", 1)
                 is_of_run = "run" in keys and name in section["run"]
                 hint = f" For all runs of a sweep: {of_run}" if is_of_run else ""
+                for key in (key for key in keys if key.replace("-", "_") == name):
+                    quoted = flag.replace(f".{name}", f"['{key}']", 1)
+                    hint = f' For a name with a hyphen: "{quoted}"'
                 return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
             section = section[name]
     return ""

@@ -27,7 +27,6 @@ from resnet_flax.config import parse
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import parallel
 from resnet_flax.storage import filesystem
-from resnet_flax.training import architecture
 
 
 class Target(NamedTuple):
@@ -179,11 +178,10 @@ def _check_flags(args: flags.FlagValues, target: Target) -> None:
 
 
 def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
-    """The runs of the grid. Raises UserError if it is not valid or a network cannot be built."""
+    """The runs of the grid. Raises UserError if it is not valid, or the batch not divisible."""
     runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
     for run in runs:
         with grid.named(run.name):
-            architecture.build_model(run.config.model, num_classes=1)
             batch_size = run.config.data.batch_size
             parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
     return runs

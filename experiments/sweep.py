@@ -24,7 +24,6 @@ from resnet_flax.errors import UserError
 from resnet_flax.runtime import hosts, parallel
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
-from resnet_flax.storage import sweep_folder
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.records import State
 from resnet_flax.storage.run_folder import RunFolder
@@ -48,6 +47,7 @@ def run_sweep(
 
         def on_change(run: GridRun, state: State, error: str) -> None:
             states[run.name] = state
+            monitors[run.name].given_up = state == "failed"
             if state == "failed":  # Its folder may be empty: a refused run writes nothing.
                 monitors[run.name].without_status = state
             if error:
@@ -75,13 +75,13 @@ def check_grid(runs: Sequence[GridRun], workdir: AnyPath, only: Sequence[str] = 
 
     Writes nothing. `only`: the names of the runs that will begin; all by default.
     """
-    said = {run.name: (run.kind, run.config.model_dump(mode="json")) for run in runs}
-    sweep_folder.check_recipe(workdir, said, runs[0].varying, resolve)
+    grid.check_recipe(runs, workdir)
     for run in runs:
         if not only or run.name in only:
             with grid.named(run.name):
                 build.build(run.config)
-        begun = RunFolder(workdir / run.name).has_run(said[run.name][1], resolve)
+        config = run.config.model_dump(mode="json")
+        begun = RunFolder(workdir / run.name).has_run(config, resolve)
         if run.config.init_from and not begun:
             with grid.named(run.name):
                 initial_state.check_source(run.config.init_from, print)

@@ -38,6 +38,21 @@ def test_a_plug_in_is_installed_though_an_earlier_call_had_none(tmp_path):
         assert 'pip install "jax[cuda13]"' in done.stdout, done.stderr
 
 
+def test_make_sweep_gives_each_config_a_folder_of_its_own():
+    folders = {
+        "configs/degradation.py:digits": "runs/digits",
+        "configs/degradation.py:cifar10_short": "runs/cifar10_short",
+        "configs/causes.py:digits": "runs/causes-digits",
+        "configs/causes.py:cifar10": "runs/causes-cifar10",
+        "configs/questions.py:rates": "runs/questions-rates",
+        "mine.py": "runs/mine",
+    }
+    for config, folder in folders.items():
+        command = ["make", "--dry-run", "sweep", f"CONFIG={config}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert f'--config="{config}" --workdir="{folder}"' in done.stdout
+
+
 def listed(path):
     """The requirements that a file lists, without comments."""
     lines = (line.split(" #")[0].strip() for line in Path(path).read_text().splitlines())

@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.sweeping import devices, grid
 from resnet_flax.data.digits import Digits
 
+IN_IMAGE = ("configs", "experiments", "resnet_flax")  # What the Dockerfile copies.
 SLURM_ARRAY = 1001  # The most runs that Slurm takes by default.
 
 
@@ -28,17 +29,19 @@ def of(
         said.append(
             f"{workdir} ends with the machines unless they mount it. A bucket (gs://) does not."
         )
-    if needed := sorted(_needed(runs, config_file)):
+    there = IN_IMAGE if target == "gke" else (".",)
+    if needed := sorted(_needed(runs, config_file, there)):
         said.append(
             f"The machines get this checkout without runs/. They also need {', '.join(needed)}."
         )
     return said
 
 
-def _needed(runs: Sequence[grid.GridRun], config_file: str) -> set[str]:
-    """What the runs need that is neither in the checkout nor in a bucket."""
+def _needed(runs: Sequence[grid.GridRun], config_file: str, folders: Sequence[str]) -> set[str]:
+    """What the runs need that is neither in these folders of the checkout nor in a bucket."""
     needed = set()
-    if not Path(config_file).resolve().is_relative_to(Path.cwd()):
+    places = (Path(folder).resolve() for folder in folders)
+    if not any(Path(config_file).resolve().is_relative_to(place) for place in places):
         needed.add(f"the config's file {config_file}")
     for data, begun_with in {(run.config.data, run.config.init_from) for run in runs}:
         if data.name != Digits.name:

@@ -140,7 +140,8 @@ def runs_of(config: dict[str, Any]) -> list[GridRun]:
 def expand(sweep: SweepConfig) -> list[GridRun]:
     """Lists the runs by seed, depth, varied fields, kind, so that a figure shows all depths early.
 
-    Raises UserError that names the run, and the field or the kind that is wrong.
+    Raises UserError that names the run, and the field or the kind that is wrong. Also for a network
+    that cannot be built.
     """
     base = sweep.run.model_dump(mode="json")
     axes = itertools.product(sweep.seeds, sweep.depths, _combinations(sweep.vary), sweep.kinds)
@@ -151,6 +152,7 @@ def expand(sweep: SweepConfig) -> list[GridRun]:
         fixed = {"seed": seed, "model.depth": depth}
         with named(name):
             config = _config(base, _sources(sweep, kind, depth, varied), fixed)
+            architecture.build_model(config.model, num_classes=1)
         runs.append(GridRun(name, kind, config, sweep.varying))
     _check_names(runs)
     return runs
@@ -242,13 +244,19 @@ def _check_names(runs: Sequence[GridRun]) -> None:
             first, second, *_ = (run.point.group for run in runs if run.name == name)
             raise UserError(
                 f"Two runs would have the name {name}: {first!r} and {second!r}. Rename a kind, or"
-                " vary fewer values."
+                " give each of these values a sweep and a workdir of its own."
             )
         if len(name) > _NAME_LENGTH:
             raise UserError(
                 f"Expected names of runs of at most {_NAME_LENGTH} characters, got {name}. Shorten"
                 " the kind's name, or vary fewer fields."
             )
+
+
+def check_recipe(runs: Sequence[GridRun], workdir: AnyPath) -> None:
+    """Raises UserError if the folder has a sweep with another recipe, or a run by another name."""
+    said = {run.name: (run.kind, run.config.model_dump(mode="json")) for run in runs}
+    sweep_folder.check_recipe(workdir, said, runs[0].varying, resolve)
 
 
 def save(runs: list[GridRun], workdir: AnyPath) -> None:

@@ -33,6 +33,8 @@ class RunMonitor:
         status says "running", but no process is at work on the run."""
         self.without_status = "not begun"
         """The state if there is no status file. A sweep sets it if its own run failed early."""
+        self.given_up = False
+        """Whether a sweep sets it: the run failed, and this sweep does not train it again."""
         self.status: Status | None = None
         self.last: dict[str, dict[str, Any]] = {}
         """The last record of each series; see `series_of`."""
@@ -52,8 +54,9 @@ class RunMonitor:
 
     @property
     def work_left(self) -> int:
-        """The part of the point's `work` that a sweep will do. It trains a failed run again."""
-        steps = 0 if self.state in DONE else max(0, self.point.steps - self.step)
+        """The part of the point's `work` that a sweep will do. The next one trains failed runs."""
+        is_over = self.given_up or self.state in DONE
+        steps = 0 if is_over else max(0, self.point.steps - self.step)
         return self.point._replace(steps=steps).work
 
     @property

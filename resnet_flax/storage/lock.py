@@ -24,6 +24,7 @@ from resnet_flax.storage.lock_stores import Holder, lock_store
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
+OLD_SECONDS = 3600.0  # More than clocks of two machines differ.
 
 _GONE = (
     "{} is gone: the run's folder was moved or deleted, or the lock was deleted. This process"
@@ -152,8 +153,8 @@ class FolderLock:
 class Heartbeat:
     """Tells a reader, who asks repeatedly and writes nothing, whether a folder has a live writer.
 
-    A holder on another machine counts as alive until its heartbeat has not changed for
-    `STALE_SECONDS` of this reader's time.
+    A holder on another machine, or one of before a restart, counts as alive until its heartbeat has
+    not changed for `STALE_SECONDS` of this reader's time, or for an hour by the clocks.
     """
 
     def __init__(self, folder: Path | BucketPath):
@@ -170,6 +171,8 @@ class Heartbeat:
             if alive is not None:
                 return alive
             sign = self.store.sign()
+            if self.store.age() > OLD_SECONDS:
+                return False
         except OSError:
             return False
         if sign != self._last:

@@ -65,6 +65,9 @@ class LockStore(Protocol):
     def sign(self) -> Any:
         """A value that changes with each `beat` of the holder. None if there is no lock."""
 
+    def age(self) -> float:
+        """Seconds since the last `beat`, by the clocks of two machines. 0 if it is not known."""
+
     def beat(self) -> None:
         """Shows that the holder is alive. Only the holder calls it."""
 
@@ -137,6 +140,10 @@ class File:
         except FileNotFoundError:
             return None
 
+    def age(self) -> float:
+        sign = self.sign()
+        return 0.0 if sign is None else time.time() - sign / 1e9
+
     def beat(self) -> None:
         os.utime(self._own)
 
@@ -204,6 +211,9 @@ class Numbered:
     def sign(self) -> Any:
         holder = self.read()
         return holder and (self._read_number, holder.get("beats"), holder.get("released"))
+
+    def age(self) -> float:
+        return 0.0
 
     def beat(self) -> None:
         self._holder = self._holder | {"beats": self._holder.get("beats", 0) + 1}

@@ -239,7 +239,7 @@ def check_recipe(
         if other != name:
             raise UserError(
                 f"{path} holds {other}, which is the same run as {name}. Choose another workdir, or"
-                " leave this run out."
+                " give only values that are not there yet."
             )
         said = _said(kind, config, sweep.varying | varying)
         different = [recipe.differences(one, said) for one in there]

@@ -85,7 +85,8 @@ class Beginning:
             folder = self.folder
             raise UserError(
                 f"{folder.path} has a history, but no complete checkpoint to resume from. Put one"
-                f" back into {folder.checkpoints}, or start again: train ... --from_scratch."
+                f" back into {folder.checkpoints}, or start again: delete {folder.path}. Outside a"
+                " sweep, train ... --from_scratch does it, too."
             )
         return step
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,24 @@ def start(workdir, *flags):
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--config.depths=(21,)"], "Run plain-21-s0: Expected a depth of"),
+        (["--config.run.steps=9"], "holds a sweep of another recipe: steps"),
+    ],
+)
+def test_a_sweep_that_cannot_begin_costs_no_minute(tmp_path, flags, said):
+    shutil.copy("experiments/results/digits/sweep.json", tmp_path)
+    command = [sys.executable, "-m", "experiments.accelerator", f"--workdir={tmp_path}"]
+    command += ["--config=configs/degradation.py:digits", "--minutes=0.1", *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.slow

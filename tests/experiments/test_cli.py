@@ -71,6 +71,10 @@ def parsed(monkeypatch, *argv):
             ["--config=configs/degradation.py:digits", "--config.optim.lr=1"],
             r"accepted: .*seeds\. For all runs of a sweep: --config\.run\.optim\.lr=1$",
         ),
+        (
+            ["--config=configs/questions.py:blocks", "--config.kinds.pre-activation.steps=1"],
+            r"""a name with a hyphen: "--config\.kinds\['pre-activation'\]\.steps=1"$""",
+        ),
         (["--config=configs/none.py"], "got configs/none.py, which is missing. Example: "),
         (
             ["--config=configs/degradation.py:digits", "--config.kinds={'residual': 'pad'}"],
@@ -102,6 +106,8 @@ def test_dashes_become_underscores_in_our_flags_alone(monkeypatch):
         cli._with_underscores(given)
         for given in ("--num-processes=1", "--noconfig.data.flip", "--cpus-per-task=3", "-a-b")
     ] == ["--num_processes=1", "--noconfig.data.flip", "--cpus-per-task=3", "-a-b"]
+    in_brackets = "--num-processes.kinds['pre-activation'].a-b=c-d"
+    assert cli._with_underscores(in_brackets) == in_brackets.replace("num-", "num_")
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,7 @@ def test_what_the_machines_of_a_cloud_lack_is_named():
         ({"data.name": "cifar10", "data.data_dir": "/disk"}, r"data set cifar10 \(in /disk\)"),
         ({"init_from": "runs/base"}, "the run runs/base of init_from"),
         ({"config_file": "/elsewhere/mine.py"}, "the config's file /elsewhere/mine.py"),
+        ({"config_file": "mine.py"}, "the config's file mine.py"),  # The image lacks it.
     ]:
         (note,) = said(**fields)
         assert re.search(rf"get this checkout without runs/\. They also need .*{what}", note)

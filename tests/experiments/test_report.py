@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -316,6 +318,16 @@ def test_a_run_on_which_nobody_works_is_interrupted(begun_sweep, alive):
         lock.release()
     assert states["plain-8-s0"] == ("running" if alive else "interrupted")
     assert states["residual-20-s0"] == "interrupted"
+
+
+def test_a_run_whose_machine_died_hours_ago_is_interrupted(begun_sweep):
+    end(begun_sweep, "running")
+    lock = begun_sweep / "plain-8-s0" / "lock.json"
+    lock.write_text(json.dumps({"machine": "of before a restart", "pid": 1}))
+    for age, state in ((60, "running"), (7200, "interrupted")):
+        os.utime(lock, (time.time() - age,) * 2)
+        states = sweep_tables.read_runs(SweepFolder(begun_sweep)).set_index("run")["state"]
+        assert states["plain-8-s0"] == state
 
 
 def test_kinds_of_a_depth_share_axes_in_the_curves():

@@ -271,6 +271,8 @@ def test_a_run_of_the_folder_is_not_trained_again_under_another_name(tiny_sweep,
     varied = expanded(tiny_sweep | {"vary": {"optim.lr": (0.01, 0.1)}})
     with pytest.raises(UserError, match="holds plain-8-s0, .* the same run as plain-8-lr0.1-s0"):
         sweep.check_grid(varied, tmp_path)
+    others = expanded(tiny_sweep | {"vary": {"optim.lr": (0.01,)}})  # What the message advises.
+    sweep.check_grid(others, tmp_path)
 
 
 def test_the_report_keeps_runs_of_another_recipe_apart_and_says_so(written_sweep, capsys):

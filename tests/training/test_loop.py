@@ -301,7 +301,7 @@ def test_with_no_whole_checkpoint_left_a_run_stops_and_starts_anew_only_when_tol
         damage(folder, step)
     for _ in range(2):  # Also when they have been set aside.
         with pytest.raises(
-            UserError, match="no complete checkpoint to resume from.*--from_scratch"
+            UserError, match=f"no complete checkpoint to resume from.*delete {folder.path}"
         ):
             train(tiny_config, folder.path)
     assert len(folder.metrics()) == 8

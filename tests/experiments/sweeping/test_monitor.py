@@ -35,6 +35,9 @@ def test_a_run_is_shown_as_its_records_say(folder):
     run = looked_at(folder)
     assert (run.state, run.step, run.loss, run.error) == ("running", 20, 2.0, 0.75)
     assert run.seconds_left == (100 - 20) * 16 / 80
+    run.given_up = True
+    assert run.work_left == 0
+    run.given_up = False
     folder.append_metrics({"step": 100, **TEST})
     folder.append_metrics({"step": 100, **TEST, "split": "train", "error": 0.25})
     folder.write_status(Status("finished", 100))
