@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from sklearn.neighbors import NearestNeighbors
@@ -112,10 +113,11 @@ def ridge_error(features: np.ndarray, labels: np.ndarray) -> float | None:
     targets = (labels[:, None] == classes).astype(np.float64)
     x = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     penalty = PENALTY * np.square(x).sum() / x.shape[1] or 1.0  # 1: all features are constant.
-    gram = x.T @ x + penalty * np.eye(x.shape[1])
-    hat = 1 / len(x) + x @ np.linalg.solve(gram, x.T)
-    own = np.diag(hat)[:, None]
-    predicted = classes[((hat @ targets - own * targets) / (1 - own)).argmax(axis=1)]
+    solved = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T)
+    # The hat matrix is 1 / N + x @ solved, [N, N]. Only its diagonal is made.
+    own = (1 / len(x) + np.einsum("nc,cn->n", x, solved))[:, None]
+    fitted = targets.mean(axis=0) + x @ (solved @ targets)
+    predicted = classes[((fitted - own * targets) / (1 - own)).argmax(axis=1)]
     return float(100 * np.mean(predicted != labels))
 
 
@@ -136,7 +138,7 @@ def _features(
     found = part_by_part.outputs(parts, variables, batch.image)
     of_stages = {part_of(str(part.name)): y for part, y in zip(parts, found, strict=True)}
     return {
-        stage: np.asarray(y.mean((1, 2)), np.float32)
+        stage: np.asarray(y.mean((1, 2), dtype=jnp.float32))
         for stage, y in of_stages.items()
         if stage != "head"
     }

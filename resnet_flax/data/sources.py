@@ -22,6 +22,7 @@ from resnet_flax.data.prepared import (
     prepared_builder,
 )
 from resnet_flax.errors import UserError
+from resnet_flax.storage import filesystem
 
 _READ_AT_ONCE = 1000
 
@@ -86,12 +87,19 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 
     Raises UserError if the set is unknown, not prepared or of another kind, or has no such split.
     """
-    return _load_split(name, split, "" if _comes_along(name) else data_folder(data_dir))
+    if _comes_along(name):
+        return _load_split(name, split, "", ())
+    info = filesystem.path(str(prepared_builder(name, data_dir).data_dir)) / "dataset_info.json"
+    return _load_split(name, split, data_folder(data_dir), filesystem.identity(info))
 
 
 @functools.lru_cache(maxsize=4)
-def _load_split(name: str, split: str, folder: str) -> Split:
-    """Reads a split. `folder` is a full path, because TFDS_DATA_DIR may change between calls."""
+def _load_split(name: str, split: str, folder: str, made: tuple[int | str, ...]) -> Split:
+    """Reads a split.
+
+    - `folder`: a full path, because TFDS_DATA_DIR may change between calls.
+    - `made`: changes when the set is made again.
+    """
     opened = open_split(name, split, folder)
     shape = tuple(length for length in opened.image_shape if length)
     if len(shape) < 3:

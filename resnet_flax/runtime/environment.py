@@ -71,9 +71,9 @@ def _code_digest() -> str:
 def machine(entry: dict[str, Any]) -> dict[str, Any]:
     """The entries of `describe` that can change a run's bits. Equal on machines of one kind."""
     packages = entry.get("packages", {})
-    return {name: entry.get(name) for name in KIND} | {
-        name: packages.get(name) for name in ("jax", "jaxlib")
-    }
+    found = {name: entry.get(name) for name in KIND}
+    found |= {name: packages.get(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return found | {"settings": entry.get("settings", {})}  # Old entries have none.
 
 
 def _processor() -> str:

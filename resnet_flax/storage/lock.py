@@ -77,7 +77,8 @@ class FolderLock:
             if holder is not None and self._is_alive(holder, say):
                 raise TryAgainError(
                     f"{self._folder} is in use by {_name(holder)}, started {holder.get('started')}."
-                    " Wait for it to end, or stop it."
+                    " Wait for it to end, or stop it. If this folder is a copy, delete the lock in"
+                    " it."
                 )
             with self._alone():
                 return self.store.take(self._holder, holder)

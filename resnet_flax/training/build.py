@@ -228,7 +228,7 @@ def build_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Grad
         layerwise = config.optimizer == "lars"
         optimizer = optim.sgd(schedule, config.momentum, config.nesterov, *decay, layerwise)
     if config.clip_norm:
-        optimizer = optim.with_clipping(optimizer, config.clip_norm)
+        optimizer = optim.with_clipping(optimizer, config.clip_norm, config.frozen)
     if config.norms_of:
         optimizer = optim.with_factors(optimizer)
     if config.frozen:

@@ -9,7 +9,7 @@ import jax
 
 from resnet_flax.config import RunConfig, resolve
 from resnet_flax.data.fingerprint import fingerprint
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, complain
 from resnet_flax.models import stacking
 from resnet_flax.runtime import bits, hosts
 from resnet_flax.runtime.interrupt import StopRequest
@@ -80,15 +80,17 @@ def train_and_evaluate(
         built = build.build(config)
         images = {"train": fingerprint(built.train), "test": fingerprint(built.test)}
         facts |= images
-        if before is not None and before.step:
-            check_images(folder, images)
     beginning = Beginning(built, folder, progress, from_scratch=from_scratch)
     with contextlib.ExitStack() as claimed:
         with hosts.alike():
             claimed.enter_context(folder.claim(fields, progress.say))
+            # Since the first look, another process may have begun a run here, or ended it.
+            folder.has_run(fields, resolve)
             before = folder.status()
-        if (ended := _ended(folder, before, progress)) is not None:  # Another process ended it.
+        if (ended := _ended(folder, before, progress)) is not None:
             return ended
+        with hosts.alike():
+            check_images(folder, images)
         with Attempt(folder, from_scratch=from_scratch) as attempt:
             return _attempt(attempt, beginning, stop, images)
 
@@ -170,8 +172,10 @@ class _Training:
         self._begun = step  # The last step whose save has started.
         self._train_steps = build.map_training(built)
         self._evaluator = Evaluator(built.model, self._devices, self._config.data.eval_batch_size)
+        # Each process names the damaged images that it has read.
+        say = recorder.progress.say if hosts.is_first() else complain
         self._feeds = {
-            name: build.feed(split, self._devices, recorder.progress.say)
+            name: build.feed(split, self._devices, say)
             for name, split in (("train", built.train), ("test", built.test))
         }
         self._timer = Timer(step)
@@ -217,10 +221,14 @@ class _Training:
             self._save(state)
         if stop.reached():
             raise _Stopped
-        self._checkpoints.poll()
-        self._attempt.note_saved(self._checkpoints.saved)
+        self._note_saved()
         self._evaluate(state, stop)
         return True
+
+    def _note_saved(self) -> None:
+        """Raises the error of a save that has failed since."""
+        self._checkpoints.poll()
+        self._attempt.note_saved(self._checkpoints.saved)
 
     def _save(self, state: steps.TrainState) -> None:
         tree = stacking.unstack(host_tree(state))
@@ -245,6 +253,7 @@ class _Training:
         def before_batch() -> None:
             if stop.reached():
                 raise _Stopped
+            self._note_saved()
 
         last = self.step == self._config.steps
         due = ["test"] if last or self.step % self._config.eval_every == 0 < self.step else []

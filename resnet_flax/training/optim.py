@@ -79,10 +79,22 @@ def adam(
 
 
 def with_clipping(
-    optimizer: optax.GradientTransformation, norm: float
+    optimizer: optax.GradientTransformation, norm: float, frozen: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Shortens gradients whose L2 norm, over all parameters together, is above `norm`."""
-    return optax.chain(optax.clip_by_global_norm(norm), optimizer)
+    """Shortens gradients whose L2 norm, over all trained parameters together, is above `norm`.
+
+    `frozen`: the parts that are not trained, as in `with_frozen`.
+    """
+    clipped = optax.chain(optax.clip_by_global_norm(norm), optimizer)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        trained = {
+            name: jax.tree.map(jnp.zeros_like, tree) if part_of(name) in frozen else tree
+            for name, tree in gradients.items()
+        }
+        return clipped.update(trained, state, params)
+
+    return optax.GradientTransformation(clipped.init, update)
 
 
 def with_frozen(

@@ -10,6 +10,7 @@ import jax
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.runtime import environment, hosts
 from resnet_flax.runtime.progress import RunProgress
+from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.records import State, Status, differing_fields, series_of
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.tensorboard import EventFile
@@ -64,11 +65,13 @@ class Attempt:
 
 
 def check_images(folder: RunFolder, images: dict[str, Any]) -> None:
-    """Raises UserError if an attempt recorded other images: then the run cannot go on with these.
+    """Raises UserError if the run has a checkpoint that was trained on other images.
 
     `images`: the fingerprint of each split. Runs of older versions did not record it.
     """
-    for before in folder.environments():
+    if not Checkpoints(folder.checkpoints).steps():
+        return
+    for before in reversed(folder.environments()):  # An attempt before the first save counts not.
         if known := before.get("images"):
             if other := "; ".join(differing_fields(known, images)):
                 raise UserError(

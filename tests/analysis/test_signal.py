@@ -1,11 +1,14 @@
 """What is left of a signal, on cases known by hand."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnet_flax.analysis import mean_field, signal
+from resnet_flax.models import blocks
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training.steps import Batch
 
@@ -39,6 +42,24 @@ def test_the_regression_is_fitted_without_the_image_that_it_predicts():
         wrong += (np.r_[features[i], 1] @ weights).argmax() != labels[i]
     assert 0 < wrong < 30
     assert signal.ridge_error(features, labels) == pytest.approx(100 * wrong / 30)
+
+
+def test_the_regression_takes_no_memory_for_pairs_of_images():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(4000, 4)), rng.integers(3, size=4000)
+    tracemalloc.start()
+    signal.ridge_error(features, labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4000 * 4000  # Bytes; a matrix of pairs has eight times as many.
+
+
+def test_features_of_a_bfloat16_network_are_means_in_float32():
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3)).astype(jnp.bfloat16)
+    (found,) = signal._features([blocks.ReLU(name="stage1_relu")], {}, Batch(images, None)).values()
+    expected = np.maximum(np.asarray(images, np.float32), 0).mean((1, 2))
+    # 1e-6: float32 sums in another order. bfloat16 has 2e-3.
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_features_that_are_all_equal_say_nothing():

@@ -50,8 +50,11 @@ def test_settings_that_round_otherwise_are_recorded_but_no_path(monkeypatch):
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     with jax.default_matmul_precision("highest"):
-        assert environment.describe()["settings"] == {
+        here = environment.describe()
+        assert here["settings"] == {
             "jax_default_matmul_precision": "highest",
             "XLA_FLAGS": "--xla_cpu_enable_fast_math=true",
             "NVIDIA_TF32_OVERRIDE": "0",
         }
+    # A run that resumes without them says so.
+    assert environment.machine(here) != environment.machine(here | {"settings": {}})

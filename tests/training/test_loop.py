@@ -15,6 +15,7 @@ from PIL import Image
 
 from resnet_flax.config import resolve
 from resnet_flax.data import own_images
+from resnet_flax.data.sources import load_split
 from resnet_flax.errors import FaultError, UserError
 from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
@@ -603,6 +604,70 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_and_with_no_others(
     assert before == ((run / "environment.json").read_text(), (run / "status.json").read_text())
     tiny_config["data"]["data_dir"] = moved
     assert train(tiny_config, run) == "finished"
+
+
+def test_images_of_an_attempt_that_saved_nothing_bind_no_later_one(
+    tiny_config, tmp_path, monkeypatch
+):
+    first, other = (own_set(tmp_path / name, seed) for name, seed in (("first", 0), ("other", 1)))
+    run = tmp_path / "run"
+    tiny_config["data"] |= {"name": "mine", "train_split": "train", "test_split": "test"}
+    for folder, records, is_saved in ((first, 1, False), (other, 5, True)):
+        tiny_config["data"]["data_dir"] = folder
+        with monkeypatch.context() as patch:
+            pull_plug(patch, Recorder, "add_training", records)
+            with pytest.raises(PulledPlug):
+                train(tiny_config, run)
+        assert bool(RunFolder(run).status().step) == is_saved
+    tiny_config["data"]["data_dir"] = first
+    with pytest.raises(UserError, match="other images now"):
+        train(tiny_config, run)
+    tiny_config["data"]["data_dir"] = other
+    assert train(tiny_config, run) == "finished"
+
+
+def test_a_set_that_was_made_again_is_read_again(tmp_path):
+    folder = own_set(tmp_path, 0)
+    before = load_split("mine", "train", folder)
+    assert load_split("mine", "train", folder) is before
+    shutil.rmtree(tmp_path / "mine")
+    own_set(tmp_path, 1)
+    assert not np.array_equal(load_split("mine", "train", folder).images, before.images)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_taken_for_this_one(
+    tiny_config, tmp_path, monkeypatch
+):
+    run, original = tmp_path / "run", build.build
+
+    def build_slowly(config):
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "build", original)
+            train(tiny_config | {"seed": 1}, run)
+        return original(config)
+
+    monkeypatch.setattr(build, "build", build_slowly)
+    with pytest.raises(UserError, match=r"another config: seed \(1 there, 0 here\)"):
+        train(tiny_config, run)
+
+
+def test_a_save_that_ends_during_an_evaluation_is_noted_at_once(tiny_config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    tiny_config |= {"eval_every": tiny_config["checkpoint_every"]}
+    noted = []
+
+    def evaluate(self, variables, mean, feed, before_batch):
+        for _ in range(600):  # A save may take a while on a busy machine.
+            before_batch()
+            noted.append(RunFolder(run).status().step)
+            if noted[-1]:
+                raise PulledPlug
+            time.sleep(0.1)
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    with pytest.raises(PulledPlug):
+        train(tiny_config, run)
+    assert noted[-1] == tiny_config["checkpoint_every"]
 
 
 def test_what_a_caller_gives_alone_is_used(tiny_config, tmp_path):

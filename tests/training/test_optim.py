@@ -98,6 +98,15 @@ def test_clipping_shortens_the_gradient_of_all_parameters_together():
     assert short["fc"] == pytest.approx({"kernel": -0.3, "bias": -0.4}, rel=1e-6)
 
 
+def test_the_gradient_of_a_frozen_part_does_not_clip_the_others():
+    params = {"conv": {"kernel": jnp.array(0.0)}, "fc": {"kernel": jnp.array(0.0)}}
+    grads = [{"conv": {"kernel": jnp.array(1e6)}, "fc": {"kernel": jnp.array(0.5)}}]
+    plain = optim.sgd(lambda _: 1.0, momentum=0.0, weight_decay=0.0)
+    optimizer = optim.with_frozen(optim.with_clipping(plain, 1.0, ("stem",)), ("stem",))
+    after = take_steps(optimizer, params, grads)
+    assert (after["conv"]["kernel"], after["fc"]["kernel"]) == (0, -0.5)
+
+
 def test_frozen_parts_stay_and_others_move_as_without_them():
     params = {
         name: {"kernel": jnp.array(1.0)}
