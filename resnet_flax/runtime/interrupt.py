@@ -1,5 +1,6 @@
 """Turns SIGINT, SIGTERM and SIGHUP into requests, so that a run stops where it can resume."""
 
+import _thread
 import os
 import signal
 import threading
@@ -8,6 +9,8 @@ from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from resnet_flax.runtime.output import in_notebook
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_REQUEST_SECONDS = 1.0
@@ -20,7 +23,8 @@ class StopRequest:
     """A context in which the first signal asks to stop, and a second one ends the process at once.
 
     A second signal counts if it comes `SAME_REQUEST_SECONDS` or more after the first and is not
-    SIGHUP. If SIGHUP is ignored, as under nohup, it has no effect.
+    SIGHUP. If SIGHUP is ignored, as under nohup, it has no effect. In a notebook, a second signal
+    ends the cell, not the process, which holds the user's variables.
 
     With several processes, a signal to one of them stops all at the same step. Outside the main
     thread, signals are not handled, except SIGTERM with several processes.
@@ -30,6 +34,7 @@ class StopRequest:
         self.received: str | None = None
         """The reason to stop, after `reached` returned True."""
         self._signal: str | None = None
+        self._is_forced = False
         self._questions = 0
         self._previous: dict[int, object] = {}
         self._pipe, self._previous_fd = (-1, -1), -1
@@ -61,6 +66,8 @@ class StopRequest:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._is_forced:
+            raise KeyboardInterrupt
         self._signal = signal.Signals(number).name
 
     def _listen(self) -> None:
@@ -74,6 +81,12 @@ class StopRequest:
                 if jax.process_count() > 1:
                     os.kill(os.getpid(), signal.SIGTERM)
             elif now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP:
+                if in_notebook():
+                    self._is_forced = True
+                    _thread.interrupt_main(
+                        signal.Signals(number)
+                    )  # Calls `_note` in the main thread.
+                    continue
                 os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
                 os._exit(128 + number)
         os.close(self._pipe[0])

@@ -1,4 +1,4 @@
-"""Makes a command go on if its output has no reader or cannot be written."""
+"""Makes a command go on if its output has no reader or cannot be written. Knows notebooks."""
 
 import io
 import os
@@ -51,3 +51,8 @@ def has_no_reader() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    return "JPY_PARENT_PID" in os.environ

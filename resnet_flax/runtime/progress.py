@@ -1,6 +1,5 @@
 """Shows long work: bars on a terminal, plain lines in a log file."""
 
-import os
 from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
@@ -8,6 +7,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_flax.errors import printable
+from resnet_flax.runtime.output import in_notebook
 
 
 class RunProgress:
@@ -27,14 +27,13 @@ class RunProgress:
         - `quiet`: shows nothing. True in all processes but the first.
         - `view`: returns what a terminal shows instead of the bar; called every second.
         """
-        # A notebook says that it is a terminal, but it cannot draw over what it has shown.
-        in_notebook = "JPY_PARENT_PID" in os.environ
         self.console = Console(
             highlight=False,
             emoji=False,
             soft_wrap=True,
             quiet=quiet,
-            force_terminal=False if in_notebook else None,
+            # A notebook says that it is a terminal, but it cannot draw over what it has shown.
+            force_terminal=False if in_notebook() else None,
         )
         self._view = view
         self._name = self._values = ""
