@@ -58,7 +58,6 @@ class Instruction(NamedTuple):
     arrays: tuple[Array, ...]  # Its results.
     operands: tuple[str, ...]
     attributes: str
-    text: str
 
     @property
     def source(self) -> str:
@@ -79,7 +78,6 @@ class Run(NamedTuple):
     instruction: Instruction
     computation: str
     times: int
-    loops: tuple[int, ...]  # Trip counts of the loops around it.
 
 
 class Program:
@@ -98,18 +96,17 @@ class Program:
 
     def runs(self) -> Iterator[Run]:
         """Every instruction that runs by itself: those inside a fusion are part of it."""
-        yield from self._runs(self.entry, 1, ())
+        yield from self._runs(self.entry, 1)
 
-    def _runs(self, computation: str, times: int, loops: tuple[int, ...]) -> Iterator[Run]:
+    def _runs(self, computation: str, times: int) -> Iterator[Run]:
         for one in self.computations[computation].values():
-            yield Run(one, computation, times, loops)
+            yield Run(one, computation, times)
             if one.opcode == "while":
-                trips = self.trips(one)
-                yield from self._runs(one.called, times * trips, (*loops, trips))
+                yield from self._runs(one.called, times * self.trips(one))
             elif one.opcode == "call":
-                yield from self._runs(one.called, times, loops)
+                yield from self._runs(one.called, times)
             elif one.opcode == "conditional" and (found := _BRANCHES.search(one.attributes)):
-                yield from self._runs(found[1].split(",")[0].strip(" %"), times, loops)
+                yield from self._runs(found[1].split(",")[0].strip(" %"), times)
 
     def trips(self, loop: Instruction) -> int:
         """How often a loop runs: as XLA says, else the limit that its condition compares with."""
@@ -253,7 +250,7 @@ def _parsed(line: str) -> Instruction | None:
     inside = re.sub(r"/\*.*?\*/", "", rest[opening + 1 : closing])
     named = tuple(re.findall(r"%([\w.\-]+)", inside))
     operands = named or ((inside.strip(),) if inside.strip() else ())
-    return Instruction(name[1], rest[:opening], arrays(kind), operands, rest[closing:], line)
+    return Instruction(name[1], rest[:opening], arrays(kind), operands, rest[closing:])
 
 
 def _closing(text: str, opening: int) -> int:
