@@ -157,6 +157,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "test_elsewhere": functools.partial(readme_tables.elsewhere, "test_error"),
     "digits_110": functools.partial(readme_tables.single_runs, "digits_110"),
     "digits_no_bn": functools.partial(readme_tables.single_runs, "digits_no_bn"),
+    "cifar10": functools.partial(_sweeps_own, "cifar10"),
     "cifar10_short": functools.partial(_sweeps_own, "cifar10_short"),
     "cifar10_short_times": functools.partial(readme_tables.times, "cifar10_short"),
     "to_compare_with": functools.partial(readme_tables.to_compare_with, _parameters),
@@ -165,6 +166,7 @@ TABLES: dict[str, Callable[[], Rows | str]] = {
     "trained_cifar10": functools.partial(
         readme_tables.trained_gradients, "cifar10_short", [20, 56]
     ),
+    "trained_cifar10_64k": functools.partial(readme_tables.trained_gradients, "cifar10", [20]),
     "trained_digits_110": functools.partial(readme_tables.trained_gradients, "digits_110", [110]),
     "theory": functools.partial(cause_tables.predicted_over_measured, "causes", (20, 56, 110)),
     "steps": benchmark_tables.steps,
