@@ -83,9 +83,8 @@ class StopRequest:
             elif now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP:
                 if in_notebook():
                     self._is_forced = True
-                    _thread.interrupt_main(
-                        signal.Signals(number)
-                    )  # Calls `_note` in the main thread.
+                    # Calls `_note` in the main thread.
+                    _thread.interrupt_main(signal.Signals(number))
                     continue
                 os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
                 os._exit(128 + number)
