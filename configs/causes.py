@@ -75,7 +75,7 @@ PREDICTIONS = {
     "plain, four times the steps": ("trains", "fails", "fails"),
 }
 DECISIVE = tuple(KINDS)[:7]
-"""The conditions on larger maps: both kinds, both swaps, and the three rescues."""
+"""The conditions on larger maps: both kinds, both swaps, two rescues and the halved shortcut."""
 
 
 def get_config(data: str = "digits") -> ml_collections.ConfigDict:

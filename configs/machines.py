@@ -5,8 +5,8 @@ takes the least time of a step that the chip's published peaks allow. To replace
 `make benchmark SUITES=accelerator` on the machine. Then give its result, such as
 --machine.speed.cifar10.images_per_second=N, and set .measured and .source beside it.
 
-experiments/sweeping/machine.py explains the fields. Each speed is for one chip, one data set, and a network
-with the given `multiply_adds`. The speed of other networks follows from their multiply-adds.
+experiments/sweeping/machine.py explains the fields. Each speed is for one chip, one data set, and a
+network with the given `multiply_adds`. The speed of others follows from their multiply-adds.
 """
 
 import ml_collections

@@ -38,6 +38,7 @@ from resnet_flax.runtime.parallel import Backend
 from resnet_flax.storage import filesystem, findings
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.storage.findings import Layers, Network
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.training import architecture, build, part_by_part
 from resnet_flax.training.initial_state import initial_variables
@@ -110,7 +111,8 @@ def diagnose_run(
     config = runs[-1].config
     parts = part_by_part.parts_of(runs[-1].model)
     image_mean, data = runs[-1].image_mean, config.data
-    build.open_seen(data, data.train_split, image_mean, runs[-1].num_classes)
+    known = RunFolder(folder).images()
+    build.open_seen(data, data.train_split, image_mean, runs[-1].num_classes, known)
     batches = build.training_batches(data, config.parallel, image_mean, count)
     initial = _before_training(folder, config, console)
     found_signal = signal.measure(runs[-1].model, initial, batches)

@@ -3,17 +3,19 @@
 .venv/bin/python -m experiments.evaluate --workdir=runs/plain56 --split=train
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from resnet_flax.config import LARGEST_SIDE, RunConfig
+from resnet_flax.config import LARGEST_SIDE, RunConfig, parse
 from resnet_flax.data.stream import Stream
 from resnet_flax.errors import UserError
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import cpu, parallel
 from resnet_flax.runtime.parallel import Devices
+from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build
 from resnet_flax.training.evaluation import Evaluator
 
@@ -22,12 +24,18 @@ SIDES = (224, 256, 384, 480, 640)
 """Lengths of the shorter side in Sec. 3.4, for crops of 224 pixels."""
 
 
-def score(run: Run, split: str | None, view: str, sides: Sequence[int]) -> None:
-    """Prints error and loss in one line. `sides`: empty for those of Sec. 3.4."""
+def score(
+    run: Run, known: Mapping[str, Any], split: str | None, view: str, sides: Sequence[int]
+) -> None:
+    """Prints error and loss in one line.
+
+    - `known`: the fingerprints of the run's splits.
+    - `sides`: empty for those of Sec. 3.4.
+    """
     data = run.config.data
     split = split or data.test_split
     devices = Devices(run.config.parallel)
-    images = build.open_seen(data, split, run.image_mean, run.num_classes)
+    images = build.open_seen(data, split, run.image_mean, run.num_classes, known)
     if view == CENTER:
         evaluate = Evaluator(run.model, devices, data.eval_batch_size)
         feed = build.feed(images, devices, print)
@@ -77,12 +85,14 @@ def _sides(given: Sequence[str] | None) -> list[int]:
 def main(args: flags.FlagValues) -> int:
     if args.all_steps and args.step is not None:
         raise UserError(f"Expected --all_steps or --step, got both (step {args.step}).")
-    folder = cli.run_folder(args)
-    cpu.use_cores(None)
-    parallel.open_devices()
     if args["sides"].present and args.view != MULTI_SCALE:
         raise UserError(f"Expected --sides with --view={MULTI_SCALE}, got --view={args.view}.")
-    how = args.split, args.view, _sides(args.sides)
+    sides = _sides(args.sides)
+    records = RunFolder(folder := cli.run_folder(args))
+    data = parse(records.config(), RunConfig).data
+    cpu.use_cores(data.eval_batch_size)  # Not more: images in memory are copied to each device.
+    parallel.open_devices()
+    how = records.images(), args.split, args.view, sides
     if not args.all_steps:
         score(load_run(folder, args.step, args.data_dir), *how)
         return 0

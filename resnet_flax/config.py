@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import BLOCKS
@@ -68,7 +68,8 @@ class ModelConfig(Section):
     shortcut_scale: float = 1.0
     """A factor of the shortcut: y = relu(F(x) + a h(x))."""
     zero_init_residual: bool = False
-    """Whether the scale of the last BN in F begins at 0, so that a block begins as its shortcut."""
+    """Whether the scale of the last BN in F begins at 0, so that a block begins as its shortcut.
+    Not with `bn_bias`: F would begin as that bias."""
     negative_slope: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Slope of the activation below 0. 0: ReLU; between: leaky ReLU; 1: no activation."""
     init: Init = "he"
@@ -79,7 +80,8 @@ class ModelConfig(Section):
     block: Annotated[str, AfterValidator(_block)] = "postactivation"
     """A name in `BLOCKS` of resnet_flax/models/blocks.py. `postactivation`: the paper's block."""
     widths: tuple[PositiveInt, ...]
-    """Channels of each stage. Empty: as in the paper."""
+    """Channels of the 3x3 convolutions of each stage. Empty: as in the paper. The first is also the
+    width of the first layer. A bottleneck ends with four times as many channels."""
     bottleneck_stride: Literal["1x1", "3x3"]
     """Which convolution of a bottleneck has the stride: `1x1` as in the paper, `3x3` as in v1.5."""
     dtype: Literal["float32", "bfloat16"]
@@ -122,7 +124,8 @@ class OptimConfig(Section):
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     clip_norm: NonNegativeFloat = 0.0
-    """Longest gradient, as the L2 norm of all parameters together. 0: no limit."""
+    """Longest gradient, as the L2 norm of all parameters that are trained. 0: no limit. It comes
+    after the factors of `norms_of` and before weight decay."""
     norms_of: Literal["", "none", "pad"] = ""
     """A value of `model.shortcut`. Each parameter's gradient gets a constant factor. With it, the
     gradient has at first about the norm that it has in the network with that shortcut. The factors
@@ -164,8 +167,8 @@ class DataConfig(Section):
     batch_size: Count
     """Images of one training step, on all devices together."""
     eval_batch_size: Count
-    pad: NonNegativeInt
-    """Pixels added on each side before the random crop."""
+    pad: Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+    """Pixels added on each side before the random crop. Fewer than the side of an image."""
     flip: bool
     """Whether each training image is mirrored with probability 1/2."""
     crop: Literal["none", "scale", "inception"] = "none"
@@ -245,9 +248,18 @@ def parse(config: Mapping[str, Any], schema: type[S], flag: str = "config") -> S
             " float(value)."
         )
 
+    # Through JSON, so that a config from a file and one from the command line are read alike.
+    text = json.dumps(config, default=refuse, ensure_ascii=False)
     try:
-        # Through JSON, so that a config from a file and one from the command line are read alike.
-        return schema.model_validate_json(json.dumps(config, default=refuse))
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 40, 0) : error.end + 20]
+        raise UserError(
+            f"{flag}: expected text in UTF-8, got ...{near!r}... If it is a path, give the file or"
+            " folder another name, or a link with another name."
+        ) from error
+    try:
+        return schema.model_validate_json(text)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join([flag, *map(str, first["loc"])])

@@ -59,6 +59,8 @@ def test_a_whole_config_is_read_with_its_types():
             r"config: expected plain .* got np.int64\(120\) of type int64.* int\(value\)",
         ),
         ({"data__name": {"cifar10"}}, r"config: expected plain Python values.* type set"),
+        ({"data__data_dir": "/data/B\udce4r"}, r"config: expected text in UTF-8, .*/data/B"),
+        ({"data__pad": 4097}, r"config.data.pad: .*less than or equal to 4096"),
         ({"data__name": "cifar10:3.*.*"}, r"config.data.name: .* such as cifar10:3.0.2, got"),
     ],
 )

@@ -407,9 +407,9 @@ def test_images_of_another_kind_than_the_networks_are_refused_before_they_are_sc
     run = runs.load_run(finished_run)
     data, mean = run.config.data, run.image_mean
     assert run.num_classes == 10
-    assert build.open_seen(data, "test", mean, 10).num_classes == 10
-    for other in ((mean, 9), (np.zeros((12, 12, 1), np.float32), 10)):
+    assert build.open_seen(data, "test", mean, 10, {}).num_classes == 10
+    for wrong, classes in ((mean, 9), (np.zeros((12, 12, 1), np.float32), 10)):
         with pytest.raises(
             UserError, match="as the run's network has, got 10 and .8, 8, 1.* --data_dir"
         ):
-            build.open_seen(data, "test", *other)
+            build.open_seen(data, "test", wrong, classes, {})

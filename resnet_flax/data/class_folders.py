@@ -151,8 +151,8 @@ def _hidden(folder: Path) -> list[Path]:
 def _class_name(folder: Path) -> str:
     """A name that TFDS can store, which it does as a line of a file without outer spaces.
 
-    One letter may have two Unicode spellings. Both become one class. Bytes that are no UTF-8 stay
-    apart: each is written as its number.
+    One letter may have two Unicode spellings. Both become one class. So do names that differ only
+    in their number of spaces. Bytes that are no UTF-8 stay apart: each is written as its number.
     """
     text = os.fsencode(folder.name).decode(errors="backslashreplace")
     return " ".join(unicodedata.normalize("NFC", text).split()) or "_"

@@ -6,6 +6,7 @@ N: images of the split; H, W, C: height, width, channels.
 import contextlib
 import functools
 import io
+import itertools
 import re
 import tempfile
 from typing import NamedTuple
@@ -152,6 +153,17 @@ def count(name: str, split: str, data_dir: str = "") -> int:
     return _count(_with_splits(name, data_dir), name, split)
 
 
+def shared(name: str, first: str, second: str, data_dir: str = "") -> int:
+    """How many images two splits of a prepared set share. Arguments and errors: `load_split`."""
+    builder = _with_splits(name, data_dir)
+    pairs = itertools.product(*(_parts(builder, name, split) for split in (first, second)))
+    return sum(
+        max(min(a.stop, b.stop) - max(a.start, b.start), 0)
+        for (of_a, a), (of_b, b) in pairs
+        if of_a == of_b
+    )
+
+
 def _with_splits(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return _digits_builder() if _comes_along(name) else prepared_builder(name, data_dir)
 
@@ -165,14 +177,27 @@ def _comes_along(name: str) -> bool:
 
 
 def _count(builder: tfds.core.DatasetBuilder, name: str, split: str) -> int:
+    parts = _parts(builder, name, split)
+    # TFDS would take train[10:9] for train[10:].
+    if any(part.stop <= part.start for _, part in parts):
+        got = "none" if len(parts) == 1 else "none in one of its parts"
+        raise UserError(f"Expected images in split {split!r} of {name}, got {got}.")
+    return sum(len(part) for _, part in parts)
+
+
+def _parts(builder: tfds.core.DatasetBuilder, name: str, split: str) -> list[tuple[str, range]]:
+    """The splits of the set that a split consists of, and which of their images."""
+    known = builder.info.splits
     try:
-        size: int = builder.info.splits[split].num_examples
-    except ValueError as error:
+        parts = tfds.core.splits.AbstractSplit.from_spec(split).to_absolute(known)
+    except (ValueError, NotImplementedError) as error:
         given = f"Cannot read split {split!r} of {name}"
         raise UserError(f"{given}: {' '.join(str(error).split())}") from error
-    if size < 1:  # It is below 0 for train[10:5].
-        raise UserError(f"Expected images in split {split!r} of {name}, got none.")
-    return size
+    found = []
+    for part in parts:
+        end = known[part.splitname].num_examples if part.to is None else part.to
+        found.append((str(part.splitname), range(part.from_ or 0, end)))
+    return found
 
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[int, int, int], int]:

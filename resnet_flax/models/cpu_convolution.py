@@ -45,22 +45,27 @@ def conv_general_dilated(
     lhs_dilation: Sequence[int],
     rhs_dilation: Sequence[int],
     feature_group_count: int,
-    **_: Any,
+    **rest: Any,
 ) -> jax.Array:
     """Replaces `lax.conv_general_dilated` in `nn.Conv` (its field of this name).
 
     `x` [N, H, W, C], `kernel` [k, k, C, O] -> [N, (H+2p-k)//s+1, (W+2p-k)//s+1, O].
 
-    Raises ValueError for dilation or groups, and if stride, padding or kernel size differ between
-    the sides.
+    XLA's own convolution takes what has dilation or groups, and strides, paddings or kernel sizes
+    that differ between the sides.
     """
     (stride, *strides), (pad, *pads) = window_strides, [p for side in padding for p in side]
     dilated = {*lhs_dilation, *rhs_dilation, feature_group_count} != {1}
     if dilated or {*strides} != {stride} or {*pads} != {pad} or len({*kernel.shape[:2]}) != 1:
-        raise ValueError(
-            "Expected a square convolution with one stride and one padding, without dilation or"
-            f" groups, got {kernel.shape=}, {window_strides=}, {padding=}, {lhs_dilation=},"
-            f" {rhs_dilation=}, {feature_group_count=}."
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            feature_group_count=feature_group_count,
+            **rest,
         )
     if x.shape[2] <= MATMUL_COLUMNS:
         return _matmul_conv(x, kernel, stride, pad)

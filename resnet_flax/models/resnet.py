@@ -177,7 +177,8 @@ class ResNet(nn.Module):
     ) -> list[Callable[[jax.Array], jax.Array]]:
         count = self.blocks_per_stage[stage]
         block = partial(
-            # In a loop, XLA cannot merge the two computations of a block anyway.
+            # In a loop, XLA cannot merge the two computations of a block. It may merge those of a
+            # stage's first block, which is in no loop: then that one is not recomputed.
             nn.remat(self.block, prevent_cse=not self.scan) if self.remat else self.block,
             features=self.widths[stage],
             stride_at=self.bottleneck_stride,

@@ -38,19 +38,16 @@ def check_count() -> None:
         raise UserError(f"Expected {DEVICES} to be 1 or more, or not set, got {given!r}.")
 
 
-def use_cores(batch_size: int | None) -> None:
+def use_cores(batch_size: int) -> None:
     """Makes virtual CPU devices, at most one for each core.
 
-    `batch_size`: images of a training step. The devices then get equal shares of SMALLEST_SHARE
-    images or more. None: no training, so one device for each core.
+    They get equal shares, of SMALLEST_SHARE images or more, of a batch.
     """
     import jax  # Not at the top: commands that report need no JAX.
 
     if DEVICES not in os.environ and _DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
-        count = cores()
-        if batch_size is not None:
-            most = max(min(count, batch_size // SMALLEST_SHARE), 1)
-            count = max(n for n in range(1, most + 1) if batch_size % n == 0)
+        most = max(min(cores(), batch_size // SMALLEST_SHARE), 1)
+        count = max(n for n in range(1, most + 1) if batch_size % n == 0)
         jax.config.update("jax_num_cpu_devices", count)
 
 

@@ -215,6 +215,14 @@ class RunFolder:
             return None
         return seconds if seconds >= 0 else None  # Somebody may have set the clock back.
 
+    def images(self) -> dict[str, Any]:
+        """The fingerprints of both splits, as the last attempt recorded them. Empty: none did.
+
+        Attempts before the first save do not count: a later one may have had other images.
+        """
+        recorded = (attempt.get("images") for attempt in reversed(self.environments()))
+        return next((images for images in recorded if images), {})
+
     def environments(self) -> list[dict[str, Any]]:
         """Reads environment.json: one entry for each attempt."""
         path = self.path / "environment.json"

@@ -6,7 +6,7 @@ The functions that this file calls take typed arguments, not the config.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +17,12 @@ from flax import linen as nn
 
 from resnet_flax.config import DataConfig, OptimConfig, RunConfig
 from resnet_flax.data import augment, sources
+from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.parallel import Backend, Devices
+from resnet_flax.storage.records import differing_fields
 from resnet_flax.training import architecture, optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
 from resnet_flax.training.steps import Batch
@@ -110,6 +112,11 @@ def _program(config: RunConfig, images: Described, devices: Devices) -> Program:
             " or a larger split."
         )
     architecture.check_image_shape(config.model, images.image_shape)
+    if data.pad >= min(images.image_shape[:2]):
+        raise UserError(
+            f"Expected data.pad smaller than the images, which have shape {images.image_shape}, got"
+            f" {data.pad}. Otherwise a crop may hold nothing but padding."
+        )
     if data.color and images.image_shape[-1] != 3:
         raise UserError(
             "Expected data.color=False for images without three colours, got data.color=True and"
@@ -151,11 +158,18 @@ def open_split(config: DataConfig, split: str) -> Split | Stream:
 
 
 def open_seen(
-    config: DataConfig, split: str, image_mean: np.ndarray, num_classes: int
+    config: DataConfig,
+    split: str,
+    image_mean: np.ndarray,
+    num_classes: int,
+    known: Mapping[str, Any],
 ) -> Split | Stream:
     """Opens a split for a trained network, which subtracts `image_mean` and knows `num_classes`.
 
-    Raises UserError if the images or classes are not like those that it was trained on.
+    `known`: the fingerprints of the run's splits, `train` and `test`, as far as it recorded them.
+
+    Raises UserError if the images or classes are not like those that it was trained on, or if a
+    split of the run has other images now.
     """
     images = open_split(config, split)
     found = Described(images.image_shape, images.num_classes, None, isinstance(images, Split))
@@ -165,7 +179,19 @@ def open_seen(
             f" {image_mean.shape}, as the run's network has, got {found.num_classes} and"
             f" {found.mean_shape}. Name the folder of the set it was trained on with --data_dir."
         )
+    role = {config.train_split: "train", config.test_split: "test"}.get(split)
+    of_run = known.get(role) if role else None
+    if of_run and (other := "; ".join(differing_fields(of_run, fingerprint(images)))):
+        raise UserError(
+            f"Expected the images of {config.name}, split {split!r}, that the run was given, got"
+            f" others: {other}. Name the folder of its set with --data_dir."
+        )
     return images
+
+
+def shared_images(config: DataConfig) -> int:
+    """How many images of the test split are trained on. It reads no images."""
+    return sources.shared(config.name, config.train_split, config.test_split, config.data_dir)
 
 
 def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:
@@ -191,8 +217,7 @@ def training_batches(
 ) -> list[Batch]:
     """The first batches of the training split, at most `count`, not augmented, on the first device.
 
-    All batches are full. If the split is smaller than a batch, it is one batch. Every call gives
-    the same batches.
+    All batches are full. Every call gives the same batches.
     """
     device = Devices(backend, jax.local_devices()[:1])
     images = feed(open_split(data, data.train_split), device, print)

@@ -96,8 +96,11 @@ class Beginning:
 
 def initial_variables(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Parameters and BN statistics of a run before its first step, block by block."""
-    device = Devices(config.parallel, jax.local_devices()[:1])
-    built = build.build(config, device)
+    # Test images and factors of gradients change no variable, and take time to read and to measure.
+    data = config.data.model_copy(update={"test_split": config.data.train_split})
+    optimizer = config.optim.model_copy(update={"norms_of": ""})
+    config = config.model_copy(update={"data": data, "optim": optimizer})
+    built = build.build(config, Devices(config.parallel, jax.local_devices()[:1]))
     return stacking.unstack(initial_state(built, say).variables)
 
 

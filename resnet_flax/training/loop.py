@@ -80,6 +80,10 @@ def train_and_evaluate(
         built = build.build(config)
         images = {"train": fingerprint(built.train), "test": fingerprint(built.test)}
         facts |= images
+    if both := build.shared_images(config.data):
+        progress.say(
+            f"{folder.name}: {both} images are in both splits; the test error counts them, too."
+        )
     beginning = Beginning(built, folder, progress, from_scratch=from_scratch)
     with contextlib.ExitStack() as claimed:
         with hosts.alike():

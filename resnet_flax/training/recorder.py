@@ -71,14 +71,12 @@ def check_images(folder: RunFolder, images: dict[str, Any]) -> None:
     """
     if not Checkpoints(folder.checkpoints).steps():
         return
-    for before in reversed(folder.environments()):  # An attempt before the first save counts not.
-        if known := before.get("images"):
-            if other := "; ".join(differing_fields(known, images)):
-                raise UserError(
-                    f"{folder.path}: the data set has other images now than when this run began:"
-                    f" {other}. Put the old ones back, or train in another --workdir."
-                )
-            return
+    known = folder.images()
+    if known and (other := "; ".join(differing_fields(known, images))):
+        raise UserError(
+            f"{folder.path}: the data set has other images now than when this run began:"
+            f" {other}. Put the old ones back, or train in another --workdir."
+        )
 
 
 def record_environment(

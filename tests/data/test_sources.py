@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def test_the_mean_is_of_each_pixel():
         ("wide", "validation", "Unknown split 'validation'. Should be one of"),
         ("wide", "train[:0]", "Expected images in split"),
         ("digits", "trian", "Unknown split 'trian'"),
+        ("digits", "all[:50%]", "'all' does not support slice"),
         ("digits:1.0.0", "train", "Expected data.name=digits, .* got data.name=digits:1.0.0"),
         ("digits/small", "train", "Expected data.name=digits, .* got data.name=digits/small"),
     ],
@@ -226,8 +228,22 @@ def test_another_folder_in_the_variable_is_another_set(wide_folder, tmp_path, mo
 def test_a_bucket_and_a_split_that_ends_before_it_begins_are_refused():
     with pytest.raises(UserError, match="folder on a disk .*got gs://sets"):
         sources.load_split("cifar10", "train", "gs://sets")
-    with pytest.raises(UserError, match=r"Expected images in split 'train\[10:5\]' of digits"):
-        sources.load_split("digits", "train[10:5]")
+    for split in ("train[10:5]", "train[10:9]", "train[10:5]+test"):
+        with pytest.raises(UserError, match=rf"in split '{re.escape(split)}' of digits, got none"):
+            sources.load_split("digits", split)
+
+
+@pytest.mark.parametrize(
+    "first, second, count",
+    [
+        ("train", "test", 0),
+        ("train[:92]", "train[80:120]", 12),
+        ("train[:92]", "test+train[-10:]+train[90:]", 2),
+        ("all", "test", 261),
+    ],
+)
+def test_images_in_both_splits_are_counted(first, second, count):
+    assert sources.shared("digits", first, second) == count
 
 
 @pytest.mark.parametrize("split, count", [("train", 20), ("test", 60)])

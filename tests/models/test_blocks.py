@@ -180,11 +180,18 @@ def test_vgg_has_no_blocks_to_choose(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("norm", "none"), ("bn_scope", "global"), ("bottleneck_stride", "3x3")]
+    "field, value",
+    [
+        ("norm", "none"),
+        ("bn_scope", "global"),
+        ("bn_momentum", 0.99),
+        ("bn_epsilon", 0.001),
+        ("bottleneck_stride", "3x3"),
+    ],
 )
 def test_vgg_refuses_fields_that_would_change_nothing(field, value):
     config = model_config(**{"family": "vgg", "depth": 16, "shortcut": "none", field: value})
-    with pytest.raises(UserError, match=f"model.{field} in .* for VGG.* got '{value}'"):
+    with pytest.raises(UserError, match=f"model.{field} in .* for VGG.* got {value!r}"):
         architecture.build_model(config, num_classes=3)
 
 

@@ -49,14 +49,15 @@ def test_a_leaky_relu_passes_a_share_of_what_is_below_zero():
 
 
 def test_initial_values_of_bn_are_those_asked_for():
-    fields = {"bn_bias": 0.5, "zero_init_residual": True}
-    net = build_resnet("cifar", 8, "pad", (4, 4, 4), num_classes=3, **fields)
+    net = build_resnet("cifar", 8, "pad", (4, 4, 4), num_classes=3, bn_bias=0.5)
     params = jax.eval_shape(net.init, jax.random.key(0), X)["params"]
     assert params["bn"]["bias"].shape == (4,)
     params = jax.jit(net.init)(jax.random.key(0), X)["params"]
     block = params["stage2_block1"]
     for norm in (params["bn"], block["bn1"], block["bn2"]):
         np.testing.assert_array_equal(norm["bias"], 0.5)
+    net = net.clone(bn_bias=0.0, zero_init_residual=True)
+    block = jax.jit(net.init)(jax.random.key(0), X)["params"]["stage2_block1"]
     np.testing.assert_array_equal(block["bn1"]["scale"], 1)
     np.testing.assert_array_equal(block["bn2"]["scale"], 0)
 
@@ -69,6 +70,7 @@ def test_initial_values_of_bn_are_those_asked_for():
         ("none", {"zero_init_residual": True}, "shortcut='none'"),
         ("pad", {"zero_init_residual": True, "norm": "none"}, "norm='none'"),
         ("pad", {"zero_init_residual": True, "block": "preactivation"}, "block='preactivation'"),
+        ("pad", {"zero_init_residual": True, "bn_bias": 1.0}, "bn_bias=1.0"),
     ],
 )
 def test_a_field_without_effect_is_refused(shortcut, fields, said):

@@ -62,8 +62,17 @@ def test_values_and_gradients_are_those_of_flaxs_convolution(monkeypatch, size, 
         {"feature_group_count": 2},
     ],
 )
-def test_what_it_does_not_compute_it_refuses(fields):
-    fields = {"kernel_size": (3, 3), "padding": 1} | fields
-    layer = nn.Conv(4, conv_general_dilated=conv_general_dilated, **fields)
-    with pytest.raises(ValueError, match="Expected a square convolution"):
-        layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))
+def test_what_it_does_not_compute_xlas_own_convolution_does(fields):
+    theirs = nn.Conv(4, **{"kernel_size": (3, 3), "padding": 1} | fields)
+    ours = theirs.clone(conv_general_dilated=conv_general_dilated)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))  # Small enough for a matrix product.
+    variables = ours.init(jax.random.key(1), x)
+
+    def gradient(conv):
+        return jax.grad(lambda variables, x: jnp.sum(conv.apply(variables, x) ** 2), (0, 1))
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        gradient(ours)(variables, x),
+        gradient(theirs)(variables, x),
+    )

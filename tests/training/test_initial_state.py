@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_flax.config import ModelConfig, parse
+from resnet_flax.config import ModelConfig, RunConfig, parse
 from resnet_flax.models import stacking
 from resnet_flax.runs import load_run
 from resnet_flax.storage import checkpoints
@@ -48,6 +48,17 @@ def test_a_seed_gives_the_same_parameters_scanned_or_not(two_blocks):
     jax.tree.map(np.testing.assert_array_equal, stacking.unstack(stacked), unrolled)
     kernels = [unrolled.params[f"stage1_block{i}"]["conv2"]["kernel"] for i in (1, 2)]
     assert not np.array_equal(*kernels)
+
+
+def test_variables_before_training_need_no_test_images_and_no_twin(two_blocks, monkeypatch):
+    two_blocks["optim"]["norms_of"] = "none"
+    expected = initial(two_blocks).variables
+    two_blocks["data"]["test_split"] = "nowhere"
+    monkeypatch.setattr(initial_state, "norm_factors", None)
+    config = parse(two_blocks, RunConfig)
+    jax.tree.map(
+        np.testing.assert_array_equal, initial_state.initial_variables(config, print), expected
+    )
 
 
 def test_a_seed_gives_the_parameters_that_it_always_gave(two_blocks):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -532,6 +533,7 @@ def test_an_error_is_recorded_and_raised(tiny_config, tmp_path, monkeypatch):
         ("data", "color", True, "images without three colours"),
         ("data", "batch_size", 18, "divisible by the number of devices, 4, got 18"),
         ("data", "batch_size", 96, "at most 92, the images of data.train_split=.*, got 96"),
+        ("data", "pad", 8, r"data.pad smaller than .*\(8, 8, 1\), got 8"),
         ("data", "image_size", 64, 'data.image_size=224 with data.crop="none"'),
         ("optim", "lr", "fast", "config.optim.lr"),
         ("optim", "frozen", ("stem", "stage4"), r"'stem', .*'stage3', 'head'.*got \['stage4'\]"),
@@ -604,6 +606,30 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_and_with_no_others(
     assert before == ((run / "environment.json").read_text(), (run / "status.json").read_text())
     tiny_config["data"]["data_dir"] = moved
     assert train(tiny_config, run) == "finished"
+
+
+def test_a_trained_network_is_scored_on_the_images_of_its_run_and_on_no_others(
+    tiny_config, tmp_path
+):
+    moved, other = (own_set(tmp_path / name, seed) for name, seed in (("moved", 0), ("other", 1)))
+    tiny_config["data"] |= {"name": "mine", "train_split": "train", "test_split": "test"}
+    tiny_config["data"]["data_dir"] = own_set(tmp_path / "same", 0)
+    train(tiny_config, run := tmp_path / "run")
+    for command, said in (("evaluate", "images 6"), ("diagnose", "dx first")):
+        argv = [sys.executable, "-m", f"experiments.{command}", f"--workdir={run}"]
+        done = subprocess.run([*argv, f"--data_dir={moved}"], capture_output=True, text=True)
+        assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+        stored = sorted(run.rglob("*"))
+        done = subprocess.run([*argv, f"--data_dir={other}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "got others: records" in done.stderr
+        assert sorted(run.rglob("*")) == stored
+
+
+def test_images_that_are_trained_on_and_tested_are_told(tiny_config, tmp_path, capsys):
+    tiny_config["data"]["test_split"] = "test[:10]+train[10:14]"
+    train(tiny_config, tmp_path / "run")
+    assert "run: 4 images are in both splits; the test error counts" in capsys.readouterr().out
 
 
 def test_images_of_an_attempt_that_saved_nothing_bind_no_later_one(
