@@ -77,16 +77,11 @@ def _ratio(row: Row, ours: Row) -> float:
     return row["step_ms"] / ours["step_ms"]
 
 
-def measure_accelerator(rounds: int, torch: str | None, batch_size: int) -> Iterator[Row]:
-    """Times bfloat16 steps on one device against PyTorch with automatic mixed precision.
-
-    `batch_size`: 0 for the usual one; a small one only tries the suite.
-    """
+def measure_accelerator(rounds: int, torch: str | None) -> Iterator[Row]:
+    """Times bfloat16 steps on one device against PyTorch with automatic mixed precision."""
     modes = TORCH | {"PyTorch CUDA graphs": {"channels_last": True, "compile": "reduce-overhead"}}
     for net, fields in ACCELERATOR.items():
         fields = {"dtype": "bfloat16", "devices": 1, **fields}
-        if batch_size:
-            fields["batch_size"] = batch_size
         cases = {"ours": ours(**fields), "ours, scanned blocks": ours(**fields, scan=True)}
         if torch:
             cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
@@ -199,12 +194,11 @@ def measure_epoch(rounds: int) -> Iterator[Row]:
 
 
 class Options(NamedTuple):
-    """How to measure. `torch`, `tensorflow`: a Python that has it. `batch_size` 0: as usual."""
+    """How to measure. `torch`, `tensorflow`: a Python that has it."""
 
     rounds: int
     torch: str | None
     tensorflow: str | None
-    batch_size: int
 
 
 SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
@@ -219,7 +213,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "input": lambda of: input_pipeline.measure(of.rounds, of.torch, of.tensorflow),
     "stream": lambda of: input_pipeline.measure_loop(),
     "engine": lambda of: engine.measure(),
-    "accelerator": lambda of: measure_accelerator(of.rounds, of.torch, of.batch_size),
+    "accelerator": lambda of: measure_accelerator(of.rounds, of.torch),
 }
 
 
@@ -239,11 +233,6 @@ def main(args: flags.FlagValues) -> None:
                 f"Expected a Python with TensorFlow for --tensorflow_python, got {tensorflow}."
                 " `make .venv-prepare/installed` installs one."
             )
-    if args.batch_size and args.suite != "accelerator":
-        raise UserError(
-            f"Expected --batch_size with --suite=accelerator, got --suite={args.suite}. Leave it"
-            " out."
-        )
     folder = filesystem.path(args.workdir)
     filesystem.check_reachable(folder)
     try:
@@ -251,7 +240,7 @@ def main(args: flags.FlagValues) -> None:
     except OSError as error:
         raise UserError(f"Cannot write to workdir {folder}: {error.strerror}.") from error
     rows = []
-    for row in SUITES[args.suite](Options(rounds, torch, tensorflow, args.batch_size)):
+    for row in SUITES[args.suite](Options(rounds, torch, tensorflow)):
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
@@ -259,7 +248,6 @@ def main(args: flags.FlagValues) -> None:
     given = [
         f"--suite={args.suite}",
         *against,
-        *([f"--batch_size={args.batch_size}"] if args.batch_size else []),
         f"--rounds={rounds}",
         f"--workdir={cli.shown(folder)}",
     ]
@@ -290,10 +278,4 @@ if __name__ == "__main__":
         "A Python with TensorFlow, for the input suite.",
     )
     flags.DEFINE_integer("rounds", 11, "How often each program is timed, in turn.", lower_bound=1)
-    flags.DEFINE_integer(
-        "batch_size",
-        0,
-        "For the accelerator suite; 0 means 128 or 256, by network.",
-        lower_bound=0,
-    )
     cli.run(main, config="none", workdir="The folder for tables and JSON.")

@@ -28,8 +28,9 @@ DATA_SET, SPLIT = "caltech_subset", "train"
 MEAN = (123.675, 116.28, 103.53)
 SIZE, SHORTER = 224, (256, 480)
 BATCH_SIZE = 64
-# DRAINED batches are read before the clock starts: they may have been made in others' turns.
-DRAINED, TIMED = 10, 16
+# `drained` batches are read before the clock starts: they may have been made in others' turns.
+FIXED = {"size": SIZE, "shorter": SHORTER, "batch_size": BATCH_SIZE, "drained": 10, "timed": 16}
+EPOCHS = 3
 # The size of most images of ImageNet (image-net.org): 500 x 375.
 ENLARGED = (500, 375)
 
@@ -55,7 +56,7 @@ def measure(rounds: int, torch: str | None, tensorflow: str | None) -> Iterator[
             sizes = _write_files(folder, enlarged)
             for crop in ("scale", "inception"):
                 for cores in (1, 2):
-                    case = {"folder": folder, "crop": crop, "cores": cores}
+                    case = {"folder": folder, "crop": crop, "cores": cores, **FIXED}
                     cases: dict[str, tuple[Sequence[str], dict[str, Any]]]
                     cases = {
                         "ours": (
@@ -106,16 +107,16 @@ def _stream() -> Stream:
     return open_stream(DATA_SET, SPLIT, Crops("scale", SIZE, SHORTER), MEAN)
 
 
-def measure_loop(epochs: int = 3) -> Iterator[Row]:
+def measure_loop() -> Iterator[Row]:
     """Time that training of a cheap network waits for its images, and memory, by epoch."""
     _stream()  # It raises UserError without the set.
-    command = [sys.executable, "-m", "experiments.benchmarks.input_pipeline", "loop", str(epochs)]
+    command = [sys.executable, "-m", "experiments.benchmarks.input_pipeline", "loop"]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     for line in lines.splitlines():
         yield json.loads(line)
 
 
-def loop(epochs: int) -> Iterator[Row]:
+def loop() -> Iterator[Row]:
     """Trains a narrow ResNet-18 on a stream as a run does, in a process of its own."""
     from resnet_flax.runtime import cpu
 
@@ -151,10 +152,10 @@ def loop(epochs: int) -> Iterator[Row]:
     )
     per_epoch = -(-stream.size // BATCH_SIZE)
     with StreamFeed(stream, devices, print).training(
-        0, BATCH_SIZE, range(1 + epochs * per_epoch), 1
+        0, BATCH_SIZE, range(1 + EPOCHS * per_epoch), 1
     ) as batches:
         state = jax.block_until_ready(step(state, None, next(batches)))  # Compiles.
-        for epoch in range(epochs):
+        for epoch in range(EPOCHS):
             waited, start = 0.0, time.perf_counter()
             for _ in range(per_epoch):
                 before = time.perf_counter()
@@ -198,9 +199,9 @@ def _build(case: dict[str, Any]) -> Iterator[Callable[[], Any]]:
             yield lambda: next(batches)
 
 
-def main(argument: str, *more: str) -> None:
+def main(argument: str) -> None:
     if argument == "loop":
-        for row in loop(int(more[0])):
+        for row in loop():
             print(json.dumps(row), flush=True)
         return
     case = json.loads(argument)
@@ -209,13 +210,13 @@ def main(argument: str, *more: str) -> None:
         batch()
         print("{}", flush=True)
         for _ in sys.stdin:
-            for _ in range(DRAINED if case["cores"] > 1 else 0):
+            for _ in range(case["drained"] if case["cores"] > 1 else 0):
                 batch()
             start = time.perf_counter()
-            for _ in range(TIMED):
+            for _ in range(case["timed"]):
                 batch()
-            print((time.perf_counter() - start) / TIMED * 1e3, flush=True)
+            print((time.perf_counter() - start) / case["timed"] * 1e3, flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -1,11 +1,13 @@
 """Times the input of `input_pipeline.py` with PyTorch's loader and Pillow."""
 
+import functools
 import json
 import math
 import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-SIZE, SHORTER, BATCH_SIZE, DRAINED, TIMED = 224, (256, 480), 64, 10, 16
-
 
 class Crops(torch.utils.data.Dataset):
-    """Endless random crops, uint8 [3, SIZE, SIZE], of the files in a folder."""
+    """Endless random crops, uint8 [3, size, size], of the files in a folder."""
 
-    def __init__(self, folder: str, crop: str):
+    def __init__(self, folder: str, crop: str, size: int, shorter: Sequence[int]):
         self.paths = sorted(Path(folder).iterdir())
-        self.crop = scale_crop if crop == "scale" else inception_crop
+        scaled = functools.partial(scale_crop, size=size, shorter=shorter)
+        self.crop = scaled if crop == "scale" else functools.partial(inception_crop, size=size)
 
     def __len__(self) -> int:
         return 10**7
@@ -32,17 +33,17 @@ class Crops(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
-def scale_crop(image: Image.Image) -> Image.Image:
+def scale_crop(image: Image.Image, size: int, shorter: Sequence[int]) -> Image.Image:
     """Resizes the image to a random shorter side, then crops it."""
-    side = random.randint(*SHORTER)
+    side = random.randint(*shorter)
     factor = side / min(image.size)
     image = image.resize([round(length * factor) for length in image.size], Image.BILINEAR)
-    left = random.randint(0, image.width - SIZE)
-    top = random.randint(0, image.height - SIZE)
-    return image.crop((left, top, left + SIZE, top + SIZE))
+    left = random.randint(0, image.width - size)
+    top = random.randint(0, image.height - size)
+    return image.crop((left, top, left + size, top + size))
 
 
-def inception_crop(image: Image.Image) -> Image.Image:
+def inception_crop(image: Image.Image, size: int) -> Image.Image:
     """Crops as torchvision's RandomResizedCrop: 8 to 100 % of the area, ratio 3/4 to 4/3."""
     width, height = image.size
     w = h = min(image.size)
@@ -55,7 +56,7 @@ def inception_crop(image: Image.Image) -> Image.Image:
             break
     left, top = random.randint(0, width - w), random.randint(0, height - h)
     crop = image.crop((left, top, left + w, top + h))
-    return crop.resize((SIZE, SIZE), Image.BILINEAR)
+    return crop.resize((size, size), Image.BILINEAR)
 
 
 def main(case: dict[str, Any]) -> None:
@@ -63,20 +64,20 @@ def main(case: dict[str, Any]) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(
-        Crops(case["folder"], case["crop"]),
-        batch_size=BATCH_SIZE,
+        Crops(case["folder"], case["crop"], case["size"], case["shorter"]),
+        batch_size=case["batch_size"],
         num_workers=cores if cores > 1 else 0,
     )
     batches = iter(loader)
     next(batches)
     print("{}", flush=True)
     for _ in sys.stdin:
-        for _ in range(DRAINED if cores > 1 else 0):
+        for _ in range(case["drained"] if cores > 1 else 0):
             next(batches)
         start = time.perf_counter()
-        for _ in range(TIMED):
+        for _ in range(case["timed"]):
             next(batches)
-        print((time.perf_counter() - start) / TIMED * 1e3, flush=True)
+        print((time.perf_counter() - start) / case["timed"] * 1e3, flush=True)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ class Worker:
 def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: int) -> list[Row]:
     """Builds all cases, then times them in turn. Returns a row for each.
 
-    All run on the platform of the first. A later one that cannot, or that fails to build, is left
-    out. A TPU has one process: there, each is timed when it is built.
+    All run on the platform of the first, if it names one. A later one that cannot, or that fails to
+    build, is left out. A TPU has one process: there, each is timed when it is built.
 
     Says on stderr what it does. A table of rows may go to stdout.
     """
@@ -72,7 +72,7 @@ def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: in
     with contextlib.ExitStack() as stack:
         for i, (name, (command, case)) in enumerate(cases.items(), 1):
             console.print(f"builds {name} ({i} of {len(cases)})", markup=False)
-            platform = next(iter(built.values()))["platform"] if built else ""
+            platform = next(iter(built.values())).get("platform", "") if built else ""
             try:
                 worker = Worker(command, case, platform)
             except FaultError as error:
@@ -82,7 +82,7 @@ def alternate(cases: dict[str, tuple[Sequence[str], dict[str, Any]]], rounds: in
                 continue
             stack.callback(worker.close)
             built[name], times[name] = worker.built, []
-            if worker.built["platform"] == "tpu":
+            if worker.built.get("platform") == "tpu":
                 times[name] = [worker.run() for _ in range(rounds)]
                 worker.close()
             else:

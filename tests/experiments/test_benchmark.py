@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pandas as pd
@@ -46,6 +47,14 @@ def test_a_program_that_would_run_on_another_platform_is_refused(capfd):
     with pytest.raises(FaultError, match="ended with status 1"):
         Worker(*ours(**TINY), "tpu")
     assert "Expected a tpu, jax found a cpu." in capfd.readouterr().err
+
+
+def test_programs_that_use_no_device_are_timed_in_turn():
+    script = "import sys; print('{}', flush=True)\nfor _ in sys.stdin: print(1.5, flush=True)"
+    command = sys.executable, "-c", script
+    cases: dict[str, Any] = {"ours": (command, {}), "tf.data": (command, {})}
+    rows = alternate(cases, rounds=2)
+    assert [(row["program"], row["step_ms"]) for row in rows] == [("ours", 1.5), ("tf.data", 1.5)]
 
 
 def test_a_program_takes_no_more_devices_than_it_is_given():
@@ -106,7 +115,7 @@ convolution.GRID = convolution.GRID[2:3]
 engine.RUNS = 6
 process.set_up()
 _, suite, workdir = sys.argv
-benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="", batch_size=0))
+benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against=""))
 """
 
 

@@ -378,10 +378,6 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
             "Expected --dry_run without --engine, --process_id",
         ),
         (
-            "benchmark --suite=steps --batch_size=8",
-            "Expected --batch_size with --suite=accelerator, got --suite=steps",
-        ),
-        (
             "sweep --config=configs/degradation.py:digits --dry_run"
             " --config.run.model.shortcut=projection",
             "model.shortcut itself. Give --config.kinds.plain=VALUE.",
