@@ -25,7 +25,6 @@ from absl import flags
 from experiments import cli
 from experiments.benchmarks import agreement, sharing
 from experiments.sweeping import devices, grid
-from resnet_flax.config import parse
 from resnet_flax.data import sources
 from resnet_flax.errors import ExplainedError, FaultError, UserError
 from resnet_flax.storage import filesystem
@@ -180,9 +179,10 @@ def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
             process.wait(max(end - time.monotonic(), 0.1))
 
 
-def train(args: flags.FlagValues, found: dict[str, Any], at_once: int, end: float) -> int:
-    """Trains the sweep until `end`, so many runs on each GPU. Returns the exit status."""
-    runs = [run.name for run in grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))]
+def train(
+    args: flags.FlagValues, runs: list[str], found: dict[str, Any], at_once: int, end: float
+) -> int:
+    """Trains the runs of the sweep until `end`, so many on each GPU. Returns the exit status."""
     command = [sys.executable, "-m", "experiments.sweep", *cli.config_as_given(args)]
     command.append(f"--workdir={args.workdir}")
     gpus = found["count"] if found["platform"] == "gpu" else 1
@@ -220,7 +220,7 @@ def main(args: flags.FlagValues) -> int:
     folder = cli.sweep_folder(args)
     if not isinstance(folder, Path):
         raise UserError(f"Expected a folder on a disk, got {folder}. Copy it to a bucket later.")
-    _check(args, folder)
+    runs = _checked(args, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The processes that it started are told to stop, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -228,20 +228,24 @@ def main(args: flags.FlagValues) -> int:
     print(f"device: {json.dumps(found)}", flush=True)
     is_well, at_once = prepare(args, found, folder, start + min(PREPARATION, seconds / 3))
     print(f"training after {time.monotonic() - start:.0f} s, {at_once} at once", flush=True)
-    status = train(args, found, at_once, start + seconds - _SAVING)
+    status = train(args, runs, found, at_once, start + seconds - _SAVING)
     if not is_well:
         print(f"The check failed or did not end: see above, and {folder / _RECORD}.")
         return cli.FAILURE
     return status
 
 
-def _check(args: flags.FlagValues, folder: Path) -> None:
-    """Raises UserError if the sweep could not begin in this folder, before any minute is spent."""
-    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+def _checked(args: flags.FlagValues, folder: Path) -> list[str]:
+    """The names of the sweep's runs.
+
+    Raises UserError if the sweep could not begin in this folder, before any minute is spent.
+    """
+    runs = grid.runs_of(cli.sweep_config(args))
     grid.check_recipe(runs, folder)
     for data in {run.config.data for run in runs}:
         for split in (data.train_split, data.test_split):
             sources.open_split(data.name, split, data.data_dir)
+    return [run.name for run in runs]
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from experiments.compiling.chips import Topology
 from experiments.sweeping import grid
 from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
-from resnet_flax.models import cost
 from resnet_flax.storage import filesystem
-from resnet_flax.training import architecture, build
 
 
 def configs_of(args: flags.FlagValues) -> dict[str, RunConfig]:
@@ -49,9 +47,7 @@ def compiled(
     row |= found.facts
     if "error" in row:
         return row | {"memory": findings.memory(found.assignment), "fits": False}
-    image_shape, classes = build.trained_images(config.data)
-    network = architecture.build_model(config.model, classes)
-    work = bound.FLOPS * cost.multiply_adds(network, image_shape)
+    work = bound.FLOPS * grid.multiply_adds(config.model, config.data)
     images = config.data.batch_size // row["chips"]
     dtype, steps = config.model.dtype, config.steps_per_dispatch
     row |= findings.of(found, topology.chip, images, steps, dtype, work)

@@ -179,11 +179,11 @@ def _check_flags(args: flags.FlagValues, target: Target) -> None:
 
 def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     """The runs of the grid. Raises UserError if it is not valid, or the batch not divisible."""
-    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+    runs = grid.runs_of(cli.sweep_config(args))
     for run in runs:
         with grid.named(run.name):
             batch_size = run.config.data.batch_size
-            parallel.check_divisible("data.batch_size", batch_size, args.devices_per_run)
+            parallel.check_divisible(batch_size, args.devices_per_run)
     return runs
 
 

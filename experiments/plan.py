@@ -208,7 +208,7 @@ def _each(values: set[Any]) -> str:
 
 
 def main(args: flags.FlagValues) -> None:
-    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+    runs = grid.runs_of(cli.sweep_config(args))
     if not args.machine:
         raise UserError("Expected --machine=FILE.py:NAME; see configs/machines.py.")
     machine = parse(args.machine.to_dict(), MachineConfig, "machine")

@@ -70,7 +70,7 @@ def _parameters(depth: int) -> int:
 def _runs(data: str, **changes: Any) -> list[grid.GridRun]:
     config = degradation.get_config(data)
     config.update(changes)
-    return grid.expand(parse(config.to_dict(), grid.SweepConfig))
+    return grid.runs_of(config.to_dict())
 
 
 def _machine(name: str) -> MachineConfig:

@@ -19,7 +19,7 @@ from experiments.sweeping import devices, dry_run, engine, grid, live_table
 from experiments.sweeping.engine import Engine
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor, number
-from resnet_flax.config import parse, resolve
+from resnet_flax.config import resolve
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import hosts, parallel
 from resnet_flax.runtime.interrupt import StopRequest
@@ -125,7 +125,7 @@ def main(args: flags.FlagValues) -> int:
         args.max_failures,
     ) as (run_all, devices_per_run):
         for run in runs:
-            parallel.check_divisible("data.batch_size", run.config.data.batch_size, devices_per_run)
+            parallel.check_divisible(run.config.data.batch_size, devices_per_run)
         for line in devices.notes([run.config for run in runs], devices_per_run):
             print(line, file=sys.stderr)
         return sweep(runs, workdir, run_all, args.only)
@@ -140,7 +140,7 @@ def _refuse(args: flags.FlagValues, names: Sequence[str], engine_flag: str) -> N
 
 def _runs(args: flags.FlagValues) -> list[GridRun]:
     """The runs of the grid. Raises UserError if it is not valid or lacks a run of --only."""
-    runs = grid.expand(parse(cli.sweep_config(args), grid.SweepConfig))
+    runs = grid.runs_of(cli.sweep_config(args))
     names = [run.name for run in runs]
     for name in args.only:
         if name not in names:

@@ -17,7 +17,6 @@ from experiments.benchmarks.turns import Row
 from experiments.sweeping import engine, grid
 from experiments.sweeping.engine import Engine
 from experiments.sweeping.grid import GridRun
-from resnet_flax.config import parse
 from resnet_flax.errors import FaultError
 from resnet_flax.runtime import cpu
 
@@ -53,7 +52,7 @@ def _runs() -> list[GridRun]:
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8,), tuple(range(RUNS // 2))
     config.run.model.widths = (4, 8, 8)
-    return grid.expand(parse(config.to_dict(), grid.SweepConfig))
+    return grid.runs_of(config.to_dict())
 
 
 def _timed(runs: list[GridRun], workdir: Path, run_all: Engine) -> float:

@@ -7,7 +7,6 @@ import pandas as pd
 from experiments.reporting import diagnostic_tables, readme_tables, run_tables
 from experiments.reporting.readme_tables import RESULTS, Rows
 from resnet_flax.storage import findings, sweep_tables
-from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.sweep_folder import SweepFolder
 
 TRAINS, FAILS = 0.1, 0.5
@@ -74,9 +73,9 @@ def _untrained(folder: SweepFolder, depth: int) -> dict[str, dict[str, str]]:
 
 def predicted_over_measured(sweep: str, depths: Sequence[int]) -> Rows:
     """How many times too high mean-field theory puts the gradient ratio of untrained networks."""
-    initial = findings.load(RESULTS / sweep / findings.INITIAL, Initial)
-    assert initial is not None, f"{sweep} has no {findings.INITIAL}"
-    signals = {(n.kind, n.depth): n.signal for n in initial.networks if n.norm == "batch"}
+    networks = findings.load_initial(RESULTS / sweep)
+    assert networks, f"{sweep} has no {findings.INITIAL}"
+    signals = {(n.kind, n.depth): n.signal for n in networks if n.norm == "batch"}
     rows = []
     for kind in dict.fromkeys(kind for kind, _ in signals):
         row = {"condition": kind}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from resnet_flax.storage import findings
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.findings import Initial, Layers, Line, Plane, Signal
+from resnet_flax.storage.findings import Layers, Line, Plane, Signal
 from resnet_flax.storage.sweep_folder import GridPoint, SweepFolder
 
 BEFORE, AFTER = "before training", "after training"
@@ -50,11 +50,10 @@ def read_initial(sweep: SweepFolder) -> pd.DataFrame:
 
     Columns: kind, depth, norm, seed, layer, name, `MEASURES`.
     """
-    initial = findings.load(sweep.path / findings.INITIAL, Initial)
     rows = [
         {"kind": network.kind, "depth": network.depth, "norm": network.norm, "seed": network.seed}
         | row
-        for network in (initial.networks if initial else ())
+        for network in findings.load_initial(sweep.path)
         for row in _layer_rows(network.at)
     ]
     return pd.DataFrame(rows, columns=["kind", "depth", "norm", "seed", "layer", "name", *MEASURES])
@@ -75,11 +74,10 @@ def read_signals(sweep: SweepFolder) -> pd.DataFrame:
 
 def read_initial_signals(sweep: SweepFolder) -> pd.DataFrame:
     """As `read_signals`, for the untrained networks with BN of SWEEP/initial.json; no `run`."""
-    initial = findings.load(sweep.path / findings.INITIAL, Initial)
     rows = [
         {"kind": network.kind, "depth": network.depth, "seed": network.seed}
         | _signal_row(network.signal)
-        for network in (initial.networks if initial else ())
+        for network in findings.load_initial(sweep.path)
         if network.signal and network.norm == "batch"
     ]
     return pd.DataFrame(rows, columns=[*_RUN[1:], *_SIGNAL])

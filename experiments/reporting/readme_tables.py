@@ -10,7 +10,6 @@ import pandas as pd
 
 from experiments.reporting import diagnostic_tables, published, run_tables
 from resnet_flax.storage import findings, sweep_tables
-from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.records import series_of
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.storage.sweep_folder import SweepFolder
@@ -214,9 +213,9 @@ def untrained_gradients() -> Rows:
     """Gradient norm at the first layer's input over that at the last layer's, before training."""
     rows = []
     for sweep, data in (("digits", "digits"), ("cifar10_short", "CIFAR-10")):
-        initial = findings.load(RESULTS / sweep / findings.INITIAL, Initial)
-        assert initial is not None, f"{sweep} has no {findings.INITIAL}"
-        at = {(n.kind, n.depth, n.norm): n.at for n in initial.networks}
+        networks = findings.load_initial(RESULTS / sweep)
+        assert networks, f"{sweep} has no {findings.INITIAL}"
+        at = {(n.kind, n.depth, n.norm): n.at for n in networks}
         for norm, words in (("batch", "yes"), ("none", "no")):
             for depth in (20, 56, 110):
                 row: dict[str, Any] = {"data": data, "BN": words, "depth": depth}

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from resnet_flax.storage import findings
-from resnet_flax.storage.findings import Initial
 from resnet_flax.storage.recipe import flat
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.storage.sweep_tables import read_runs, summarize
@@ -77,8 +76,7 @@ def _unlike(
 def read_groups(sweep: SweepFolder) -> dict[str, str]:
     """Group -> kind, in the grid's order, of the runs and of networks measured before training."""
     groups = {point.group: point.kind for point in sweep.points.values()}
-    initial = findings.load(sweep.path / findings.INITIAL, Initial)
-    networks = initial.networks if initial else ()
+    networks = findings.load_initial(sweep.path)
     return {network.kind: network.kind for network in networks} | groups
 
 

@@ -107,11 +107,11 @@ class GridRun(NamedTuple):
     def point(self) -> sweep_folder.GridPoint:
         config = self.config
         with named(self.name):
-            multiply_adds = _multiply_adds(config.model, config.data)
+            work = multiply_adds(config.model, config.data)
         sizes = config.model.depth, config.seed, config.steps, config.data.batch_size
         fields = flat(config.model_dump(mode="json"))
         varied = {field: sweep_folder.cell(fields[field]) for field in self.varying.in_grid}
-        return sweep_folder.GridPoint(self.name, self.kind, *sizes, multiply_adds, varied)
+        return sweep_folder.GridPoint(self.name, self.kind, *sizes, work, varied)
 
 
 @contextlib.contextmanager
@@ -276,7 +276,7 @@ def save(runs: list[GridRun], workdir: AnyPath) -> None:
 
 
 @functools.cache
-def _multiply_adds(model: ModelConfig, data: DataConfig) -> int:
+def multiply_adds(model: ModelConfig, data: DataConfig) -> int:
     """Multiply-adds of a forward pass of one image. Reads only the data set's description."""
     image_shape, num_classes = build.trained_images(data)
     architecture.check_image_shape(model, image_shape)

@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from resnet_flax.data.crops import Cut
+from resnet_flax.data.pictures import in_8_bits
 
 _BLANK = np.full((1, 1, 3), 128, np.uint8)  # Replaces an image that cannot be decoded at all.
 
@@ -90,8 +91,6 @@ def _decode_jpeg(encoded: bytes, height: int, width: int, shrink: float) -> tupl
 def _decode_other(encoded: bytes) -> tuple[np.ndarray, bool]:
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I"):  # 16 bits: Pillow would clip the values at 255.
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        return np.asarray(image.convert("RGB")), False
+        return np.asarray(in_8_bits(image).convert("RGB")), False
     except Exception:  # Any of Pillow's decoders may raise any error on wrong bytes.
         return _BLANK, True

@@ -106,7 +106,7 @@ def write(
 
     - `target`: its folder. The last part is its name.
     - `images`, `classes`: by split; the names of the labels, in their order.
-    - `shape`: (H, W, C) of all images. None: images vary, and files are stored as they are.
+    - `shape`: (H, W, C) of all images. H and W are None if images vary: files are stored unchanged.
     - `root`: the order of the images depends on their paths below this folder.
 
     Returns the folder of its files. Raises FaultError if it cannot be written.

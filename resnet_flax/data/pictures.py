@@ -79,10 +79,15 @@ def _encoded(path: Path, picture: Picture) -> bytes:
     return encoded
 
 
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """The image, with grey of 16 bits scaled to 8. Pillow would clip the values at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+
+
 def _as_shown(image: Image.Image, mode: str) -> Image.Image:
-    shown = ImageOps.exif_transpose(image)
-    if shown.mode.startswith("I"):  # 16 bits: Pillow would clip the values at 255.
-        shown = Image.fromarray((np.asarray(shown) // 257).astype(np.uint8))
+    shown = in_8_bits(ImageOps.exif_transpose(image))
     if shown.has_transparency_data:
         page = Image.new("RGBA", shown.size, "white")
         page.alpha_composite(shown.convert("RGBA"))

@@ -11,8 +11,9 @@ Time of a training step on 2 cores (32x32, batch 128, medians of 11):
     20      206 ms      425 ms
     56      559 ms      1881 ms
 
-A single convolution with stride 2 or on small maps can be slower than with `nn.Conv`.
-`experiments.benchmark` measures both; the results are in experiments/results/benchmarks.
+The suite `steps` of `experiments.benchmark` measures these; the results are in
+experiments/results/benchmarks. A single convolution with stride 2 or on small maps can be slower
+than with `nn.Conv`: the suite `convolution` measures that.
 
 N, H, W, C: batch, height, width, input channels; O: output channels; k: kernel size; s: stride;
 p: padding.

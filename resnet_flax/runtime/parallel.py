@@ -52,13 +52,13 @@ def open_devices() -> dict[str, Any]:
     return {**kind, "local_devices": len(devices)}
 
 
-def check_divisible(field: str, batch_size: int, count: int) -> None:
+def check_divisible(batch_size: int, count: int) -> None:
     """Raises UserError unless `count` devices get equal shares of the batch."""
     if batch_size < 1 or batch_size % count:
         below = max(batch_size - batch_size % count, count)
         raise UserError(
-            f"Expected {field} divisible by the number of devices, {count}, got {batch_size};"
-            f" the nearest: {below} and {below + count}."
+            f"Expected data.batch_size divisible by the number of devices, {count}, got"
+            f" {batch_size}; the nearest: {below} and {below + count}."
         )
 
 
@@ -83,10 +83,6 @@ class Devices:
     def platform(self) -> str:
         """The platform of the devices: cpu, gpu or tpu. It may not be this process's default."""
         return self.devices[0].platform
-
-    def check_divisible(self, field: str, batch_size: int) -> None:
-        """Raises UserError unless all devices get equal shares of the batch."""
-        check_divisible(field, batch_size, len(self.devices))
 
     def rounded_up(self, batch_size: int) -> int:
         """The smallest batch of at least this size with equal shares for all devices."""

@@ -6,9 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from resnet_flax.errors import GOES_ON, FaultError
+from resnet_flax.runtime import hosts
 from resnet_flax.storage import trees
 from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.filesystem import AnyPath
@@ -43,7 +42,7 @@ class CheckpointWriter:
         """Reads this folder, and renames the steps that it finds damaged."""
         self._folder, self._say, self._config = folder, say, config
         self._folders = step_folders(folder)
-        self._first = jax.process_index() == 0
+        self._first = hosts.is_first()
         if self._first:
             with held():
                 self._folders.prepare()

@@ -169,6 +169,12 @@ def load(path: AnyPath, kind: type[F]) -> F | None:
         raise UserError(f"Cannot use {path}: {said}. Delete it to go on without it.") from error
 
 
+def load_initial(sweep: AnyPath) -> tuple[Network, ...]:
+    """Reads the networks of a sweep that were measured before training."""
+    found = load(sweep / INITIAL, Initial)
+    return found.networks if found else ()
+
+
 def folder(run: AnyPath) -> AnyPath:
     """The folder of a run's findings."""
     return run / "diagnostics"

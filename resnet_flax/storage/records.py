@@ -87,7 +87,11 @@ def parse_record(line: str | bytes) -> dict[str, Any]:
 
 def read_as(kind: Any, path: AnyPath) -> Any:
     """Reads a JSON file as a type. Raises UserError if the content has another type."""
-    value = filesystem.read_json(path, LARGEST[path.name])
+    return checked(kind, filesystem.read_json(path, LARGEST[path.name]), path)
+
+
+def checked(kind: Any, value: Any, path: AnyPath) -> Any:
+    """Converts a JSON value that was read from a file to a type. Errors: `read_as`."""
     if kind is Status and isinstance(value, dict):
         value = [value.get(name) for name in Status._fields]
     try:

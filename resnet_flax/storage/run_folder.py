@@ -28,6 +28,7 @@ from resnet_flax.storage.records import (
     LARGEST,
     Environment,
     Status,
+    checked,
     differing_fields,
     identity,
     parse_record,
@@ -228,8 +229,9 @@ class RunFolder:
         path = self.path / "environment.json"
         if not filesystem.exists(path):
             return []
-        read_as(list[Environment], path)
-        return filesystem.read_json(path, LARGEST[path.name])
+        entries: list[dict[str, Any]] = filesystem.read_json(path, LARGEST[path.name])
+        checked(list[Environment], entries, path)
+        return entries
 
     @_write
     def add_environment(self, environment: dict[str, Any]) -> None:

@@ -77,14 +77,14 @@ def build_model(
     )
 
 
-def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
-    """The network of `optim.norms_of`, if the config names one.
+def twin_of(config: RunConfig) -> ModelConfig | None:
+    """The network of `optim.norms_of`. None if the config names none.
 
     Raises UserError if the two networks have different parameters.
     """
     model, shortcut = config.model, config.optim.norms_of
     if not shortcut:
-        return ()
+        return None
     if model.family == "vgg":
         raise UserError(
             f'Expected optim.norms_of="" for VGG, which has no shortcuts, got {shortcut!r}.'
@@ -101,7 +101,7 @@ def twins(config: RunConfig) -> tuple[ModelConfig, ...]:
             f"Expected model.zero_init_residual=False with optim.norms_of={shortcut!r}, got True:"
             " some gradients are 0 at first."
         )
-    return (model.model_copy(update=twin),)
+    return model.model_copy(update=twin)
 
 
 def scans(config: ModelConfig) -> bool:

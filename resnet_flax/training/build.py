@@ -21,7 +21,7 @@ from resnet_flax.data.fingerprint import fingerprint
 from resnet_flax.data.sources import Described, Split
 from resnet_flax.data.stream import Crops, Stream, open_stream
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.parallel import Backend, Devices
+from resnet_flax.runtime.parallel import Backend, Devices, check_divisible
 from resnet_flax.storage.records import differing_fields
 from resnet_flax.training import architecture, optim, steps
 from resnet_flax.training.feed import Feed, ResidentFeed, StreamFeed
@@ -87,7 +87,7 @@ def _check_before_data(config: RunConfig, devices: Devices) -> None:
         raise UserError(
             f"Expected optim.frozen in {network.part_names} for this network, got {missing}."
         )
-    for twin in architecture.twins(config):
+    if twin := architecture.twin_of(config):
         try:
             architecture.build_model(twin, num_classes=1)
         except UserError as error:
@@ -100,7 +100,7 @@ def _check_before_data(config: RunConfig, devices: Devices) -> None:
                 f'Expected data.{field}={default} with data.crop="none", which resizes no image,'
                 f' got {got}; leave it out, or give data.crop="scale" or "inception".'
             )
-    devices.check_divisible("data.batch_size", config.data.batch_size)
+    check_divisible(config.data.batch_size, len(devices.devices))
 
 
 def _program(config: RunConfig, images: Described, devices: Devices) -> Program:

@@ -28,7 +28,8 @@ def norm_factors(
 
     Returns a tree as the parameters, with floats. Raises UserError if a gradient is 0.
     """
-    (twin,) = architecture.twins(config)
+    twin = architecture.twin_of(config)
+    assert twin is not None
     batches = build.training_batches(config.data, config.parallel, image_mean, BATCHES)
 
     def norms(model: ModelConfig) -> Any:
