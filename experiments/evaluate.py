@@ -90,7 +90,9 @@ def main(args: flags.FlagValues) -> int:
     sides = _sides(args.sides)
     records = RunFolder(folder := cli.run_folder(args))
     data = parse(records.config(), RunConfig).data
-    cpu.use_cores(data.eval_batch_size)  # Not more: images in memory are copied to each device.
+    # Images in memory are copied to each device, so there are no more devices than help.
+    shares = data.eval_batch_size // cpu.SMALLEST_SHARE if data.crop == "none" else cpu.cores()
+    cpu.use_cores(max(shares, 1) * cpu.SMALLEST_SHARE)
     parallel.open_devices()
     how = records.images(), args.split, args.view, sides
     if not args.all_steps:

@@ -69,7 +69,7 @@ class ModelConfig(Section):
     """A factor of the shortcut: y = relu(F(x) + a h(x))."""
     zero_init_residual: bool = False
     """Whether the scale of the last BN in F begins at 0, so that a block begins as its shortcut.
-    Not with `bn_bias`: F would begin as that bias."""
+    With `bn_bias`, F begins as that bias instead."""
     negative_slope: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Slope of the activation below 0. 0: ReLU; between: leaky ReLU; 1: no activation."""
     init: Init = "he"

@@ -6,7 +6,6 @@ N: images of the split; H, W, C: height, width, channels.
 import contextlib
 import functools
 import io
-import itertools
 import re
 import tempfile
 from typing import NamedTuple
@@ -156,12 +155,16 @@ def count(name: str, split: str, data_dir: str = "") -> int:
 def shared(name: str, first: str, second: str, data_dir: str = "") -> int:
     """How many images two splits of a prepared set share. Arguments and errors: `load_split`."""
     builder = _with_splits(name, data_dir)
-    pairs = itertools.product(*(_parts(builder, name, split) for split in (first, second)))
-    return sum(
-        max(min(a.stop, b.stop) - max(a.start, b.start), 0)
-        for (of_a, a), (of_b, b) in pairs
-        if of_a == of_b
-    )
+    count = 0
+    parts = [_parts(builder, name, split) for split in (first, second)]
+    for whole in {of for of, _ in parts[0]}:
+        chosen = np.zeros((2, builder.info.splits[whole].num_examples), bool)
+        for row, of_split in zip(chosen, parts, strict=True):
+            for of, part in of_split:
+                if of == whole:
+                    row[part.start : part.stop] = True
+        count += int(chosen.all(axis=0).sum())
+    return count
 
 
 def _with_splits(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -178,16 +181,20 @@ def _comes_along(name: str) -> bool:
 
 def _count(builder: tfds.core.DatasetBuilder, name: str, split: str) -> int:
     parts = _parts(builder, name, split)
+    size = sum(len(part) for _, part in parts)
+    sliced = (part for of, part in parts if builder.info.splits[of].num_examples)
     # TFDS would take train[10:9] for train[10:].
-    if any(part.stop <= part.start for _, part in parts):
-        got = "none" if len(parts) == 1 else "none in one of its parts"
+    if not size or any(part.stop <= part.start for part in sliced):
+        got = "none in one of its parts" if size else "none"
         raise UserError(f"Expected images in split {split!r} of {name}, got {got}.")
-    return sum(len(part) for _, part in parts)
+    return size
 
 
 def _parts(builder: tfds.core.DatasetBuilder, name: str, split: str) -> list[tuple[str, range]]:
     """The splits of the set that a split consists of, and which of their images."""
     known = builder.info.splits
+    if split in known:  # One may be named `all`.
+        return [(split, range(known[split].num_examples))]
     try:
         parts = tfds.core.splits.AbstractSplit.from_spec(split).to_absolute(known)
     except (ValueError, NotImplementedError) as error:

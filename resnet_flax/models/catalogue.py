@@ -67,13 +67,11 @@ def _check_effects(net: ResNet, block: str) -> None:
         raise UserError(
             f'Expected model.bn_bias=0 with model.norm="none", got {net.bn_bias}; leave it out.'
         )
-    begins_at_0 = not is_plain and has_bn and net.block.activated and not net.bn_bias
-    if net.zero_init_residual and not begins_at_0:
+    if net.zero_init_residual and (is_plain or not has_bn or not net.block.activated):
         raise UserError(
-            'Expected model.zero_init_residual=False, or a shortcut, model.norm="batch",'
-            " model.bn_bias=0 and a model.block whose F ends with a norm, such as postactivation,"
-            f" got shortcut={net.shortcut!r}, norm={net.norm!r}, bn_bias={net.bn_bias} and"
-            f" block={block!r}."
+            'Expected model.zero_init_residual=False, or a shortcut, model.norm="batch" and a'
+            " model.block whose F ends with a norm, such as postactivation, got"
+            f" shortcut={net.shortcut!r}, norm={net.norm!r} and block={block!r}."
         )
     exact = is_plain and net.stem == "cifar" and not net.negative_slope and not net.bn_bias
     if net.kernel_init == "looks_linear" and not exact:

@@ -63,6 +63,7 @@ class Environment(pydantic.BaseModel):
     """The fields of an entry of environment.json that readers rely on."""
 
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
+    images: dict[str, Any] | None = None
 
 
 RUNNING = "running"

@@ -29,8 +29,6 @@ WITHOUT_BLOCKS = {
     "init": ("he",),
     "bn_bias": (0.0,),
     "bn_scope": ("device",),
-    "bn_momentum": (0.9,),
-    "bn_epsilon": (1e-5,),
     "norm": ("batch",),
     "bottleneck_stride": ("1x1",),
 }

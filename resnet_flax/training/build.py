@@ -183,8 +183,8 @@ def open_seen(
     of_run = known.get(role) if role else None
     if of_run and (other := "; ".join(differing_fields(of_run, fingerprint(images)))):
         raise UserError(
-            f"Expected the images of {config.name}, split {split!r}, that the run was given, got"
-            f" others: {other}. Name the folder of its set with --data_dir."
+            f"Split {split!r} of {config.name} has other images now than when this run began:"
+            f" {other}. Put the old ones back, or name their folder with --data_dir."
         )
     return images
 
@@ -217,7 +217,8 @@ def training_batches(
 ) -> list[Batch]:
     """The first batches of the training split, at most `count`, not augmented, on the first device.
 
-    All batches are full. Every call gives the same batches.
+    All batches are full. If the split is smaller than a batch, it is one batch. Every call gives
+    the same batches.
     """
     device = Devices(backend, jax.local_devices()[:1])
     images = feed(open_split(data, data.train_split), device, print)

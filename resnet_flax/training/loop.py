@@ -80,7 +80,7 @@ def train_and_evaluate(
         built = build.build(config)
         images = {"train": fingerprint(built.train), "test": fingerprint(built.test)}
         facts |= images
-    if both := build.shared_images(config.data):
+    if before is None and (both := build.shared_images(config.data)):
         progress.say(
             f"{folder.name}: {both} images are in both splits; the test error counts them, too."
         )

@@ -240,6 +240,7 @@ def test_a_bucket_and_a_split_that_ends_before_it_begins_are_refused():
         ("train[:92]", "train[80:120]", 12),
         ("train[:92]", "test+train[-10:]+train[90:]", 2),
         ("all", "test", 261),
+        ("train+train", "train[:10]+train[5:20]", 20),
     ],
 )
 def test_images_in_both_splits_are_counted(first, second, count):

@@ -1,6 +1,7 @@
 """What the report says, without a browser."""
 
 import dataclasses
+import html
 import json
 import math
 import os
@@ -460,6 +461,12 @@ def test_runs_that_are_no_seeds_of_one_experiment_are_told(here, there, said):
     assert said in lines[0] if said else not lines
     other = {name: {"model.bn_scope": "global"} for name in environments}
     assert not any("devices" in line for line in run_tables._unlike(environments, other))
+
+
+def test_the_page_says_what_leaves_a_change_open():
+    said = change((0.2, 0.4), (0.1, 0.1), (2, 2)).partition("seeds ")[2]
+    text = html.unescape(rendered("experiments/results/rates"))
+    assert f"The seeds {said} if Welch's t-test" in text
 
 
 def test_a_card_shows_mean_deviation_and_seeds_of_both_ends():

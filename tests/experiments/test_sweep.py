@@ -323,7 +323,7 @@ def test_a_name_that_leads_out_of_the_sweeps_folder_is_refused(tmp_path, name):
     [("kind", "a\nb"), ("kind", "\x1b[2J"), ("kind", "")]
     + [("depth", 10**400), ("depth", 10**30), ("depth", True), ("seed", -1)]
     + [("error", 1e308), ("error", -1), ("step", 10**400), ("parameters", 10**400)]
-    + [("parameters", "many"), ("parameters", [1])],
+    + [("parameters", "many"), ("parameters", [1]), ("images", "x"), ("images", [1])],
 )
 def test_a_value_that_cannot_be_is_refused_before_it_is_drawn(written_sweep, field, value):
     path, folder = written_sweep / "sweep.json", written_sweep / "plain-8-s0"
@@ -331,7 +331,7 @@ def test_a_value_that_cannot_be_is_refused_before_it_is_drawn(written_sweep, fie
     entry = content["runs"]["plain-8-s0"]
     if field in ("error", "step"):
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, field: value}) + "\n")
-    elif field == "parameters":
+    elif field in ("parameters", "images"):
         (folder / "environment.json").write_text(json.dumps([{field: value}]))
     else:
         {"kind": entry, "seed": entry["config"], "depth": entry["config"]["model"]}[field][

@@ -184,8 +184,6 @@ def test_vgg_has_no_blocks_to_choose(monkeypatch):
     [
         ("norm", "none"),
         ("bn_scope", "global"),
-        ("bn_momentum", 0.99),
-        ("bn_epsilon", 0.001),
         ("bottleneck_stride", "3x3"),
     ],
 )

@@ -70,7 +70,6 @@ def test_initial_values_of_bn_are_those_asked_for():
         ("none", {"zero_init_residual": True}, "shortcut='none'"),
         ("pad", {"zero_init_residual": True, "norm": "none"}, "norm='none'"),
         ("pad", {"zero_init_residual": True, "block": "preactivation"}, "block='preactivation'"),
-        ("pad", {"zero_init_residual": True, "bn_bias": 1.0}, "bn_bias=1.0"),
     ],
 )
 def test_a_field_without_effect_is_refused(shortcut, fields, said):

@@ -622,7 +622,7 @@ def test_a_trained_network_is_scored_on_the_images_of_its_run_and_on_no_others(
         stored = sorted(run.rglob("*"))
         done = subprocess.run([*argv, f"--data_dir={other}"], capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "got others: records" in done.stderr
+        assert "has other images now than when this run began: records" in done.stderr
         assert sorted(run.rglob("*")) == stored
 
 
