@@ -31,7 +31,6 @@ from experiments.sweeping import grid
 from resnet_flax.analysis import diagnostics, landscape, signal
 from resnet_flax.config import DataConfig, ModelConfig, RunConfig
 from resnet_flax.errors import UserError
-from resnet_flax.models import stacking
 from resnet_flax.runs import Run, load_run, saved_steps
 from resnet_flax.runtime import parallel
 from resnet_flax.runtime.parallel import Backend
@@ -102,12 +101,13 @@ def diagnose_run(
 ) -> list[Layers]:
     """Measures the layers before training and at each of the saved steps; stores and returns them.
 
-    Also stores the signal before training.
+    Also stores the signal before training. Tells of steps that cannot be restored, and measures the
+    others. Raises UserError if there are none.
 
     With `resolution`, also stores the loss on a line and on a plane. The line goes from the initial
     weights to those of the last of these steps. The plane is around the latter.
     """
-    runs = [load_run(folder, step, data_dir) for step in at_steps]
+    runs = _loaded(folder, at_steps, data_dir, console)
     config = runs[-1].config
     parts = part_by_part.parts_of(runs[-1].model)
     image_mean, data = runs[-1].image_mean, config.data
@@ -119,14 +119,29 @@ def diagnose_run(
     findings.save(findings.folder(folder) / findings.SIGNAL, found_signal)
     found = []
     later = [run for run in runs if run.step]  # Step 0 is the initial one.
-    moments = [(0, initial), *((run.step, stacking.unstack(run.variables)) for run in later)]
+    moments = [(0, initial), *((run.step, run.variables) for run in later)]
     for step, variables in moments:
         found.append(diagnostics.layer_statistics(parts, variables, batches, step))
         findings.save(findings.layers_file(folder, step), found[-1])
     if resolution is not None:
-        last = runs[-1]._replace(variables=moments[-1][1])
-        _explore(folder, last, initial, batches, resolution, console)
+        _explore(folder, runs[-1], initial, batches, resolution, console)
     return found
+
+
+def _loaded(folder: AnyPath, at_steps: Sequence[int], data_dir: str, console: Console) -> list[Run]:
+    """The run at these steps, but for those that cannot be restored. UserError if none can be."""
+    runs: list[Run] = []
+    wrong: list[UserError] = []
+    for step in at_steps:
+        try:
+            runs.append(load_run(folder, step, data_dir))
+        except UserError as error:  # It is damaged, or the run is training and has deleted it.
+            wrong.append(error)
+    if not runs:
+        raise wrong[0]
+    for each in wrong:
+        console.print(str(each), markup=False)
+    return runs
 
 
 def _before_training(folder: AnyPath, config: RunConfig, console: Console) -> dict[str, Any]:
@@ -138,8 +153,7 @@ def _before_training(folder: AnyPath, config: RunConfig, console: Console) -> di
             f"Expected step 0 among the checkpoints of {folder}, since it began with another run,"
             f" got {saved}. Train it again: its step 0 is kept now."
         )
-    variables: dict[str, Any] = stacking.unstack(load_run(folder, 0).variables)
-    return variables
+    return load_run(folder, 0).variables
 
 
 def _explore(
@@ -150,7 +164,7 @@ def _explore(
     resolution: int,
     console: Console,
 ) -> None:
-    """Stores the line and the plane. Takes variables of the run and initial ones unstacked."""
+    """Stores the line and the plane. `initial`: variables of the run before training."""
     first = {**run.variables, "params": initial["params"]}
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     shown = functools.partial(_tracked, what=f"{folder.name}, line", console=console)

@@ -88,10 +88,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("name", None, "The name of the set, such as my_photos.", required=True)
     flags.DEFINE_float(
         "test_share",
-        0.2,
-        "The share of each class that is for testing, if the folder has no splits.",
+        None,
+        "The share of each class that is for testing, if the folder has no splits; by default"
+        f" {own_images.TEST_SHARE}.",
         lower_bound=0.01,
         upper_bound=0.99,
     )
-    flags.DEFINE_integer("seed", 0, "Chooses the images for testing.", lower_bound=0)
+    flags.DEFINE_integer(
+        "seed", None, "Chooses the images for testing; by default 0.", lower_bound=0
+    )
     cli.run(main, config="none", data_dir=True)

@@ -12,6 +12,7 @@ from experiments.benchmarks import worker
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.live_table import duration
 from experiments.sweeping.monitor import SweepMonitor
+from resnet_flax.models import cost
 from resnet_flax.storage.filesystem import AnyPath
 from resnet_flax.training import architecture, build
 
@@ -79,8 +80,10 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
         )
     )
     step = statistics.median(built.run() for _ in range(TIMED)) / 1000
+    # Square images were timed. Those of the run may not be square.
+    timed = cost.multiply_adds(built.model, (size, size, channels))
     return (
-        run.point.multiply_adds * data.batch_size / step,
+        timed * data.batch_size / step,
         f"A step of {run.name} took {step * 1000:.1f} ms here now. Times of other networks follow"
         f" from their multiply-adds. Its compilation took"
         f" {built.costs['trace_s'] + built.costs['compile_s']:.0f} s.",

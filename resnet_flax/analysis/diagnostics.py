@@ -23,7 +23,9 @@ from resnet_flax.training import part_by_part
 from resnet_flax.training.steps import Batch
 
 WEIGHTED = (nn.Conv, nn.Dense)
-NORMS = (nn.BatchNorm, blocks.Identity)
+NORMS = (
+    nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm, blocks.Identity
+)  # fmt: skip
 FORWARD = ("weight_norm", "response_std")  # What needs no gradient.
 
 

@@ -37,10 +37,11 @@ def line(
 
     Source: Goodfellow et al. (2015), arXiv 1412.6544.
 
-    - `first`, `last`: variables of the network, block by block. `last` are those of `step`.
+    - `first`, `last`: variables of the network. `last` are those of `step`.
     - `batches`: `image` [N, B, H, W, C], `label` [N, B].
     - `positions`: [P] float.
     """
+    first, last = stacking.unstack((first, last))
     way = jax.tree.map(np.subtract, last["params"], first["params"])
     rows = positions.astype(np.float32)[:, None, None]
     losses, errors = _scores(model, first, [way], rows, batches, shown)
@@ -68,6 +69,7 @@ def plane(
     The directions are `filter_normalized_direction` of `seed` and `seed + 1`, so planes of
     successive seeds share a direction's random numbers. The other arguments are as in `line`.
     """
+    variables = stacking.unstack(variables)
     params = variables["params"]
     seeds = seed, (seed + 1) % 2**32
     directions = [filter_normalized_direction(each, params) for each in seeds]
@@ -87,8 +89,9 @@ def filter_normalized_direction(seed: int, params: Any) -> Any:
     """A random direction in which each filter has the same norm as in `params`.
 
     Source: Li et al. (2018), arXiv 1712.09913, Sec. 4. The direction is Gaussian. Then
-    d <- d |w| / |d| for each output channel of each kernel. It is zero for biases and BN. Blocks of
-    `params` must not be stacked.
+    d <- d |w| / |d| for each output channel of each kernel. It is zero for biases and BN.
+
+    - `params`: of a network whose blocks are not stacked.
     """
     leaves, treedef = jax.tree.flatten(params)
     random = np.random.RandomState(seed)

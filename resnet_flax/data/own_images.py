@@ -20,6 +20,8 @@ from resnet_flax.errors import UserError, summary
 
 # Images of one size, with no longer side, are kept in memory while a network trains on them.
 LARGEST_IN_MEMORY = 64
+# The share of each class that is for testing, if the folder has no splits.
+TEST_SHARE = 0.2
 
 
 class Prepared(NamedTuple):
@@ -35,27 +37,41 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    folder: Path, name: str, data_dir: str, test_share: float, seed: int, track: Track
+    folder: Path,
+    name: str,
+    data_dir: str,
+    test_share: float | None,
+    seed: int | None,
+    track: Track,
 ) -> Prepared:
     """Writes the set `name` from the class folders of `folder`.
 
     - `data_dir`: the folder of prepared sets, as in `sources.load_split`.
-    - `test_share`, `seed`: choose the test images if `folder` has no splits.
+    - `test_share`, `seed`: choose the test images if `folder` has no splits. None: TEST_SHARE, 0.
     - `track`: shows progress. It takes items, what is done with them, and their number.
 
     The set appears whole or not at all. The same files and seed give the same bytes.
-    Raises UserError for a wrong name or folder, FaultError if the set cannot be written.
+    Raises UserError for a wrong name or folder, and for a share or seed that would have no effect;
+    FaultError if the set cannot be written.
     """
     target = Path(prepared.data_folder(data_dir), name)
     _check_name(name, target)
     found = class_folders.find(folder)
+    splits = sorted({file.split for file in found.files})
+    if splits != [""] and (test_share, seed) != (None, None):
+        raise UserError(
+            "Expected --test_share and --seed only for a folder without splits, but"
+            f" {folder} has {' and '.join(splits)}. Leave the flags out, or give"
+            " the folder of one split: a part of it then becomes the test split."
+        )
+    test_share, seed = TEST_SHARE if test_share is None else test_share, seed or 0
     with warnings.catch_warnings():
         # Pillow warns about images that it decodes all the same.
         warnings.filterwarnings("ignore", module="PIL")
         images, failed = _inspect(found.files, folder, track)
         notes = [*found.notes, *failed]
         class_folders.check(folder, class_folders.Found([file for file, _ in images], notes))
-        if not images[0][0].split:
+        if splits == [""]:
             images = _with_splits(images, test_share, seed)
             notes.append(f"Test images: {test_share:.0%} of each class, chosen with seed {seed}")
         sizes = sorted((picture.size for _, picture in images), key=lambda size: (min(size), size))

@@ -237,7 +237,8 @@ BLOCKS: dict[str, dict[Form, type[Block]]] = {
 def find(name: str, form: Form) -> type[Block]:
     """The class of a block in one form.
 
-    Raises UserError if the block or the form is missing, or if the class lacks part of `CONTRACT`.
+    Raises UserError if the block or the form is missing, or if the class does not extend `Block` or
+    lacks part of `CONTRACT`.
     """
     having = tuple(other for other, forms in BLOCKS.items() if form in forms)
     if name not in having:
@@ -245,6 +246,11 @@ def find(name: str, form: Form) -> type[Block]:
             f"Expected model.block in {having} for a depth with {form} blocks, got {name!r}."
         )
     block = BLOCKS[name][form]
+    if not issubclass(block, Block):
+        raise UserError(
+            f"Expected block {name!r} to extend {Block.__name__} of {Block.__module__}, as"
+            f" {BasicBlock.__name__} does, got {block.__name__}."
+        )
     own = block.__mro__[: block.__mro__.index(Block)]
     missing = [part for part in CONTRACT if not any(part in vars(owner) for owner in own)]
     if missing:

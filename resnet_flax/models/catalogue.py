@@ -34,8 +34,11 @@ def build_resnet(
     - `block`: a name in `blocks.BLOCKS`.
     - `fields`: other fields of `ResNet`.
 
-    Raises UserError for a depth, a shortcut, widths or a block that the family does not have.
+    Raises UserError for another family, and for a depth, a shortcut, widths or a block that the
+    family does not have.
     """
+    if family not in get_args(Family):
+        raise UserError(f"Expected model.family in {get_args(Family)}, got {family!r}.")
     if shortcut not in get_args(Shortcut):
         raise UserError(f"Expected model.shortcut in {get_args(Shortcut)}, got {shortcut!r}.")
     form, counts = _cifar_stages(depth) if family == "cifar" else _imagenet_stages(depth)

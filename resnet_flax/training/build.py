@@ -189,9 +189,24 @@ def open_seen(
     return images
 
 
-def shared_images(config: DataConfig) -> int:
-    """How many images of the test split are trained on. It reads no images."""
-    return sources.shared(config.name, config.train_split, config.test_split, config.data_dir)
+def notes(config: RunConfig) -> list[str]:
+    """What a user may not expect of this config, one line each. It reads no images."""
+    data, optimizer, said = config.data, config.optim, []
+    if both := sources.shared(data.name, data.train_split, data.test_split, data.data_dir):
+        said.append(f"{both} images are in both splits; the test error counts them, too.")
+    if late := [step for step in optimizer.boundaries if step >= config.steps]:
+        said.append(
+            f"the learning rate does not change at {', '.join(map(str, late))} (optim.boundaries),"
+            f" which a run of steps={config.steps} does not reach."
+        )
+    if optimizer.warmup_steps >= config.steps:
+        said.append(
+            f"the learning rate stays {optimizer.warmup_lr} (optim.warmup_lr): steps={config.steps}"
+            f" are not more than optim.warmup_steps={optimizer.warmup_steps}."
+        )
+    if config.init_partial and not config.init_from:
+        said.append("init_partial has no effect without init_from: the network begins anew.")
+    return said
 
 
 def trained_images(config: DataConfig) -> tuple[tuple[int, int, int], int]:

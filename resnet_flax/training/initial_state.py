@@ -14,6 +14,7 @@ from flax import linen as nn
 from resnet_flax.config import RunConfig
 from resnet_flax.errors import UserError
 from resnet_flax.models import stacking
+from resnet_flax.models.resnet import ResNet
 from resnet_flax.runtime import cpu, hosts
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.runtime.progress import RunProgress
@@ -129,8 +130,9 @@ def _as_trained(program: Program, state: steps.TrainState) -> steps.TrainState:
 
 def _init(program: Program) -> Any:
     """A jitted function that makes the initial state, with stacked blocks: it compiles fast."""
-    is_vgg = program.config.model.family == "vgg"
-    model = program.model if is_vgg else program.model.clone(scan=True)
+    model = program.model
+    if isinstance(model, ResNet):
+        model = model.clone(scan=True)
     return _jitted_init(model, program.optimizer, program.images.image_shape)
 
 

@@ -80,10 +80,8 @@ def train_and_evaluate(
         built = build.build(config)
         images = {"train": fingerprint(built.train), "test": fingerprint(built.test)}
         facts |= images
-    if before is None and (both := build.shared_images(config.data)):
-        progress.say(
-            f"{folder.name}: {both} images are in both splits; the test error counts them, too."
-        )
+    for note in build.notes(config) if before is None else ():
+        progress.say(f"{folder.name}: {note}")
     beginning = Beginning(built, folder, progress, from_scratch=from_scratch)
     with contextlib.ExitStack() as claimed:
         with hosts.alike():

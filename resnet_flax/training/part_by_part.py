@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_flax.errors import UserError
+from resnet_flax.models import stacking
 from resnet_flax.models.resnet import ResNet
 from resnet_flax.runtime import cpu
 from resnet_flax.training import metrics
 from resnet_flax.training.steps import Batch
 
 Variables = dict[str, Any]
-"""`params` and `batch_stats`, each a dict from names of parts to trees. Blocks are not stacked."""
+"""`params` and `batch_stats`, each a dict from names of parts to trees. Blocks may be stacked."""
 Look = Callable[[nn.Module, Variables, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """Takes a part, its own variables, its input x and dL/dy. Returns dL/dx and what it found."""
 
@@ -28,17 +29,17 @@ def parts_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a network: block by block, in train mode, on one device.
 
     Each part is called on the output of the one before. The last gives logits [B, K]. Raises
-    UserError for VGG, which has no blocks.
+    UserError for a network without blocks, such as VGG.
     """
     if not isinstance(model, ResNet):
-        raise UserError("Expected a plain or residual network, got VGG.")
+        raise UserError(f"Expected a plain or residual network, got {type(model).__name__}.")
     parts: list[Any] = model.clone(scan=False, remat=False, norm_axis=None).parts(train=True)
     return parts  # With `scan=False` there are no loops over blocks, so all parts are modules.
 
 
 def outputs(parts: Sequence[nn.Module], variables: Variables, image: jax.Array) -> list[jax.Array]:
     """The output of every part. `image` is [B, H, W, C], normalised."""
-    found = []
+    found, variables = [], stacking.unstack(variables)
     for part in parts:
         image = compiled(_forward)(part.clone(name=None), own(part, variables), image)
         found.append(image)
@@ -49,6 +50,7 @@ def look_back(
     parts: Sequence[nn.Module], variables: Variables, batch: Batch, look: Look
 ) -> tuple[jax.Array, list[Any]]:
     """The mean loss, and what `look` finds in each part on the way from the loss to the image."""
+    variables = stacking.unstack(variables)
     *inputs, logits = [batch.image, *outputs(parts, variables, batch.image)]
     loss, dy = _loss_and_gradient(logits, batch.label)
     found = []
@@ -75,7 +77,7 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def own(part: nn.Module, variables: Variables) -> Variables:
-    """The variables of one part."""
+    """The variables of one part, from those of a network whose blocks are not stacked."""
     return {key: tree[part.name] for key, tree in variables.items() if part.name in tree}
 
 

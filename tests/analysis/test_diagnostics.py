@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from resnet_flax.analysis import diagnostics
 from resnet_flax.analysis.diagnostics import layer_statistics
 from resnet_flax.errors import UserError
-from resnet_flax.models import blocks
+from resnet_flax.models import blocks, stacking
 from resnet_flax.models.blocks import BasicBlock
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.models.resnet import GlobalAveragePool
@@ -311,6 +311,39 @@ def test_a_response_without_a_norm_of_its_own_is_what_the_convolution_gives():
     assert layers["conv"].response_std == std("conv")
     assert layers["fc"].response_std is None
     assert "bn_out" not in layers
+
+
+class BlockWithGroupNorm(BasicBlock):
+    def residual(self, x: jax.Array) -> jax.Array:
+        f = self.conv(self.features, 3, name="conv1")(x)
+        return nn.GroupNorm(num_groups=1, name="group_norm")(f)
+
+
+def test_the_response_of_a_convolution_comes_after_any_norm_that_reads_it():
+    params = {
+        "block": {
+            "conv1": one_pixel(5),
+            "group_norm": {"scale": np.float32([3]), "bias": np.float32([0])},
+        },
+        "fc": {"kernel": np.float32([[1, -1]])},
+    }
+    parts = [
+        block("none", BlockWithGroupNorm),
+        GlobalAveragePool(name="global_average_pool"),
+        nn.Dense(2, use_bias=False, name="fc"),
+    ]
+    image = np.float32([1, 2, 3, 4]).reshape(1, 2, 2, 1)
+    found = layer_statistics(parts, {"params": params}, [batch(image, [0])])
+    assert found.layers[0].response_std == CLOSE(3)  # The scale of the norm.
+
+
+def test_variables_whose_blocks_are_stacked_are_seen_as_single_blocks():
+    net = build_resnet("cifar", 14, "pad", (4, 4, 8), num_classes=3)
+    variables = random_variables(net)
+    parts, batches = part_by_part.parts_of(net.clone(scan=True)), [batch(IMAGES, LABELS)]
+    stacked = stacking.stack(variables)  # As `load_run` gives those of very deep networks.
+    assert "stage1_blocks" in stacked["params"]
+    assert layer_statistics(parts, stacked, batches) == layer_statistics(parts, variables, batches)
 
 
 def test_numbers_are_means_over_batches():

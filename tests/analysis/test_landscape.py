@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 
 from resnet_flax.analysis import landscape
+from resnet_flax.models import stacking
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training.steps import Batch
 
@@ -108,3 +109,7 @@ def test_a_scanned_network_has_the_landscape_of_its_twin():
     positions = np.array([-1.0, 0.5])
     one, other = (landscape.plane(net, given, batches, positions, step=1, seed=0) for net in nets)
     np.testing.assert_allclose(one.losses, other.losses, rtol=1e-5)  # Another program's rounding.
+    stacked = stacking.stack(given)  # As `load_run` gives those of very deep networks.
+    assert landscape.plane(nets[1], stacked, batches, positions, step=1, seed=0) == other
+    ends = [landscape.line(nets[1], given, v, batches, positions, step=1) for v in (given, stacked)]
+    assert ends[0] == ends[1]

@@ -40,7 +40,7 @@ def fill(folder, classes=("cat", "dog"), count=4, first=0):
     return folder
 
 
-def prepare(folder, data_dir, name="mine", share=0.25, seed=0, track=lambda items, *_: items):
+def prepare(folder, data_dir, name="mine", share=None, seed=None, track=lambda items, *_: items):
     return own_images.prepare(folder, name, str(data_dir), share, seed, track)
 
 
@@ -295,6 +295,16 @@ def change(photos, case):
     return photos / case if case == "missing" else photos
 
 
+@pytest.mark.parametrize("given", [{"share": 0.1}, {"seed": 0}])
+def test_a_share_of_a_folder_with_splits_is_refused_before_anything_is_written(tmp_path, given):
+    fill(tmp_path / "photos" / "train")
+    fill(tmp_path / "photos" / "val", count=2, first=50)
+    with pytest.raises(UserError, match="only for a folder without .* has train and validation"):
+        prepare(tmp_path / "photos", tmp_path / "sets", **given)
+    assert not (tmp_path / "sets").exists()
+    prepare(tmp_path / "photos" / "train", tmp_path / "sets", **given)  # The way out.
+
+
 @pytest.mark.parametrize(
     "case, message",
     [
@@ -357,7 +367,7 @@ def track(items, what, count):
     if what == "writing test":
         os.kill(os.getpid(), 9)
 
-own_images.prepare(Path(sys.argv[1]), "mine", sys.argv[2], 0.25, 0, track)
+own_images.prepare(Path(sys.argv[1]), "mine", sys.argv[2], None, None, track)
 """
 
 

@@ -65,6 +65,18 @@ def test_the_landscape_meets_the_run_at_its_end(run_folder, console):
     assert line.images == plane.images == 256
 
 
+def test_a_step_that_cannot_be_restored_does_not_hide_the_others(run_folder, tmp_path, console):
+    shutil.copytree(run_folder / "checkpoints" / "24", run_folder / "checkpoints" / "12")
+    (damaged,) = run_folder.glob("checkpoints/12/state/manifest.ocdbt")
+    damaged.write_bytes(b"")
+    found = diagnose.diagnose_run(run_folder, saved_steps(run_folder), 1, None, console)
+    assert [layers.step for layers in found] == [0, 24]
+    console.file.flush()
+    assert "12" in (tmp_path / "printed").read_text()
+    with pytest.raises(UserError, match="12"):
+        diagnose.diagnose_run(run_folder, [12], 1, None, console)
+
+
 def test_initial_networks_are_of_every_kind_depth_and_norm_of_the_first_seed(console):
     config = degradation.get_config("digits")
     config.depths, config.seeds = (8,), (3, 4)

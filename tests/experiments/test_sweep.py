@@ -1,7 +1,9 @@
 import contextlib
 import functools
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +14,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
 
 from configs import degradation
 from experiments import report, sweep
 from experiments.sweeping import dry_run, grid
+from experiments.sweeping.monitor import SweepMonitor
 from resnet_flax.config import resolve
+from resnet_flax.data import own_images
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder, sweep_tables
 from resnet_flax.storage.records import Status
@@ -209,6 +214,25 @@ def test_a_dry_run_lists_every_run_with_its_time_and_writes_nothing(tiny_sweep, 
     assert f"{len(runs)} runs, one after another: about " in said
     assert ("The speed is the one that this folder records" in said) == recorded
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_time_of_images_that_are_not_square_is_that_of_their_pixels(tiny_sweep, tmp_path):
+    random = np.random.default_rng(0)
+    for label, i in itertools.product(("cat", "dog"), range(20)):
+        path = tmp_path / "photos" / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 16), np.uint8)).save(path)
+    own_images.prepare(tmp_path / "photos", "mine", str(tmp_path), 0.2, 0, lambda items, *_: items)
+    data = {"name": "mine", "data_dir": str(tmp_path), "train_split": "train", "test_split": "test"}
+    tiny_sweep["run"]["data"] |= data
+    runs = expanded(tiny_sweep | {"depths": (8,), "seeds": (0,)})
+    monitor = SweepMonitor(tmp_path, [run.point for run in runs])
+    speed, said = dry_run._speed(runs, monitor)
+    seconds = float(re.search(r"took ([\d.]+) ms", said)[1]) / 1000
+    batch_size = tiny_sweep["run"]["data"]["batch_size"]
+    # Half of the run's, but for the fully connected layer, was timed. The time has one decimal.
+    share = speed * seconds / batch_size / runs[0].point.multiply_adds
+    assert share == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_later_grid_is_added_to_the_earlier_one(tiny_sweep, tmp_path):

@@ -19,6 +19,7 @@ from resnet_flax.models.blocks import (
     BottleneckBlock,
     zero_pad_shortcut,
 )
+from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training import architecture
 
 PARTS = {
@@ -162,6 +163,19 @@ def test_a_block_without_a_part_of_its_contract_is_refused_by_name(missing, monk
     with pytest.raises(UserError, match=message) as error:
         architecture.build_model(model_config(block="lame"), num_classes=3)
     assert "\n" not in str(error.value)
+
+
+def test_a_block_that_extends_no_block_is_refused_by_name(monkeypatch):
+    members = {"residual": None, "__call__": None, "expansion": 1, "activated": True}
+    monkeypatch.setitem(BLOCKS, "lone", {"basic": type("LoneBlock", (nn.Module,), members)})
+    with pytest.raises(UserError, match="block 'lone' to extend Block of .*, got LoneBlock"):
+        blocks.find("lone", "basic")
+
+
+@pytest.mark.parametrize("family", ["ImageNet", "vgg"])
+def test_a_family_that_is_none_is_no_other_network(family):
+    with pytest.raises(UserError, match=f"model.family in .*, got '{family}'"):
+        build_resnet(family, 50, "projection", num_classes=3)
 
 
 def test_a_new_block_whose_f_ends_with_a_norm_may_begin_with_zero(monkeypatch):

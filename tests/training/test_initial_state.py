@@ -1,6 +1,9 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from resnet_flax.config import ModelConfig, RunConfig, parse
 from resnet_flax.models import stacking
@@ -74,6 +77,19 @@ def test_the_shapes_are_those_of_a_saved_state(two_blocks, scan):
     shapes = initial_state.state_shapes(built(config))
     state = stacking.unstack(initial(config))
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
+
+
+class Family(nn.Module):
+    """A network of a user's own, which has no blocks."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(3, name="fc")(images.reshape(len(images), -1))
+
+
+def test_a_network_of_another_family_has_a_state(two_blocks):
+    program = dataclasses.replace(built(two_blocks), model=Family())
+    assert initial_state.state_shapes(program).params["fc"]["bias"].shape == (3,)
 
 
 def test_a_scanned_run_is_saved_by_block_and_resumed_bit_for_bit(

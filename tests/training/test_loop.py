@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_flax.config import resolve
+from resnet_flax.config import RunConfig, parse, resolve
 from resnet_flax.data import own_images
 from resnet_flax.data.sources import load_split
 from resnet_flax.errors import FaultError, UserError
@@ -630,6 +630,29 @@ def test_images_that_are_trained_on_and_tested_are_told(tiny_config, tmp_path, c
     tiny_config["data"]["test_split"] = "test[:10]+train[10:14]"
     train(tiny_config, tmp_path / "run")
     assert "run: 4 images are in both splits; the test error counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "steps, optimizer, noted",
+    [
+        (13, {}, []),
+        (12, {}, ["not change at 12 "]),
+        (8, {}, ["not change at 8, 12 "]),
+        (4, {"warmup_steps": 4}, ["not change at 8, 12 ", "stays 0.01 "]),
+        (13, {"warmup_steps": 4}, []),
+    ],
+)
+def test_a_learning_rate_that_a_short_run_never_has_is_told(tiny_config, steps, optimizer, noted):
+    tiny_config["optim"] |= {"boundaries": (8, 12), "warmup_lr": 0.01} | optimizer
+    notes = build.notes(parse(tiny_config | {"steps": steps}, RunConfig))
+    assert len(notes) == len(noted)
+    for note, words in zip(notes, noted, strict=True):
+        assert words in note
+
+
+def test_an_option_of_init_from_without_it_is_told(tiny_config):
+    (note,) = build.notes(parse(tiny_config | {"init_partial": True}, RunConfig))
+    assert "init_partial has no effect without init_from" in note
 
 
 def test_images_of_an_attempt_that_saved_nothing_bind_no_later_one(
