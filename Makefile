@@ -16,7 +16,7 @@ SCHEDULERS := .venv-schedulers
 COMPILE := .venv-compile
 MINUTES ?= 9
 # The device that jax needs a plug-in for: a GPU, a TPU or none.
-PLUGIN ?= $(if $(wildcard /dev/nvidia0),cuda13,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
+PLUGIN ?= $(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),cuda13,$(if $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),tpu))
 SUITES ?= steps profile depth memory start epoch seeds convolution
 
 # With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network. `make wheels` fills the folder.
@@ -107,7 +107,7 @@ export OPEN_CIFAR10
 
 # Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs an eighth of it.
 cifar10: CONFIG = configs/degradation.py:cifar10
-cifar10: .venv/installed
+cifar10: .venv/installed-accelerator$(PLUGIN)
 	@$(BIN)/python -c "$$OPEN_CIFAR10" || { test $$? = 2 && $(MAKE) prepare DATASET=cifar10; }
 	$(MAKE) sweep CONFIG="$(CONFIG)" WORKDIR="$(WORKDIR)"
 

@@ -8,6 +8,7 @@ another machine too, if the folder was copied. Checks and measurements take a th
 three minutes at most. What is known of a kind of device is not measured again.
 """
 
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import cli
+from experiments.benchmark import ACCELERATOR
 from experiments.benchmarks import agreement, sharing
 from experiments.sweeping import devices, grid
 from resnet_flax.data import sources
@@ -31,6 +33,7 @@ from resnet_flax.storage import filesystem
 
 PREPARATION = 180.0  # Seconds at most before training.
 _SAVING = 20.0  # Seconds before the end in which runs save and the report is written.
+_REPORT = 5.0  # Of these, for the report.
 _RECORD = "first_minutes.json"
 _LARGEST = 2**20
 
@@ -73,17 +76,35 @@ class Record:
         return result
 
 
-def device() -> dict[str, Any]:
-    """The platform, kind and number of this machine's devices, found by a process of its own."""
+def device(seconds: float) -> dict[str, Any]:
+    """The platform, kind and number of this machine's devices, found by a process of its own.
+
+    `chips`: of a TPU, which may have two devices a chip; else the devices. Raises UserError if jax
+    opens no device in so many seconds, or only the CPU that nobody asked for.
+    """
     script = (
         "import json, jax; d = jax.devices(); "
-        "print(json.dumps([d[0].platform, d[0].device_kind, len(d)]))"
+        "chips = {str(getattr(each, 'coords', each.id)) for each in d}; "
+        "print(json.dumps([d[0].platform, d[0].device_kind, len(d), len(chips)]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    command = [sys.executable, "-c", script]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"jax opened no device in {seconds:.0f} s. Several TPU hosts of a slice open theirs"
+            " together: there, train with `launch --target=tpu-vm` or, on every host, `sweep`."
+        ) from error
     if done.returncode:
         raise UserError(f"jax opens no device: {done.stderr.strip().splitlines()[-1]}")
-    platform, kind, count = json.loads(done.stdout.splitlines()[-1])
-    return {"platform": platform, "kind": kind, "count": count}
+    names = "platform", "kind", "count", "chips"
+    found = dict(zip(names, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    if found["platform"] == "cpu" and os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu":
+        raise UserError(
+            "jax finds no GPU or TPU, only the CPU. `make accelerator PLUGIN=cuda13` (or tpu)"
+            " installs a plug-in. To try this command on the CPU, set JAX_PLATFORMS=cpu."
+        )
+    return found
 
 
 def prepare(
@@ -97,7 +118,7 @@ def prepare(
 
     def agrees() -> Finding:
         with tempfile.TemporaryDirectory() as scratch:
-            checked = agreement.check(Path(scratch), left())
+            checked = agreement.check(Path(scratch), left(), found["platform"], found["count"])
         return Finding(checked, is_final=_is_well(checked))  # The cause of a failure may be mended.
 
     is_well = _is_well(record.once("check", agrees) or {})
@@ -108,7 +129,9 @@ def prepare(
         command = ["experiments.benchmarks.sharing", fields]
         rows = record.once("sharing", lambda: rows_of(command, left()))
         at_once = sharing.best(rows) if rows else 1
-    record.once("benchmark", lambda: benchmark(args, folder / "benchmarks", left()))
+    for net in ACCELERATOR:  # One by one, so that one is final where all take too long.
+        measure = functools.partial(benchmark, args, folder / "benchmarks", net, end)
+        record.once(f"benchmark, {net}", measure)
     return is_well, max(at_once, 1)
 
 
@@ -117,13 +140,13 @@ def _is_well(checked: Mapping[str, Any]) -> bool:
     return all(checked.get(name) for name in names)
 
 
-def benchmark(args: flags.FlagValues, folder: Path, seconds: float) -> Finding:
-    """The rows of the suite for accelerators that are measured in this time."""
-    command = ["experiments.benchmark", "--suite=accelerator", "--rounds=3"]
-    command.append(f"--workdir={folder}")
+def benchmark(args: flags.FlagValues, folder: Path, net: str, end: float) -> Finding:
+    """The rows of a network in the suite for accelerators that are measured until `end`."""
+    command = ["experiments.benchmark", "--suite=accelerator", f"--net={net}", "--rounds=3"]
+    command.append(f"--workdir={folder / net.lower().replace(' ', '_')}")
     if Path(args.torch_python).exists():
         command += ["--against=torch", f"--torch_python={args.torch_python}"]
-    return rows_of(command, seconds)
+    return rows_of(command, end - time.monotonic())
 
 
 def rows_of(command: Sequence[str], seconds: float) -> Finding:
@@ -164,12 +187,10 @@ def group(
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                process.wait(_SAVING)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _wait(processes, time.monotonic() + _SAVING - _REPORT)
+        for process in processes:  # Such as one that compiles, and has nothing to save.
+            process.kill()
+            process.wait()
 
 
 def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
@@ -182,17 +203,12 @@ def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
 def train(
     args: flags.FlagValues, runs: list[str], found: dict[str, Any], at_once: int, end: float
 ) -> int:
-    """Trains the runs of the sweep until `end`, so many on each GPU. Returns the exit status."""
+    """Trains the runs until `end`, so many on each GPU or TPU chip. Returns the exit status."""
     command = [sys.executable, "-m", "experiments.sweep", *cli.config_as_given(args)]
-    command.append(f"--workdir={args.workdir}")
-    gpus = found["count"] if found["platform"] == "gpu" else 1
-    count = min(at_once * gpus, len(runs))
+    command += [f"--workdir={args.workdir}", "--num_processes=1"]
+    environments = places(os.environ, found, at_once)[: len(runs)]
+    count = len(environments)
     commands = [[*command, f"--only={','.join(runs[share::count])}"] for share in range(count)]
-    environments = [dict(os.environ) for _ in commands]
-    if found["platform"] == "gpu":
-        shared = devices.of_shared_gpu(os.environ, at_once)
-        names = _names_of_gpus(os.environ, gpus)
-        environments = [shared | {"CUDA_VISIBLE_DEVICES": names[i % gpus]} for i in range(count)]
     with group(commands, environments) as processes:
         _wait(processes, end)
     statuses = {process.returncode for process in processes}
@@ -203,10 +219,25 @@ def train(
     return worst(statuses)
 
 
-def _names_of_gpus(environment: Mapping[str, str], count: int) -> list[str]:
-    """The names by which CUDA chooses `count` GPUs. The environment may name those to be seen."""
-    given = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[:count]
-    return given if any(given) else [str(i) for i in range(count)]
+def places(
+    variables: Mapping[str, str], found: Mapping[str, Any], at_once: int
+) -> list[dict[str, str]]:
+    """The environment variables of each process that trains at a time: `at_once` on each device.
+
+    A run has one GPU or TPU chip, so that BN sees as many images as in the paper or more.
+    """
+    if found["platform"] == "gpu":
+        shared, names = devices.of_shared_gpu(variables, at_once), _names_of_gpus(variables, found)
+        return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in names] * at_once
+    if found["platform"] == "tpu" and found["chips"] > 1:
+        return [devices.of_tpu_chip(variables, chip) for chip in range(found["chips"])]
+    return [dict(variables)] * at_once
+
+
+def _names_of_gpus(variables: Mapping[str, str], found: Mapping[str, Any]) -> list[str]:
+    """The names by which CUDA chooses the GPUs. A variable may name those to be seen."""
+    given = variables.get("CUDA_VISIBLE_DEVICES", "").split(",")[: found["count"]]
+    return given if any(given) else [str(i) for i in range(found["count"])]
 
 
 def worst(statuses: Iterable[int]) -> int:
@@ -223,10 +254,13 @@ def main(args: flags.FlagValues) -> int:
     runs = _checked(args, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The processes that it started are told to stop, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    found = device()
+    for number in signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    preparation = min(PREPARATION, seconds / 3)
+    found = device(preparation)
     print(f"device: {json.dumps(found)}", flush=True)
-    is_well, at_once = prepare(args, found, folder, start + min(PREPARATION, seconds / 3))
+    is_well, at_once = prepare(args, found, folder, start + preparation)
     print(f"training after {time.monotonic() - start:.0f} s, {at_once} at once", flush=True)
     status = train(args, runs, found, at_once, start + seconds - _SAVING)
     if not is_well:

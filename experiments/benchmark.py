@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,13 @@ ACCELERATOR: dict[str, dict[str, Any]] = {
     "CIFAR depth 20": {"depth": 20},
     "CIFAR depth 56": {"depth": 56},
     "CIFAR depth 110": {"depth": 110},
-    "ImageNet depth 50": {"family": "imagenet", "depth": 50, "size": 224, "batch_size": 256},
+    "ImageNet depth 50": {
+        "family": "imagenet",
+        "depth": 50,
+        "shortcut": "projection",
+        "size": 224,
+        "batch_size": 256,
+    },
 }
 
 
@@ -77,19 +83,28 @@ def _ratio(row: Row, ours: Row) -> float:
     return row["step_ms"] / ours["step_ms"]
 
 
-def measure_accelerator(rounds: int, torch: str | None) -> Iterator[Row]:
-    """Times bfloat16 steps on one device against PyTorch with automatic mixed precision."""
+def measure_accelerator(rounds: int, torch: str | None, nets: Sequence[str]) -> Iterator[Row]:
+    """Times bfloat16 steps on one device against PyTorch with automatic mixed precision.
+
+    Also ours in float32, in which sweeps train.
+    """
     modes = TORCH | {"PyTorch CUDA graphs": {"channels_last": True, "compile": "reduce-overhead"}}
-    for net, fields in ACCELERATOR.items():
-        fields = {"dtype": "bfloat16", "devices": 1, **fields}
-        cases = {"ours": ours(**fields), "ours, scanned blocks": ours(**fields, scan=True)}
+    for net in nets:
+        fields = {"dtype": "bfloat16", "devices": 1, **ACCELERATOR[net]}
+        cases = {
+            "ours": ours(**fields),
+            "ours, scanned blocks": ours(**fields, scan=True),
+            "ours, float32": ours(**fields | {"dtype": "float32"}),
+        }
         if torch:
             cases |= {name: theirs(torch, **fields, **more) for name, more in modes.items()}
         rows = alternate(cases, rounds)
-        flops = bound.FLOPS * _multiply_adds(Case(**fields))
+        multiply_adds = _multiply_adds(Case(**fields))
         for row in rows:
             rate = fields.get("batch_size", 128) / row["step_ms"] * 1000
-            rates = {"images_per_s": rate, "tflop_per_s": rate * flops / 1e12}
+            flops = bound.FLOPS * multiply_adds * rate
+            rates = {"images_per_s": rate, "tflop_per_s": flops / 1e12}
+            rates["multiply_adds"] = multiply_adds
             yield {"net": net, **row, **rates, "ours_is_times_as_fast": _ratio(row, rows[0])}
 
 
@@ -194,11 +209,12 @@ def measure_epoch(rounds: int) -> Iterator[Row]:
 
 
 class Options(NamedTuple):
-    """How to measure. `torch`, `tensorflow`: a Python that has it."""
+    """How to measure. `torch`, `tensorflow`: a Python that has it; `nets`: of ACCELERATOR."""
 
     rounds: int
     torch: str | None
     tensorflow: str | None
+    nets: Sequence[str]
 
 
 SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
@@ -213,12 +229,14 @@ SUITES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "input": lambda of: input_pipeline.measure(of.rounds, of.torch, of.tensorflow),
     "stream": lambda of: input_pipeline.measure_loop(),
     "engine": lambda of: engine.measure(),
-    "accelerator": lambda of: measure_accelerator(of.rounds, of.torch),
+    "accelerator": lambda of: measure_accelerator(of.rounds, of.torch, of.nets),
 }
 
 
 def main(args: flags.FlagValues) -> None:
     rounds = args.rounds
+    if args.net and args.suite != "accelerator":
+        raise UserError(f"Expected --net with --suite=accelerator, got --suite={args.suite}.")
     torch = tensorflow = None
     if args.against == "torch":
         torch = args.torch_python
@@ -240,7 +258,8 @@ def main(args: flags.FlagValues) -> None:
     except OSError as error:
         raise UserError(f"Cannot write to workdir {folder}: {error.strerror}.") from error
     rows = []
-    for row in SUITES[args.suite](Options(rounds, torch, tensorflow)):
+    nets = [args.net] if args.net else list(ACCELERATOR)
+    for row in SUITES[args.suite](Options(rounds, torch, tensorflow, nets)):
         print(json.dumps(row), flush=True)
         rows.append(row)
     facts = environment.describe()
@@ -248,6 +267,7 @@ def main(args: flags.FlagValues) -> None:
     given = [
         f"--suite={args.suite}",
         *against,
+        *([f"--net={args.net}"] if args.net else []),
         f"--rounds={rounds}",
         f"--workdir={cli.shown(folder)}",
     ]
@@ -276,6 +296,9 @@ if __name__ == "__main__":
         "tensorflow_python",
         ".venv-prepare/bin/python",
         "A Python with TensorFlow, for the input suite.",
+    )
+    flags.DEFINE_enum(
+        "net", None, list(ACCELERATOR), "Suite accelerator: one network; by default all."
     )
     flags.DEFINE_integer("rounds", 11, "How often each program is timed, in turn.", lower_bound=1)
     cli.run(main, config="none", workdir="The folder for tables and JSON.")

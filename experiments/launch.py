@@ -88,6 +88,7 @@ NO_ACCOUNT = (
 )
 OF_RESOURCES = ("accelerator", "devices_per_run", "nodes_per_run", "spot")
 OF_PLAN = ("machine",)
+OF_SLICES = ("tpu-vm", "skypilot")  # Their accelerator may be a slice of TPU VMs.
 # The machine may be slower, or busy. A run that reaches its limit is queued again and continues.
 SPARE = 4
 SHORTEST, LONGEST = 30, 24 * 60  # Minutes of a limit.
@@ -115,7 +116,7 @@ def main(args: flags.FlagValues) -> int:
     files = target.files(sweep, asked, **{name: args[name].value for name in options})
     paths = _write(files, sweep.output)
     config_file = cli.config_file(args)
-    said = notes.of(args.target, args.workdir, runs, args.devices_per_run, config_file)
+    said = notes.of(args.target, args.workdir, runs, _devices_per_run(args), config_file)
     has_limit = minutes or any(re.match(r"--time=|-t", each) for each in args.option or ())
     if "machine" in target.takes and not has_limit:
         said.append(NO_LIMIT)
@@ -183,8 +184,14 @@ def _expand(args: flags.FlagValues) -> list[grid.GridRun]:
     for run in runs:
         with grid.named(run.name):
             batch_size = run.config.data.batch_size
-            parallel.check_divisible(batch_size, args.devices_per_run)
+            parallel.check_divisible(batch_size, _devices_per_run(args))
     return runs
+
+
+def _devices_per_run(args: flags.FlagValues) -> int:
+    """The devices that a run will have. All runs of a slice of TPU VMs have all of its devices."""
+    whole = jobs.devices_of_slice(args.accelerator) if args.target in OF_SLICES else None
+    return whole or int(args.devices_per_run)
 
 
 def _output(args: flags.FlagValues) -> Path:

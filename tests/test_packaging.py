@@ -30,7 +30,7 @@ def test_a_plug_in_is_installed_though_an_earlier_call_had_none(tmp_path):
     for name in ("requirements.txt", "requirements.lock", ".venv/made", ".venv/installed"):
         (tmp_path / name).touch()
     (tmp_path / ".venv" / "installed-accelerator").touch()
-    for suites in ("accelerator", "benchmark SUITES=accelerator"):
+    for suites in ("accelerator", "cifar10", "benchmark SUITES=accelerator"):
         command = ["make", "--dry-run", *suites.split(), "PLUGIN=cuda13"]
         (tmp_path / ".venv-torch").mkdir(exist_ok=True)
         (tmp_path / "pyproject.toml").touch()

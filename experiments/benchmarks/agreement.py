@@ -20,7 +20,9 @@ from resnet_flax.storage.run_folder import RunFolder
 
 # Relative, of the mean loss over the first steps. Sums in another order change float32 by 1e-5.
 TOLERANCE = 1e-3
+_BATCH = 128  # Or a little less, if the devices cannot share it.
 _FLAGS = (
+    "--num_processes=1",  # On a TPU host, jax would have them meet.
     "--config=configs/digits.py:resnet8", "--config.steps=200", "--config.log_every=20",
     "--config.eval_every=100", "--config.checkpoint_every=40", "--config.steps_per_dispatch=20",
     "--config.optim.boundaries=(100,150)", "--config.model.bn_scope=global",
@@ -28,22 +30,33 @@ _FLAGS = (
 )  # fmt: skip
 # Products in full float32, so that only the order of sums may differ.
 _PRECISE = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+_REPEATABLE = "--xla_gpu_deterministic_ops=true"  # Without it, a GPU may add in any order.
 
 
-def check(folder: Path, seconds: float) -> dict[str, Any]:
+def check(folder: Path, seconds: float, platform: str, count: int) -> dict[str, Any]:
     """Trains a small network on the CPU, on the devices, and on the devices with a kill.
 
-    The kill comes after the first checkpoint. `folder`: a new folder on a disk. Raises FaultError
-    if a run fails or `seconds` are over.
+    The kill comes after the first checkpoint. Raises FaultError if a run fails or `seconds` are
+    over.
+
+    - `folder`: a new folder on a disk.
+    - `platform`, `count`: of the devices.
     """
+    batch_size = max(_BATCH // count, 1) * count
+
+    def start(name: str, more: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        return _start(folder / name, batch_size, of_devices if more is None else more)
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    of_devices = {"XLA_FLAGS": f"{flags} {_REPEATABLE}".strip()} if platform == "gpu" else {}
     jax.config.update("jax_platforms", "cpu")
     end = time.monotonic() + seconds
     runs: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        runs["cpu"] = _start(folder / "cpu", {"JAX_PLATFORMS": "cpu"})
-        runs["whole"] = _start(folder / "whole")
+        runs["cpu"] = start("cpu", {"JAX_PLATFORMS": "cpu"})
+        runs["whole"] = start("whole")
         _finish(runs["whole"], end)
-        runs["killed"] = _start(folder / "killed")
+        runs["killed"] = start("killed")
         killed = RunFolder(folder / "killed")
         while runs["killed"].poll() is None and not _saved(killed) and time.monotonic() < end:
             time.sleep(0.0005)
@@ -51,7 +64,7 @@ def check(folder: Path, seconds: float) -> dict[str, Any]:
         runs["killed"].send_signal(signal.SIGKILL)
         runs["killed"].wait()
         saved = _saved(killed)
-        runs["killed"] = _start(folder / "killed")
+        runs["killed"] = start("killed")
         for process in runs.values():
             _finish(process, end)
     finally:
@@ -78,11 +91,12 @@ def _saved(folder: RunFolder) -> list[int]:
     return Checkpoints(folder.checkpoints).steps()
 
 
-def _start(folder: Path, more: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, batch_size: int, more: dict[str, str]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *_FLAGS]
+    command.append(f"--config.data.batch_size={batch_size}")
     # None may take all of a GPU's memory.
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment = os.environ | _PRECISE | memory | (more or {})
+    environment = os.environ | _PRECISE | memory | more
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 

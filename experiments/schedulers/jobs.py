@@ -30,6 +30,8 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
     "": "tpu-ubuntu2204-base",
 }
+# A TPU slice's type counts cores. In these generations, jax sees the two of a chip as one device.
+TWO_CORES_A_DEVICE = ("v4", "v5p")
 Files = Mapping[str, str]
 """Name -> content."""
 
@@ -82,6 +84,14 @@ class Resources(NamedTuple):
     def cpus(self) -> int:
         """The CPU cores of a node: four for each accelerator, which read and cut its images."""
         return self.devices_per_node * (4 if self.accelerator else 1)
+
+
+def devices_of_slice(accelerator: str) -> int | None:
+    """The devices of a slice of TPU VMs, such as v5litepod-16 or tpu-v4-8. None for other types."""
+    match = re.fullmatch(r"(?:tpu-)?(v\d+[a-z]*)-(\d+)", accelerator)
+    if match is None:
+        return None
+    return max(int(match[2]) // (2 if match[1] in TWO_CORES_A_DEVICE else 1), 1)
 
 
 def slurm(

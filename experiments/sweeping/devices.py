@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -29,16 +30,29 @@ def of_shared_gpu(variables: Mapping[str, str], sharing: int) -> dict[str, str]:
     return others | {_MEMORY[0]: f"{_GPU_MEMORY / sharing:.3f}"}
 
 
+def of_tpu_chip(variables: Mapping[str, str], chip: int) -> dict[str, str]:
+    """Environment variables of a process that opens one chip of this TPU host, as Ray sets them."""
+    alone = {"TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1", "TPU_HOST_BOUNDS": "1,1,1"}
+    return {**variables, **alone, "TPU_VISIBLE_CHIPS": str(chip)}
+
+
 def begin(*configs: RunConfig) -> None:
     """Opens the devices. Without an accelerator, makes them of this machine's cores first.
 
     All runs use the same ones: as many as suit the batches of all configs. Says on stderr if they
-    are so many that a batch is shared too often.
+    are so many that a batch is shared too often, and if they leave a GPU or TPU unused.
     """
     cpu.use_cores(math.gcd(*(config.data.batch_size for config in configs)) // hosts.count())
     hosts.open_devices()
     for line in notes(configs, jax.device_count()) if hosts.is_first() else ():
         print(line, file=sys.stderr)
+    unused = None if os.environ.get("JAX_PLATFORMS") else cpu.accelerator()
+    if unused and jax.default_backend() == "cpu":
+        print(
+            f"This machine has {unused}, but jax uses the CPU. For a GPU or TPU it needs a plug-in:"
+            " experiments/README.md says which. JAX_PLATFORMS=cpu silences this line.",
+            file=sys.stderr,
+        )
 
 
 def sees_few(config: RunConfig, count: int) -> bool:

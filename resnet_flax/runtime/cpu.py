@@ -75,7 +75,12 @@ def expects_accelerator() -> bool:
     if platforms := os.environ.get("JAX_PLATFORMS", ""):
         return platforms.split(",")[0] != "cpu"
     plugins = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
-    return bool(plugins) and any(any(_DEV.glob(device)) for device in _ACCELERATORS)
+    return bool(plugins) and accelerator() is not None
+
+
+def accelerator() -> Path | None:
+    """The file of a GPU or TPU of this machine. It may work or not."""
+    return next((file for name in _ACCELERATORS for file in sorted(_DEV.glob(name))), None)
 
 
 def quick_compilation() -> dict[str, int]:

@@ -15,6 +15,7 @@ from experiments import accelerator
 from experiments.benchmarks import agreement, sharing
 from experiments.soak import mismatches
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.runtime import cpu
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import SECONDS, SWEEP
 
@@ -81,9 +82,12 @@ def test_a_sweep_that_cannot_begin_costs_no_minute(tmp_path, flags, said):
 
 
 @pytest.mark.slow
-def test_training_on_a_cpu_agrees_with_itself_and_resumes_in_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    found = agreement.check(tmp_path, SECONDS)
+@pytest.mark.parametrize("count", [2, 3])  # Three devices do not share 128 images.
+def test_training_on_a_cpu_agrees_with_itself_and_resumes_in_the_same_bits(
+    tmp_path, monkeypatch, count
+):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(count))
+    found = agreement.check(tmp_path, SECONDS, "cpu", count)
     assert found["agrees"], found
     assert found["was_killed"] and found["resumed_from_step"] >= 40
     assert found["resumes_in_the_same_bits"], found["differing"]
@@ -206,4 +210,54 @@ def test_a_module_that_ends_at_once_is_not_said_to_be_slow():
     ],
 )
 def test_runs_get_the_gpus_that_the_command_may_see(given, names):
-    assert accelerator._names_of_gpus(given, 2) == names
+    found = {"platform": "gpu", "count": 2, "chips": 2}
+    places = accelerator.places(given, found, 2)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == names * 2
+    assert {place["XLA_CLIENT_MEM_FRACTION"] for place in places} == {"0.450"}
+
+
+@pytest.mark.parametrize(
+    "platform, chips, at_once, places",
+    [
+        ("tpu", 4, 1, ["0", "1", "2", "3"]),
+        ("tpu", 1, 1, [None]),
+        ("cpu", 2, 1, [None]),
+        ("cpu", 2, 3, [None] * 3),
+    ],
+)
+def test_a_run_gets_one_chip_of_a_tpu(platform, chips, at_once, places):
+    found = {"platform": platform, "count": 2 * chips, "chips": chips}
+    given = accelerator.places({"A": "b"}, found, at_once)
+    assert [place.get("TPU_VISIBLE_CHIPS") for place in given] == places
+    assert all(place["A"] == "b" for place in given)
+    bounds = [place.get("TPU_CHIPS_PER_HOST_BOUNDS") for place in given]
+    assert bounds == ["1,1,1" if place else None for place in places]
+
+
+@pytest.mark.skipif(cpu.accelerator() is not None, reason="jax may find a device")
+def test_minutes_are_not_spent_on_a_cpu_that_nobody_asked_for(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match=r"only the CPU\. .*PLUGIN=cuda13"):
+        accelerator.device(SECONDS)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert accelerator.device(SECONDS)["platform"] == "cpu"
+
+
+def test_a_device_that_does_not_open_ends_the_command():
+    with pytest.raises(UserError, match="jax opened no device in 0 s"):
+        accelerator.device(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_all_that_it_started(tmp_path, number):
+    process = start(tmp_path, "--minutes=60")
+    assert process.stdout
+    assert process.stdout.readline().startswith("device:")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (started := children.read_text().split()):
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + number
+    assert not any(Path("/proc", child).exists() for child in started)

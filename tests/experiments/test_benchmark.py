@@ -115,7 +115,7 @@ convolution.GRID = convolution.GRID[2:3]
 engine.RUNS = 6
 process.set_up()
 _, suite, workdir = sys.argv
-benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against=""))
+benchmark.main(SimpleNamespace(suite=suite, workdir=workdir, rounds=2, against="", net=None))
 """
 
 

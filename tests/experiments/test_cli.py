@@ -397,11 +397,15 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
             "Give --vary=optim.lr=VALUE,VALUE.",
         ),
         ("evaluate --view=multi_scale --sides=224,4097", "at most 4096, got 224,4097"),
+        (
+            "benchmark --suite=steps --net='CIFAR depth 20'",
+            "Expected --net with --suite=accelerator, got --suite=steps",
+        ),
         ("evaluate --sides=40", "Expected --sides with --view=multi_scale, got --view=center"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
-    name, *given = command.split()
+    name, *given = shlex.split(command)
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *given, f"--workdir={tmp_path}"],
         capture_output=True,

@@ -352,6 +352,42 @@ def test_devices_that_share_a_batch_too_often_are_told(target, workdir):
     assert said(8, **{"model.norm": "none"}) == said(1, **{"data.batch_size": 32}) == []
 
 
+@pytest.mark.parametrize(
+    "slice_, devices",
+    [
+        ("v5litepod-16", 16), ("v6e-8", 8), ("v4-8", 4), ("v5p-8", 4), ("v3-8", 8),
+        ("tpu-v5p-16", 8), ("H100", None), ("h100-80gb", None), ("tpu-v5-lite-podslice", None),
+    ],
+)  # fmt: skip
+def test_a_slice_has_as_many_devices_as_its_type_says(slice_, devices):
+    assert jobs.devices_of_slice(slice_) == devices
+
+
+@pytest.mark.parametrize("target", ["tpu-vm", "skypilot"])
+def test_a_run_has_all_devices_of_a_slice(target, tmp_path):
+    where = ["--zone=us-central1-a"] if target == "tpu-vm" else []
+    few = launch(target, tmp_path / "few", "--accelerator=v5litepod-16", *where)
+    assert "With 16 devices a run, batch normalisation sees 8 images" in few.stderr
+    none = launch(target, tmp_path / "none", "--accelerator=v5litepod-256", *where)
+    assert none.returncode == 2
+    assert "divisible by the number of devices, 256, got 128" in none.stderr
+
+
+def test_a_run_on_a_rented_device_does_not_take_the_cpu(files):
+    scripts = {target: next(iter(named.values())).read_text() for target, named in files.items()}
+    of_gke = yaml.safe_load(scripts["gke"])["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pods = of_gke["template"]["spec"]
+    assert pods["containers"][0]["env"] == [{"name": "JAX_PLATFORMS", "value": "cuda"}]
+    (mount,), (volume,) = pods["containers"][0]["volumeMounts"], pods["volumes"]
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], "/dev/shm")
+    assert yaml.safe_load(scripts["skypilot"])["envs"] == {"JAX_PLATFORMS": "cuda"}
+    assert "export JAX_PLATFORMS=tpu; " in scripts["tpu-vm"]
+    assert "JAX_PLATFORMS" not in scripts["slurm"]  # These have no accelerator.
+    resources = jobs.Resources("gpu", devices=1, nodes=1, spot=False)
+    of_gpus = jobs.slurm(sweep_in("/s"), resources, python="python", at_once=None, option=[])
+    assert 'JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"' in of_gpus["sweep.sbatch"]
+
+
 def test_what_the_machines_of_a_cloud_lack_is_named():
     def said(config_file="configs/degradation.py", **fields):
         config = degradation.get_config("digits")
