@@ -20,12 +20,12 @@ from experiments.sweeping.engine import Engine
 from experiments.sweeping.grid import GridRun
 from experiments.sweeping.monitor import RunMonitor, SweepMonitor, number
 from resnet_flax.config import resolve
-from resnet_flax.errors import UserError
+from resnet_flax.errors import ExplainedError, UserError, complain, summary
 from resnet_flax.runtime import hosts, parallel
 from resnet_flax.runtime.interrupt import StopRequest
 from resnet_flax.runtime.progress import RunProgress
 from resnet_flax.storage.filesystem import AnyPath
-from resnet_flax.storage.records import State
+from resnet_flax.storage.records import DONE, State
 from resnet_flax.storage.run_folder import RunFolder
 from resnet_flax.training import build, initial_state
 
@@ -59,6 +59,10 @@ def run_sweep(
                 progress.say(_finished_line(monitors[run.name], monitor.seconds_left))
 
         run_all(runs, workdir, progress, stop, on_change)
+    monitor.refresh()
+    for name, run in monitors.items():  # Another sweep of this folder may have ended a run since.
+        if states.get(name) == "running" and run.status and run.state in DONE:
+            states[name] = run.status.state
     return states
 
 
@@ -175,19 +179,30 @@ def sweep(
     missing = Counter(states.get(run.name, "not begun") for run in runs)
     finished = missing.pop("finished", 0)
     stopped = missing.keys() & {"preempted", "running", "not begun"}
+    reported = True
     if hosts.is_first():
         # Who stops a sweep wants a prompt, not a table. The page is written while runs end.
         if not stopped and (not only or _is_over(whole, workdir)):
-            report.write(workdir)
+            reported = _report(workdir)
         if missing:
             parts = ", ".join(f"{count} {state}" for state, count in missing.items())
             goes_on = (
                 " Run the same command again to continue." if missing.keys() - {"diverged"} else ""
             )
             print(f"{finished} of {len(runs)} runs finished; {parts}.{goes_on}")
-    if not missing:
+    if not missing and reported:
         return 0
     return cli.EXIT_STATUS["preempted"] if stopped else cli.FAILURE
+
+
+def _report(workdir: AnyPath) -> bool:
+    """Writes the report. If that fails, one line says why, and what is missing is still said."""
+    try:
+        report.write(workdir)
+    except (ExplainedError, OSError) as error:
+        complain(f"Cannot write the report: {summary(error)}")
+        return False
+    return True
 
 
 def _is_over(runs: Sequence[GridRun], workdir: AnyPath) -> bool:

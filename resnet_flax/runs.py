@@ -159,8 +159,8 @@ def export_run(
     the path in `init_from`. On the same kind of machine the run ends in the same bits. On another
     kind, training says that bits may differ.
 
-    Raises UserError if the run or the step does not exist, or if `to` exists, is inside the run's
-    folder or cannot be written.
+    Raises UserError if the run or the step does not exist, if its records have changed since it
+    ended, or if `to` exists, is inside the run's folder or cannot be written.
     """
     source, target = filesystem.path(folder), filesystem.path(to)
     if not (isinstance(source, Path) and isinstance(target, Path)):
@@ -172,6 +172,9 @@ def export_run(
     step = load_run(source, step).step  # First, because its errors explain most.
     found = [f"diagnostics/{path.name}" for path in findings.folder(source).glob("*.json")]
     filesystem.refuse_links(source, *OWN, *found)
+    status = RunFolder(source).status()
+    if status and status.state in DONE and (changed := RunFolder(source).changed(status)):
+        raise UserError(changed)  # The copy's digest would be that of the changed records.
     begun = {0} & {*saved_steps(source)}  # Only a run that began with another has it.
     part = target.with_name(f".{target.name}.part")
     try:

@@ -163,6 +163,15 @@ def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp
         train(tiny_config, tmp_path / "shared")
 
 
+def test_a_run_whose_records_have_changed_is_not_exported(finished_run, tmp_path):
+    metrics = RunFolder(finished_run).metrics_file
+    metrics.write_text(metrics.read_text().replace('"error": 0.', '"error": 0.0'))
+    for resumable in (False, True):
+        with pytest.raises(UserError, match="has changed since this run ended"):
+            runs.export_run(finished_run, tmp_path / "shared", resumable=resumable)
+    assert not (tmp_path / "shared").exists()
+
+
 def test_an_export_that_cannot_be_is_one_line_and_leaves_nothing(finished_run, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "file").touch()

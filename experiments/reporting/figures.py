@@ -1,5 +1,6 @@
 """Draws figures for paper: PNG and SVG in one style that is readable in print and in grey."""
 
+import contextlib
 import io
 import itertools
 import warnings
@@ -38,8 +39,9 @@ def save(chart: Chart, folder: AnyPath, note: str) -> list[AnyPath]:
 def remove(name: str, folder: AnyPath) -> None:
     """Deletes the figure of this name from a folder, if it is there."""
     for path in (folder / f"{name}.{kind}" for kind in KINDS):
-        if filesystem.exists(path):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # Another report may be written, too.
+            if filesystem.exists(path):
+                path.unlink()
 
 
 def draw(chart: Chart) -> Figure:

@@ -77,6 +77,7 @@ def render(tables: run_tables.Tables, diagnostics: list[Chart]) -> str:
         sources=published.comparable(configs.values(), sweep.varying),
         shortcuts=run_tables.shortcuts(runs, configs),
         runs=runs.to_dict("records"),
+        alone=sweep.folder_of_runs != sweep.path,  # The page of a run is in the run's folder.
         switches=_switches(measured, many),
         environments=_environments(sweep),
         **_recipe(configs),

@@ -12,6 +12,8 @@ from resnet_flax.storage.recipe import flat
 from resnet_flax.storage.sweep_folder import SweepFolder
 from resnet_flax.storage.sweep_tables import read_runs, summarize
 
+_IMAGES = ("name", "train_split", "test_split")  # Fields of `data` that choose the images.
+
 
 class Tables(NamedTuple):
     """A sweep and the tables that the functions below read from its folder."""
@@ -55,16 +57,21 @@ def _unlike(
     `environments`: of the attempts of each run that is in a mean.
     """
     last = {name: attempts[-1] for name, attempts in environments.items() if attempts}
-    # Runs of older versions recorded no images.
-    images = {json.dumps(at["images"], sort_keys=True) for at in last.values() if at.get("images")}
+    images: dict[tuple[Any, ...], set[str]] = {}
+    for name, at in last.items():
+        if at.get("images"):  # Runs of older versions recorded none.
+            named = tuple(configs[name].get(f"data.{field}") for field in _IMAGES)
+            images.setdefault(named, set()).add(json.dumps(at["images"], sort_keys=True))
     own = (
         at.get("device_count")
         for name, at in last.items()
-        if configs[name].get("model.norm", "batch") == "batch"
+        if configs[name].get("model.family") != "vgg"
+        and configs[name].get("model.norm", "batch") == "batch"
         and configs[name].get("model.bn_scope", "device") == "device"
     )
     counts = sorted({str(count) for count in own if count}, key=lambda count: (len(count), count))
-    lines = ["These runs were trained on different images of one name."] * (len(images) > 1)
+    differ = any(len(found) > 1 for found in images.values())
+    lines = ["These runs were trained on different images of one name."] * differ
     if len(counts) > 1:
         lines.append(
             f"These runs had {', '.join(counts[:-1])} or {counts[-1]} devices. Each device"

@@ -4,6 +4,7 @@ A written file appears at once and whole, and it is on disk when the function re
 file knows how to write to both places.
 """
 
+import contextlib
 import errno
 import functools
 import json
@@ -136,7 +137,8 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except BaseException as error:  # A full disk would keep a part of each attempt.
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise

@@ -88,6 +88,13 @@ class Signal(Finding):
     predicted_ratio: float | None
     """The same by mean-field theory. None: the theory does not cover the network."""
     stages: tuple[StageSignal, ...]
+    """In order, the stem first. Two others at least."""
+
+    @pydantic.model_validator(mode="after")
+    def _of_two_stages(self) -> Self:
+        if sum(stage.name != "stem" for stage in self.stages) < 2:
+            raise ValueError("expected two stages or more beside the stem")
+        return self
 
 
 class _Path(Finding):

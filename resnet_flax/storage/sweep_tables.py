@@ -25,7 +25,8 @@ def read_runs(sweep: SweepFolder) -> pd.DataFrame:
     - `running_error`: last interval, augmented images, train mode.
     - `test_error`: test split, eval mode.
 
-    A finished run that lacks one of the errors, or its parameters, is `incomplete`. A running one
+    A finished run that lacks one of the errors, or its parameters, is `incomplete`. So is one whose
+    records have changed since it ended: `reason` says so. A running one
     on which no process works any more is `interrupted`.
     """
     rows = [_row(sweep.records(name), sweep.points[name]) for name in sweep]
@@ -45,8 +46,9 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     row["parameters"] = environments[-1].get("parameters") if environments else None
     finals = _final_errors(folder) if row["state"] == "finished" else {}
     known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
-    if row["state"] == "finished" and None in known:
-        row["state"] = "incomplete"
+    changed = folder.changed(status) if status and row["state"] == "finished" else None
+    if row["state"] == "finished" and (changed or None in known):
+        row["state"], row["reason"] = "incomplete", changed or row["reason"]
     row |= {name: finals.get(name) for name in ERRORS}
     seconds = folder.wall_seconds(status)
     return row | {"minutes": math.nan if seconds is None else seconds / 60}

@@ -1,6 +1,7 @@
 """What the report says, without a browser."""
 
 import dataclasses
+import hashlib
 import html
 import json
 import math
@@ -98,7 +99,11 @@ def test_a_page_that_cannot_be_written_is_one_line_and_none_ends_the_sweep(begun
 
 
 def test_a_page_is_replaced_at_once_and_leaves_nothing_beside_it(begun_sweep):
+    page = begun_sweep / "report.html"
+    page.write_text("earlier")
+    before = page.stat().st_ino
     report.LivePage(begun_sweep, pytest.fail).update()
+    assert page.stat().st_ino != before  # Another file: whoever reads the old one sees all of it.
     assert {path.name for path in begun_sweep.iterdir() if path.is_file()} == {
         "sweep.json",
         "report.html",
@@ -461,6 +466,41 @@ def test_runs_that_are_no_seeds_of_one_experiment_are_told(here, there, said):
     assert said in lines[0] if said else not lines
     other = {name: {"model.bn_scope": "global"} for name in environments}
     assert not any("devices" in line for line in run_tables._unlike(environments, other))
+    vgg = {name: {"model.family": "vgg"} for name in environments}  # It has no BN.
+    assert not any("devices" in line for line in run_tables._unlike(environments, vgg))
+    splits = {name: {"data.train_split": f"train[:{name}]"} for name in environments}
+    assert not any("images" in line for line in run_tables._unlike(environments, splits))
+
+
+def test_the_page_of_a_run_links_to_the_folder_that_it_is_in():
+    assert '<a href="./">run</a>' in rendered("tests/golden/run")
+    assert '<a href="plain-8-s0/">plain-8-s0</a>' in rendered("experiments/results/digits")
+
+
+def test_a_run_whose_records_have_changed_is_in_no_mean(tmp_path, capsys):
+    folder = shutil.copytree("experiments/results/digits_110", tmp_path / "sweep")
+    run = folder / "residual-110-s0"
+    metrics = (run / "metrics.jsonl").read_bytes()
+    digest = hashlib.sha256(metrics).hexdigest()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"sha256": digest}))
+    report.write(folder)
+    assert "not in the table" not in capsys.readouterr().out
+    (run / "metrics.jsonl").write_bytes(metrics.replace(b'"error": 0.', b'"error": 0.9'))
+    report.write(folder)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "not in the" in line)
+    assert line.startswith("residual-110-s0: incomplete at step 240; not in the table. ")
+    assert "has changed since this run ended" in line
+    assert pd.read_csv(folder / "table.csv")["n"].tolist() == [5, 4]
+
+
+def test_a_signal_without_stages_is_refused_in_words(tmp_path):
+    stem = {"name": "stem", "gradient_cosine": 0, "neighbour_error": 0, "ridge_error": 0}
+    found = {"batches": 1, "batch_size": 1, "gradient_ratio": 1, "predicted_ratio": 1}
+    for stages in [], [stem, stem | {"name": "stage1"}]:
+        (tmp_path / "signal.json").write_text(json.dumps(found | {"stages": stages}))
+        with pytest.raises(UserError, match="two stages or more beside the stem"):
+            findings.load(tmp_path / "signal.json", findings.Signal)
 
 
 def test_the_page_says_what_leaves_a_change_open():

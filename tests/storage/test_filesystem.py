@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,13 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left.*report.html'$"):
             filesystem.write_text(tmp_path / "report.html", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_written_the_error_names_the_file_and_no_other(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "another"))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OSError, match="Read-only file system.*report.html'$"):
+        filesystem.write_text(tmp_path / "report.html", "text")
