@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -25,6 +26,21 @@ jax.config.update("jax_num_cpu_devices", 4)
 hypothesis.settings.register_profile("busy", deadline=None)  # A machine may be as slow as it likes.
 hypothesis.settings.load_profile("busy")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files that take longest, so that none of them is alone at the end: each is tested by one process.
+LONGEST = (
+    "training/test_loop.py",
+    "end_to_end/test_processes.py",
+    "experiments/test_cli.py",
+    "experiments/test_sweep.py",
+    "training/test_steps.py",
+    "analysis/test_diagnostics.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    order = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -122,12 +122,17 @@ def test_the_identity_share_is_that_of_the_one_in_one_plus_f(shortcut, share):
     "shortcut, norm, kind",
     [
         ("pad", "batch", "postactivation"),
-        ("projection", "batch", "postactivation"),
         ("none", "none", "postactivation"),
-        ("pad", "batch", "preactivation"),
         ("projection", "batch", "preactivation"),
-        ("none", "none", "preactivation"),
         ("pad", "batch", "gated"),  # With modules inside a block's modules.
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("projection", "batch", "postactivation"),
+                ("pad", "batch", "preactivation"),
+                ("none", "none", "preactivation"),
+            )
+        ),
     ],
 )
 def test_a_whole_networks_gradients_are_those_of_autodiff(shortcut, norm, kind, monkeypatch):

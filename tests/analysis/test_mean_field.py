@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_flax.analysis import mean_field
+from resnet_flax.models import stacking
 from resnet_flax.models.catalogue import build_resnet
 from resnet_flax.training import part_by_part
 from resnet_flax.training.steps import Batch
@@ -92,7 +93,8 @@ def test_networks_do_as_the_theory_says(shortcut, fields):
     net = build_resnet("cifar", 14, shortcut, widths, num_classes=10, **fields)
     image = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
     batch = Batch(image, jnp.arange(32) % 10)
-    variables = jax.jit(net.init)(jax.random.key(0), image[:1])
+    scanned = jax.jit(net.clone(scan=True).init)(jax.random.key(0), image[:1])  # It compiles fast.
+    variables = stacking.unstack(scanned)
     _, of_inputs = part_by_part.gradients(part_by_part.parts_of(net), variables, batch)
     # To the last block: after it, the pool gives all places of an image one gradient.
     first, last = (part_by_part.norm(of_inputs[f"stage{k}_block{i}"]) for k, i in ((1, 1), (3, 2)))

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,7 +426,7 @@ names = st.sampled_from(["plain-8-s0"] * 8 + ["a" * 300])
 pipes = st.sampled_from([None] * 8 + ["sweep", "status", "environment", "metrics"])
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     entry=json_values,
     name=names,
@@ -481,14 +482,16 @@ def write_run(folder, config, error, test_error, steps=10):
 
 
 @pytest.fixture
-def written_sweep(tiny_sweep, tmp_path):
-    """Records with errors known beforehand: seed 1 is 0.02 above seed 0."""
-    for run in begin(tiny_sweep, tmp_path):
-        config = run.config.model_dump(mode="json")
-        depth = run.config.model.depth
-        error = (depth / 100 if run.kind == "plain" else 0.01) + 0.02 * run.config.seed
-        write_run(RunFolder(tmp_path / run.name), config, error, 2 * error)
-    return tmp_path
+def written_sweep(tiny_sweep, tmp_path, tmp_path_factory):
+    """A copy of records with errors known beforehand: seed 1 is 0.02 above seed 0."""
+    written = tmp_path_factory.getbasetemp() / "written"
+    if not written.exists():
+        for run in begin(tiny_sweep, written):
+            config = run.config.model_dump(mode="json")
+            depth = run.config.model.depth
+            error = (depth / 100 if run.kind == "plain" else 0.01) + 0.02 * run.config.seed
+            write_run(RunFolder(written / run.name), config, error, 2 * error)
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def test_the_report_means_over_seeds_with_the_samples_deviation(written_sweep):

