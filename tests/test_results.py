@@ -204,6 +204,36 @@ def test_at_110_layers_training_takes_the_gradients_of_plain_networks_away():
     assert min(layer.weight_gradient_norm for layer in first) > 6e5
     for one in residual:
         assert gradient_ratio(one) > 0.5 and gradient_ratio(one, "weight_gradient_norm") > 0.05
+    for one in plain:
+        inside = inside_of(one)
+        assert 96 <= sum(ratio < 0.001 for ratio in inside) <= 98
+        assert inside[1] < 2e-5
+        assert one.layers[0].response_std > 8e4
+    assert min(min(inside_of(one)) for one in residual) > 0.002
+
+
+def inside_of(found):
+    """The gradient at each layer's input over that at the last layer's."""
+    return [
+        layer.input_gradient_norm / found.layers[-1].input_gradient_norm for layer in found.layers
+    ]
+
+
+def test_behind_the_first_of_56_trained_layers_gradients_are_smaller_than_at_the_end(layers):
+    second = {kind: [inside_of(seed[-1])[1] for seed in layers[kind]] for kind in layers}
+    assert 0.02 < min(second["plain"]) < max(second["plain"]) < 0.053
+    assert 0.23 < min(second["residual"]) < max(second["residual"]) < 0.85
+    first = [seed[-1].layers for seed in layers["plain"]]
+    of_convolutions = [at[-2].weight_gradient_norm / at[0].weight_gradient_norm for at in first]
+    assert 21 <= round(min(of_convolutions)) < round(max(of_convolutions)) == 44
+
+
+def test_over_the_last_convolution_64k_steps_leave_the_ratio_of_kernels_near_1():
+    found = findings.load_layers(RESULTS / "cifar10" / "plain-20-s0")
+    scaled = [
+        [layer.weight_gradient_norm * layer.weight_norm for layer in at.layers] for at in found
+    ]
+    assert [round(at[0] / at[-2], 2) for at in scaled] == [1.16, 0.94]
 
 
 def test_without_bn_the_trained_plain_network_of_56_layers_has_no_gradient_left():

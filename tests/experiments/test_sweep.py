@@ -426,7 +426,7 @@ names = st.sampled_from(["plain-8-s0"] * 8 + ["a" * 300])
 pipes = st.sampled_from([None] * 8 + ["sweep", "status", "environment", "metrics"])
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(
     entry=json_values,
     name=names,
