@@ -16,7 +16,7 @@ SCHEDULERS := .venv-schedulers
 COMPILE := .venv-compile
 MINUTES ?= 9
 # The device that jax needs a plug-in for: a GPU, a TPU or none.
-PLUGIN ?= $(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),cuda13,$(if $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),tpu))
+PLUGIN ?= $(if $(wildcard /dev/nvidia[0-9]*),cuda13,$(if $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),tpu))
 SUITES ?= steps profile depth memory start epoch seeds convolution
 
 # With WHEELS=FOLDER, pip takes all packages from that folder. It then needs no network. `make wheels` fills the folder.

@@ -3,8 +3,9 @@
 The speed of `cpu_2_cores` was measured with this code. That of the others was not: the plan then
 takes the least time of a step that the chip's published peaks allow. To replace it, run
 `make benchmark SUITES=accelerator` on the machine. Then give images per second and multiply-adds of
-its row `ours, float32`, such as --machine.speed.cifar10.images_per_second=N and
---machine.speed.cifar10.multiply_adds=M, and set .measured and .source beside them.
+a row `ours, float32` of a network of that data set, such as
+--machine.speed.cifar10.images_per_second=N and --machine.speed.cifar10.multiply_adds=M, and set
+.measured and .source beside them.
 
 experiments/sweeping/machine.py explains the fields. Each speed is for one chip, one data set, and a
 network with the given `multiply_adds`. The speed of others follows from their multiply-adds.

@@ -32,6 +32,7 @@ from resnet_flax.errors import ExplainedError, FaultError, UserError
 from resnet_flax.storage import filesystem
 
 PREPARATION = 180.0  # Seconds at most before training.
+_OPENING = 120.0  # Seconds at most until jax has opened the devices.
 _SAVING = 20.0  # Seconds before the end in which runs save and the report is written.
 _REPORT = 5.0  # Of these, for the report.
 _RECORD = "first_minutes.json"
@@ -92,8 +93,9 @@ def device(seconds: float) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"jax opened no device in {seconds:.0f} s. Several TPU hosts of a slice open theirs"
+            f"jax opened no device in {seconds:.0f} s. The hosts of a TPU slice open theirs"
             " together: there, train with `launch --target=tpu-vm` or, on every host, `sweep`."
+            " Elsewhere, try `nvidia-smi`, and this command again."
         ) from error
     if done.returncode:
         raise UserError(f"jax opens no device: {done.stderr.strip().splitlines()[-1]}")
@@ -123,7 +125,7 @@ def prepare(
 
     is_well = _is_well(record.once("check", agrees) or {})
     at_once = args.at_once
-    if not at_once and found["platform"] == "gpu":  # A TPU has one process. A CPU is full.
+    if not at_once and found["platform"] == "gpu":  # A TPU chip has one process. A CPU is full.
         dtype = args.config.run.model.dtype
         fields = json.dumps({"depth": 20, "dtype": dtype})
         command = ["experiments.benchmarks.sharing", fields]
@@ -201,12 +203,11 @@ def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
 
 
 def train(
-    args: flags.FlagValues, runs: list[str], found: dict[str, Any], at_once: int, end: float
+    args: flags.FlagValues, runs: list[str], environments: Sequence[Mapping[str, str]], end: float
 ) -> int:
-    """Trains the runs until `end`, so many on each GPU or TPU chip. Returns the exit status."""
+    """Trains the runs until `end`, one at a time in each environment. Returns the exit status."""
     command = [sys.executable, "-m", "experiments.sweep", *cli.config_as_given(args)]
     command += [f"--workdir={args.workdir}", "--num_processes=1"]
-    environments = places(os.environ, found, at_once)[: len(runs)]
     count = len(environments)
     commands = [[*command, f"--only={','.join(runs[share::count])}"] for share in range(count)]
     with group(commands, environments) as processes:
@@ -252,17 +253,20 @@ def main(args: flags.FlagValues) -> int:
     if not isinstance(folder, Path):
         raise UserError(f"Expected a folder on a disk, got {folder}. Copy it to a bucket later.")
     runs = _checked(args, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     # The processes that it started are told to stop, too.
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    preparation = min(PREPARATION, seconds / 3)
-    found = device(preparation)
+    found = device(_OPENING)
+    if found["platform"] == "tpu" and args.at_once > 1:
+        raise UserError(f"Expected --at_once of at most 1 for a TPU chip, got {args.at_once}.")
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"device: {json.dumps(found)}", flush=True)
-    is_well, at_once = prepare(args, found, folder, start + preparation)
-    print(f"training after {time.monotonic() - start:.0f} s, {at_once} at once", flush=True)
-    status = train(args, runs, found, at_once, start + seconds - _SAVING)
+    is_well, at_once = prepare(args, found, folder, start + min(PREPARATION, seconds / 3))
+    environments = places(os.environ, found, at_once)[: len(runs)]
+    after = time.monotonic() - start
+    print(f"training after {after:.0f} s, {len(environments)} runs at a time", flush=True)
+    status = train(args, runs, environments, start + seconds - _SAVING)
     if not is_well:
         print(f"The check failed or did not end: see above, and {folder / _RECORD}.")
         return cli.FAILURE

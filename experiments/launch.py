@@ -157,7 +157,8 @@ def _check_measured(machine: MachineConfig, data: str) -> None:
     if speed is not None and speed.images_per_second is None:
         raise UserError(
             f"The speed of {machine.name} on {data} is not known, so neither is a time limit. Give"
-            f" --machine.speed.{data}.images_per_second=N, or leave --machine out."
+            f" --machine.speed.{data}.images_per_second=N and .multiply_adds=M of one network, or"
+            " leave --machine out."
         )
 
 

@@ -61,7 +61,7 @@ def write(workdir: AnyPath) -> None:
     styles, varied = styling.group_styles(groups), sweep.varying.in_grid
     for run in runs[runs["state"] != "finished"].itertuples():
         line = f"{run.run}: {run.state} at step {run.step}; not in the table."
-        console.print(f"{line} {run.reason}".rstrip(), markup=False)
+        console.print(errors.printable(f"{line} {run.reason}".rstrip()), markup=False)
     for line in notes:
         console.print(line, markup=False)
     shown = list(diagnostics)

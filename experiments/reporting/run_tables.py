@@ -36,7 +36,10 @@ def read(sweep: SweepFolder) -> Tables:
     finished = runs.loc[runs["state"] == "finished", "run"]
     notes = [*sweep.apart, *_diverged(runs)]
     notes += _unlike({name: sweep.records(name).environments() for name in finished}, configs)
-    return Tables(sweep, runs, summary, read_records(sweep), read_groups(sweep), configs, notes)
+    changed = runs.loc[(runs["state"] == "incomplete") & (runs["reason"] != ""), "run"]
+    records = read_records(sweep)
+    records = records[~records["run"].isin(changed)]
+    return Tables(sweep, runs, summary, records, read_groups(sweep), configs, notes)
 
 
 def _diverged(runs: pd.DataFrame) -> list[str]:

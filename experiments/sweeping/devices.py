@@ -46,11 +46,12 @@ def begin(*configs: RunConfig) -> None:
     hosts.open_devices()
     for line in notes(configs, jax.device_count()) if hosts.is_first() else ():
         print(line, file=sys.stderr)
-    unused = None if os.environ.get("JAX_PLATFORMS") else cpu.accelerator()
+    unused = None if os.environ.get("JAX_PLATFORMS") else cpu.nvidia_or_tpu()
     if unused and jax.default_backend() == "cpu":
         print(
-            f"This machine has {unused}, but jax uses the CPU. For a GPU or TPU it needs a plug-in:"
-            " experiments/README.md says which. JAX_PLATFORMS=cpu silences this line.",
+            f"This machine has {unused}, but jax found nothing there that it can use, and takes the"
+            " CPU. It may lack its plug-in: experiments/README.md says which. JAX_PLATFORMS=cpu"
+            " silences this line.",
             file=sys.stderr,
         )
 

@@ -90,8 +90,9 @@ def _speed(data: str, machine: MachineConfig) -> Speed:
         raise UserError(
             f"The speed of {machine.name} on {data} is not known. Measure it there with"
             " `make benchmark SUITES=accelerator`. Then give"
-            f" --machine.speed.{data}.images_per_second=N. Or give --machine.chip with one of"
-            f" {', '.join(CHIPS)}: the plan then says what is possible at best."
+            f" --machine.speed.{data}.images_per_second=N and"
+            f" --machine.speed.{data}.multiply_adds=M of one network. Or give --machine.chip with"
+            f" one of {', '.join(CHIPS)}: the plan then says what is possible at best."
         )
     return speed
 

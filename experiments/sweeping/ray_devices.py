@@ -200,7 +200,8 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
         with contextlib.suppress(UserError, OSError):  # Training the run reports this error.
             status = RunFolder(workdir / run.name).status()
         if status and status.state in DONE:
-            on_change(run, status.state, "")
+            changed = RunFolder(workdir / run.name).changed(status)
+            on_change(run, "failed" if changed else status.state, changed or "")
         else:
             queue.append(run)
     return queue

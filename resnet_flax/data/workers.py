@@ -115,7 +115,7 @@ def _explained(batches: Iterator[T]) -> Iterator[T]:
         raise FaultError(
             f"A worker process that reads images died with exit code {code}. For -9 (often too"
             f" little memory), set {cpu.WORKERS} to a smaller number; for -7 (too little /dev/shm,"
-            " as in containers), do so or enlarge it, for example by `docker run --shm-size=4g`;"
+            " as in containers), enlarge it, for example by `docker run --shm-size=4g`;"
             f' for 1, check that your script has `if __name__ == "__main__":`. {GOES_ON}'
         ) from error
 

@@ -20,8 +20,9 @@ _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 _DISABLED = "--xla_disable_hlo_passes"
 _BARRIERS = f"{_DISABLED}=cse_barrier_expander"
 _DEV = Path("/dev")
-# NVIDIA's GPUs, also under WSL; AMD's GPUs; TPUs.
-_ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
+_NVIDIA_OR_TPU = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")
+# Also AMD's GPUs, and any GPU under WSL.
+_ACCELERATORS = (*_NVIDIA_OR_TPU, "kfd", "dxg")
 
 
 def cores() -> int:
@@ -75,12 +76,12 @@ def expects_accelerator() -> bool:
     if platforms := os.environ.get("JAX_PLATFORMS", ""):
         return platforms.split(",")[0] != "cpu"
     plugins = metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
-    return bool(plugins) and accelerator() is not None
+    return bool(plugins) and any(any(_DEV.glob(device)) for device in _ACCELERATORS)
 
 
-def accelerator() -> Path | None:
-    """The file of a GPU or TPU of this machine. It may work or not."""
-    return next((file for name in _ACCELERATORS for file in sorted(_DEV.glob(name))), None)
+def nvidia_or_tpu() -> Path | None:
+    """The file of an NVIDIA GPU or a TPU of this machine. It may work or not."""
+    return next((file for name in _NVIDIA_OR_TPU for file in sorted(_DEV.glob(name))), None)
 
 
 def quick_compilation() -> dict[str, int]:

@@ -46,8 +46,9 @@ def open_devices() -> dict[str, Any]:
         reason = f" ({summary(error)})" if str(error) else ""
         raise UserError(
             f"Found no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}{reason}."
-            " Give JAX_PLATFORMS=cpu, or unset it to use the devices that jax finds. For a GPU or"
-            " TPU, jax needs a plug-in: experiments/README.md says which."
+            " Give JAX_PLATFORMS=cpu, or unset it (in a job, its file sets it) to use the devices"
+            " that jax finds. For a GPU or TPU, jax needs a plug-in: experiments/README.md says"
+            " which."
         ) from error
     kind = {"platform": devices[0].platform, "device_kind": devices[0].device_kind}
     return {**kind, "local_devices": len(devices)}

@@ -44,10 +44,10 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     row["reason"] = (status.error or "") if status else ""
     environments = folder.environments()
     row["parameters"] = environments[-1].get("parameters") if environments else None
-    finals = _final_errors(folder) if row["state"] == "finished" else {}
-    known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
     changed = folder.changed(status) if status and row["state"] == "finished" else None
-    if row["state"] == "finished" and (changed or None in known):
+    finals = _final_errors(folder) if row["state"] == "finished" and not changed else {}
+    known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
+    if row["state"] == "finished" and None in known:
         row["state"], row["reason"] = "incomplete", changed or row["reason"]
     row |= {name: finals.get(name) for name in ERRORS}
     seconds = folder.wall_seconds(status)

@@ -234,7 +234,7 @@ def test_a_run_gets_one_chip_of_a_tpu(platform, chips, at_once, places):
     assert bounds == ["1,1,1" if place else None for place in places]
 
 
-@pytest.mark.skipif(cpu.accelerator() is not None, reason="jax may find a device")
+@pytest.mark.skipif(cpu.nvidia_or_tpu() is not None, reason="jax may find a device")
 def test_minutes_are_not_spent_on_a_cpu_that_nobody_asked_for(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(UserError, match=r"only the CPU\. .*PLUGIN=cuda13"):

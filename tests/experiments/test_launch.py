@@ -385,7 +385,12 @@ def test_a_run_on_a_rented_device_does_not_take_the_cpu(files):
     assert "JAX_PLATFORMS" not in scripts["slurm"]  # These have no accelerator.
     resources = jobs.Resources("gpu", devices=1, nodes=1, spot=False)
     of_gpus = jobs.slurm(sweep_in("/s"), resources, python="python", at_once=None, option=[])
-    assert 'JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"' in of_gpus["sweep.sbatch"]
+    (line,) = (line for line in of_gpus["sweep.sbatch"].splitlines() if line.startswith("case"))
+    for given, then in (("", "cuda"), ("cpu", "cuda"), ("cuda,cpu", "cuda,cpu"), ("rocm", "rocm")):
+        shell = ["bash", "-uc", f'{line}; echo "$JAX_PLATFORMS"']
+        environment = {"PATH": os.environ["PATH"]} | ({"JAX_PLATFORMS": given} if given else {})
+        done = subprocess.run(shell, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == then, done.stderr
 
 
 def test_what_the_machines_of_a_cloud_lack_is_named():

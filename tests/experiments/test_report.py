@@ -492,6 +492,18 @@ def test_a_run_whose_records_have_changed_is_in_no_mean(tmp_path, capsys):
     assert line.startswith("residual-110-s0: incomplete at step 240; not in the table. ")
     assert "has changed since this run ended" in line
     assert pd.read_csv(folder / "table.csv")["n"].tolist() == [5, 4]
+    tables, _ = report.read(folder)
+    assert run.name not in set(tables.records["run"])
+    assert np.isnan(tables.runs.set_index("run").loc[run.name, "train_error"])
+
+
+def test_what_a_folder_says_of_a_failed_run_cannot_steer_the_terminal(begun_sweep, capsys):
+    end(begun_sweep, "failed")
+    file = begun_sweep / "plain-8-s0" / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"error": "x\x1b[2J\nrises"}))
+    report.write(begun_sweep)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "plain-8-s0" in line)
+    assert "rises" in line and "\x1b" not in line
 
 
 def test_a_signal_without_stages_is_refused_in_words(tmp_path):

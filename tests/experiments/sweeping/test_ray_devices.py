@@ -23,3 +23,18 @@ def test_the_longest_runs_begin_first_and_those_that_have_ended_not_again(tmp_pa
     names = [run.name for run in queue]
     assert names[0] == "plain-20-s0"
     assert [name.split("-")[1] for name in names] == ["20", "14", "14", "8", "8"]
+
+
+def test_a_finished_run_whose_records_have_changed_is_no_success(tmp_path):
+    config = degradation.get_config("digits")
+    config.depths, config.seeds, config.kinds = (8,), (0,), {"plain": "none"}
+    folder = RunFolder(tmp_path / "plain-8-s0")
+    with folder.claim({}, print):
+        folder.write_status(Status("finished"))
+    folder.metrics_file.write_text('{"step": 1, "error": 0.5}\n')
+    heard = []
+    assert not ray_devices._unended(
+        expanded(config.to_dict()), tmp_path, lambda run, *state: heard.append(state)
+    )
+    ((state, line),) = heard
+    assert state == "failed" and "has changed since this run ended" in line
