@@ -29,6 +29,7 @@ from experiments.benchmarks import agreement, sharing
 from experiments.sweeping import devices, grid
 from resnet_flax.data import sources
 from resnet_flax.errors import ExplainedError, FaultError, UserError
+from resnet_flax.runtime import interrupt
 from resnet_flax.storage import filesystem
 
 PREPARATION = 180.0  # Seconds at most before training.
@@ -157,17 +158,26 @@ def rows_of(command: Sequence[str], seconds: float) -> Finding:
     Raises FaultError if there are none.
     """
     with tempfile.TemporaryFile("w+") as output:
-        # A session of its own: it may have started others, which end with it.
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=output, text=True, start_new_session=True
-        )
+        started: list[subprocess.Popen[str]] = []
         try:
-            _wait([process], time.monotonic() + seconds)
-            status = process.poll()
+            with (
+                interrupt.held()
+            ):  # In a session of its own: it may start others, which end with it.
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *command],
+                        stdout=output,
+                        text=True,
+                        start_new_session=True,
+                    )
+                )
+            _wait(started, time.monotonic() + seconds)
+            status = started[0].poll()
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            for process in started:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     if not lines:
@@ -184,7 +194,8 @@ def group(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command, environment in zip(commands, environments, strict=True):
-            processes.append(subprocess.Popen(command, env=environment))
+            with interrupt.held():
+                processes.append(subprocess.Popen(command, env=environment))
         yield processes
     finally:
         for process in processes:

@@ -15,6 +15,7 @@ import jax
 
 from experiments import soak
 from resnet_flax.errors import FaultError
+from resnet_flax.runtime import interrupt
 from resnet_flax.storage.checkpoints import Checkpoints
 from resnet_flax.storage.run_folder import RunFolder
 
@@ -44,8 +45,9 @@ def check(folder: Path, seconds: float, platform: str, count: int) -> dict[str, 
     """
     batch_size = max(_BATCH // count, 1) * count
 
-    def start(name: str, more: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
-        return _start(folder / name, batch_size, of_devices if more is None else more)
+    def start(name: str, variables: dict[str, str]) -> None:
+        with interrupt.held():
+            runs[name] = _start(folder / name, batch_size, variables)
 
     flags = os.environ.get("XLA_FLAGS", "")
     of_devices = {"XLA_FLAGS": f"{flags} {_REPEATABLE}".strip()} if platform == "gpu" else {}
@@ -53,10 +55,10 @@ def check(folder: Path, seconds: float, platform: str, count: int) -> dict[str, 
     end = time.monotonic() + seconds
     runs: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        runs["cpu"] = start("cpu", {"JAX_PLATFORMS": "cpu"})
-        runs["whole"] = start("whole")
+        start("cpu", {"JAX_PLATFORMS": "cpu"})
+        start("whole", of_devices)
         _finish(runs["whole"], end)
-        runs["killed"] = start("killed")
+        start("killed", of_devices)
         killed = RunFolder(folder / "killed")
         while runs["killed"].poll() is None and not _saved(killed) and time.monotonic() < end:
             time.sleep(0.0005)
@@ -64,7 +66,7 @@ def check(folder: Path, seconds: float, platform: str, count: int) -> dict[str, 
         runs["killed"].send_signal(signal.SIGKILL)
         runs["killed"].wait()
         saved = _saved(killed)
-        runs["killed"] = start("killed")
+        start("killed", of_devices)
         for process in runs.values():
             _finish(process, end)
     finally:
@@ -91,12 +93,12 @@ def _saved(folder: RunFolder) -> list[int]:
     return Checkpoints(folder.checkpoints).steps()
 
 
-def _start(folder: Path, batch_size: int, more: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, batch_size: int, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}", *_FLAGS]
     command.append(f"--config.data.batch_size={batch_size}")
     # None may take all of a GPU's memory.
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment = os.environ | _PRECISE | memory | more
+    environment = os.environ | _PRECISE | memory | variables
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 

@@ -1,10 +1,11 @@
 """Turns SIGINT, SIGTERM and SIGHUP into requests, so that a run stops where it can resume."""
 
-import _thread
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -38,6 +39,7 @@ class StopRequest:
         self._questions = 0
         self._previous: dict[int, object] = {}
         self._pipe, self._previous_fd = (-1, -1), -1
+        self._main = 0
 
     def reached(self) -> bool:
         """Whether to stop here. Every process must call this, and equally often."""
@@ -53,6 +55,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             # Another thread receives the signals: the main one may be in a long computation.
+            self._main = threading.get_ident()
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -73,7 +76,7 @@ class StopRequest:
     def _listen(self) -> None:
         first = None
         while number := int.from_bytes(os.read(self._pipe[0], 1)):
-            if number not in self._previous:
+            if number not in self._previous or self._is_forced:
                 continue
             now = time.monotonic()
             if first is None:
@@ -83,8 +86,9 @@ class StopRequest:
             elif now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP:
                 if in_notebook():
                     self._is_forced = True
-                    # Calls `_note` in the main thread.
-                    _thread.interrupt_main(signal.Signals(number))
+                    # Calls `_note` in the main thread, also if that one has already seen the signal
+                    # and waits again.
+                    signal.pthread_kill(self._main, number)
                     continue
                 os.write(2, _SHOW_CURSOR if os.isatty(2) else b"")
                 os._exit(128 + number)
@@ -97,6 +101,28 @@ class StopRequest:
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._pipe[1])  # Ends the thread.
             self._previous = {}
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A context whose end the signals wait for. So none comes while a process is being started.
+
+    Otherwise nobody would know of that process, and it would stay. It gets signals as usual. Only
+    the main thread may call this.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {each: signal.signal(each, note) for each in SIGNALS if not _is_ignored(each)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _is_ignored(number: int) -> bool:

@@ -28,7 +28,7 @@ DIGITS = Path("experiments/results/digits")
 def test_a_run_killed_in_a_bucket_ends_in_the_bits_of_one_never_killed_on_a_disk(tmp_path, bucket):
     finish(tmp_path / "run")
     running = start(bucket)
-    until_it_trains(running, records=7)
+    until_it_trains(running, records=4)
     running[0].kill()
     running[0].communicate()
     killed = RunFolder(bucket).status()

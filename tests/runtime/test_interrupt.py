@@ -3,6 +3,10 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
+from resnet_flax.runtime import interrupt
+
 PROGRAM = """
 import os, signal, threading, time
 from resnet_flax.runtime import interrupt
@@ -12,6 +16,13 @@ def send():
         time.sleep(interrupt.SAME_REQUEST_SECONDS + 0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
+def late(descriptor, size, read=os.read):
+    # The thread that reads signals is slower than the main one, which sees them first.
+    number = read(descriptor, size)
+    time.sleep(0.2)
+    return number
+
+interrupt.os.read = late
 threading.Thread(target=send).start()
 try:
     with interrupt.StopRequest():
@@ -20,6 +31,22 @@ except KeyboardInterrupt:
     print("variables are still there")
     time.sleep(interrupt.SAME_REQUEST_SECONDS)
 """
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_signal_waits_until_a_process_is_started(number):
+    came = []
+    previous = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        with interrupt.held():
+            os.kill(os.getpid(), number)
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            assert came == []
+        assert came == [number]
+        child.send_signal(signal.SIGTERM)  # It did not inherit that signals wait.
+        assert child.wait(60) == -signal.SIGTERM
+    finally:
+        signal.signal(number, previous)
 
 
 def test_a_second_signal_ends_a_notebooks_cell_and_not_its_process():
