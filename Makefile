@@ -128,6 +128,8 @@ lock: .venv/installed-dev
 .venv/made $(COMPILE)/made $(PREPARE)/made $(TORCH)/made $(TENSORBOARD)/made $(SCHEDULERS)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer, got $$($(PYTHON) -V); name one: make PYTHON=python3.12"; exit 2; }
+	@$(if $(filter $(PREPARE)/made,$@),$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))',:) || \
+	  { echo "Expected Python 3.11 to 3.13, which TensorFlow takes, got $$($(PYTHON) -V); name one: make PYTHON=python3.13"; exit 2; }
 	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
 	touch $@
 

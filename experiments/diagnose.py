@@ -59,7 +59,7 @@ def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console)
     varied = len({run.config.model.norm for run in first}) > 1  # Then each run has its own norm.
     points = [
         (run, norm)
-        for norm in NORMS
+        for norm in dict.fromkeys((*NORMS, *(run.config.model.norm for run in first)))
         for run in first
         if (norm == run.config.model.norm if varied else _may_have(norm, run.config.model))
     ]

@@ -42,7 +42,7 @@ def _summary(name: str, prepared: Prepared) -> list[str]:
     return [
         f"{name}: {counts} images of {len(prepared.classes)} classes, in {prepared.folder}",
         kind,
-        "Train a network on them; for a short trial add --config.steps=20:",
+        "Train a network on them; for a short trial add --config.steps=20 --workdir=runs/trial:",
         f"  {cli.command('train', _train_flags(name, prepared))}",
     ]
 

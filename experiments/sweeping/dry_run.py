@@ -58,7 +58,7 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
     run = min(runs, key=lambda run: run.point.multiply_adds)
     model, data = run.config.model, run.config.data
     (size, _, channels), _ = build.trained_images(data)
-    if model.family == "vgg":
+    if model.family != "cifar" and model.family != "imagenet":
         return None, "Only plain and residual networks are timed."
     # In this process: it has opened the devices, and a TPU has one process.
     Console(stderr=True).print(f"times steps of {run.name} on this machine", markup=False)
