@@ -24,7 +24,7 @@ from experiments.compiling import bound
 from experiments.compiling.chips import CHIPS
 from experiments.sweeping import devices, grid
 from experiments.sweeping.grid import GridRun
-from experiments.sweeping.machine import Known, MachineConfig, Speed, run_seconds, share
+from experiments.sweeping.machine import Known, MachineConfig, run_seconds, share
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.cpu import SMALLEST_SHARE
@@ -159,14 +159,19 @@ def _why_no_more(chips: int, config: RunConfig, machine: MachineConfig) -> list[
 
 def _known(configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
     """Where each number comes from, for each data set of the runs."""
-    by_data: dict[str, list[RunConfig]] = {}
-    for config in configs:
-        by_data.setdefault(config.data.name, []).append(config)
+    by_data = dict.fromkeys(config.data.name for config in configs)
     startup = _source(f"start-up, {machine.startup.seconds:g} s a run", machine.startup)
+    # As `machine.run_seconds` computes: all runs go by the peaks if one of them has to.
+    is_bound = any(machine.speed[data].images_per_second is None for data in by_data)
     lines = []
-    for data, of_data in by_data.items():
+    for data in by_data:
         named = f" on {data}" if len(by_data) > 1 else ""
-        lines.append(_speed_source(f"speed{named}", machine.speed[data], of_data, machine))
+        speed, what = machine.speed[data], f"speed{named}"
+        if is_bound:
+            lines.append(_bound_source(what, configs, machine))
+        if speed.images_per_second is not None:
+            source = _source(f"{what}, {speed.images_per_second:g} images/s a chip", speed)
+            lines.append(f"NOT USED: {source}" if is_bound else source)
         scaling = machine.scaling.get(data)
         if scaling and scaling.share is not None:
             what = f"scaling{named}, {scaling.share:g} kept at each doubling"
@@ -174,21 +179,17 @@ def _known(configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
     return [*lines, startup]
 
 
-def _speed_source(
-    what: str, speed: Speed, configs: Sequence[RunConfig], machine: MachineConfig
-) -> str:
-    if speed.images_per_second is None:
-        chip = CHIPS[machine.chip]
-        counted = (
-            "and by the bytes that the programs move (experiments/results/accelerators.md)"
-            if bound.counts_bytes(configs, machine.chip)
-            else "without the bytes that the programs move: not all were compiled for this chip"
-        )
-        return (
-            f"AT BEST: {what}, by the published peaks of {chip.name} ({chip.source}), {counted}. No"
-            " run is as fast: `make benchmark SUITES=accelerator` measures it."
-        )
-    return _source(f"{what}, {speed.images_per_second:g} images/s a chip", speed)
+def _bound_source(what: str, configs: Sequence[RunConfig], machine: MachineConfig) -> str:
+    chip = CHIPS[machine.chip]
+    counted = (
+        "and by the bytes that the programs move (experiments/results/accelerators.md)"
+        if bound.counts_bytes(configs, machine.chip)
+        else "without the bytes that the programs move: not all were compiled for this chip"
+    )
+    return (
+        f"AT BEST: {what}, by the published peaks of {chip.name} ({chip.source}), {counted}. No run"
+        " is as fast: `make benchmark SUITES=accelerator` measures it."
+    )
 
 
 def _source(what: str, known: Known) -> str:

@@ -94,7 +94,8 @@ def collectives(runs: list[hlo.Run], steps: int) -> dict[str, dict[str, float]]:
     for run in runs:
         if match := _COLLECTIVES.fullmatch(run.instruction.opcode):
             arrays = run.instruction.arrays
-            results = arrays[len(arrays) // 2 :] if match[2] else arrays
+            has_source = match[2] and match[1] != "all-reduce"
+            results = arrays[len(arrays) // 2 :] if has_source else arrays
             found[match[1]]["count"] += run.times / steps
             size = sum(array.logical_bytes for array in results)
             found[match[1]]["bytes"] += run.times * size / steps

@@ -172,7 +172,8 @@ class Program:
         return found
 
     def _written(self, one: Instruction, around: dict[str, Instruction]) -> int:
-        if one.opcode.endswith("-start"):
+        # The start of an all-reduce has the type of its results. Others also list their source.
+        if one.opcode.endswith("-start") and one.opcode != "all-reduce-start":
             return _in_memory((_target(one),))
         if one.opcode in _UPDATES:
             return min(_in_memory(one.arrays), around[one.operands[1]].arrays[0].bytes)

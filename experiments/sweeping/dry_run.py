@@ -50,7 +50,7 @@ def _speed(runs: Sequence[GridRun], monitor: SweepMonitor) -> tuple[float | None
 
     None if it cannot be measured.
     """
-    rates = [run.point.multiply_adds * (run.images_per_second or 0) for run in monitor.runs]
+    rates = [run.point.multiply_adds * (run.pace or 0) for run in monitor.runs]
     if any(rates):
         return statistics.median(
             filter(None, rates)

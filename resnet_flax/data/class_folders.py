@@ -117,14 +117,12 @@ def _sort(path: Path, left_out: dict[str, list[Path]], reason: str = "") -> bool
 
 def _walk(folder: Path, left_out: dict[str, list[Path]]) -> Iterator[Path]:
     """The visible files below a folder, in a fixed order. Follows links, but no circle of them."""
-    seen = {_identity(parent) for parent in folder.absolute().parents}
     for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         here = Path(where)
-        if _identity(here) in seen:
+        if _identity(here) in map(_identity, here.absolute().parents):
             left_out["links that lead back"].append(here)
             folders.clear()
             continue
-        seen.add(_identity(here))
         left_out["hidden files and folders"] += _hidden(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (here / name for name in sorted(files) if not name.startswith("."))

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from resnet_flax.errors import printable
 from resnet_flax.runtime.output import in_notebook
 
+_SPEED_SECONDS = 1e9  # The time left goes by all records of this process.
+
 
 class RunProgress:
     """Shows steps, loss, error, images/s and time left, of one run after another.
@@ -44,6 +46,8 @@ class RunProgress:
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
+            # By default, rich forgets what is 30 s old. Records may be an hour apart.
+            speed_estimate_period=_SPEED_SECONDS,
         )
         self._live = Live(
             console=self.console,

@@ -218,6 +218,16 @@ def test_what_is_no_image_of_a_class_is_left_out_and_told(tmp_path):
         assert note(prepared, words).endswith(paths)
 
 
+def test_a_folder_that_two_links_lead_to_leads_not_back(tmp_path):
+    photos = fill(tmp_path / "photos", count=6)
+    fill(tmp_path / "shared", ["more"], count=2, first=50)
+    for link in ("one", "two"):
+        (photos / "cat" / link).symlink_to(tmp_path / "shared" / "more")
+    prepared = prepare(photos, tmp_path)
+    assert sum(prepared.counts.values()) == 6 + 6 + 2 * 2
+    assert not any("lead back" in line for line in prepared.notes)
+
+
 def test_a_split_of_ours_is_a_share_of_each_class_and_parts_no_equal_files(tmp_path):
     photos = fill(tmp_path / "photos", count=8)
     fill(photos, ["one"], count=1, first=90)

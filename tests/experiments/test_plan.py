@@ -170,6 +170,16 @@ def test_each_data_set_of_a_grid_has_its_own_speed_in_the_plan():
     assert any(line.startswith("ASSUMED: speed on cifar10, ") for line in lines)
 
 
+def test_a_measured_speed_that_does_not_count_is_not_called_measured():
+    known = machine("h100_8", speed__cifar10__images_per_second=9e4, speed__cifar10__measured=True)
+    cifar10, imagenet = sweep("cifar10", depths=(20,)), sweep("imagenet", depths=(18,))
+    runs = [*cifar10, *imagenet]
+    lines = plan.explain(plan.options(runs, known), [run.config for run in runs], known)
+    (line,) = (line for line in lines if "90000 images/s" in line)
+    assert line.startswith("NOT USED: Measured: speed on cifar10")
+    assert sum(line.startswith("AT BEST: speed on ") for line in lines) == 2
+
+
 @pytest.mark.parametrize("name", ["h100_8", "v5e_64"])
 def test_nothing_of_a_machine_that_was_not_measured_claims_to_be(name):
     known = machine(name)

@@ -226,8 +226,9 @@ def test_a_dry_run_lists_every_run_with_its_time_and_writes_nothing(tiny_sweep, 
         folder = RunFolder(tmp_path / runs[0].name)
         folder.path.mkdir()
         rate = runs[0].config.data.batch_size * 4 / 60  # It would take a minute.
-        record = {"step": 0, "images_per_second": rate}
-        folder.metrics_file.write_text(json.dumps(record) + "\n")
+        rates = (rate / 20, rate, rate, 3 * rate)  # The first includes compilation.
+        records = [{"step": 0, "kind": "train", "images_per_second": each} for each in rates]
+        folder.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in records))
     before = sorted(tmp_path.rglob("*"))
     console = Console(width=200, record=True)
     dry_run.show(runs, tmp_path, console)

@@ -66,6 +66,21 @@ def test_a_collective_counts_in_each_step(program):
     assert found == {"all-reduce": {"count": 1, "bytes": 4096}}
 
 
+BESIDE = """
+ENTRY %main (p: f32[1024], q: f32[4096]) -> (f32[1024], f32[4096]) {
+  %p = f32[1024]{0} parameter(0)
+  %q = f32[4096]{0} parameter(1)
+  %start = (f32[1024]{0}, f32[4096]{0}) all-reduce-start(%p, %q), to_apply=%add
+  ROOT %done = (f32[1024]{0}, f32[4096]{0}) all-reduce-done(%start)
+}
+"""
+
+
+def test_an_all_reduce_of_two_arrays_beside_other_work_counts_both():
+    found = findings.collectives(list(hlo.Program(BESIDE).runs()), steps=1)
+    assert found == {"all-reduce": {"count": 1, "bytes": 4 * (1024 + 4096)}}
+
+
 def test_a_loop_inside_a_step_is_found_by_its_length(program):
     runs = list(program.runs())
     (loop,) = findings.serial_loops(program, runs, images=7)
