@@ -103,9 +103,11 @@ def device(seconds: float) -> dict[str, Any]:
     names = "platform", "kind", "count", "chips"
     found = dict(zip(names, json.loads(done.stdout.splitlines()[-1]), strict=True))
     if found["platform"] == "cpu" and os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu":
+        reason = done.stderr.strip().rpartition("\n")[2].rstrip(".")
         raise UserError(
-            "jax finds no GPU or TPU, only the CPU. `make accelerator PLUGIN=cuda13` (or tpu)"
-            " installs a plug-in. To try this command on the CPU, set JAX_PLATFORMS=cpu."
+            f"jax finds no GPU or TPU, only the CPU{reason and f', and says: {reason}'}."
+            " `make accelerator PLUGIN=cuda13` (cuda12 for an older driver, or tpu) installs a"
+            " plug-in. To try this command on the CPU, set JAX_PLATFORMS=cpu."
         )
     return found
 
@@ -160,9 +162,8 @@ def rows_of(command: Sequence[str], seconds: float) -> Finding:
     with tempfile.TemporaryFile("w+") as output:
         started: list[subprocess.Popen[str]] = []
         try:
-            with (
-                interrupt.held()
-            ):  # In a session of its own: it may start others, which end with it.
+            with interrupt.held():
+                # In a session of its own: it may start others, which end with it.
                 started.append(
                     subprocess.Popen(
                         [sys.executable, "-m", *command],
@@ -200,10 +201,12 @@ def group(
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        _wait(processes, time.monotonic() + _SAVING - _REPORT)
-        for process in processes:  # Such as one that compiles, and has nothing to save.
-            process.kill()
-            process.wait()
+        try:  # A second signal ends the wait.
+            _wait(processes, time.monotonic() + _SAVING - _REPORT)
+        finally:
+            for process in processes:  # Such as one that compiles, and has nothing to save.
+                process.kill()
+                process.wait()
 
 
 def _wait(processes: Iterable["subprocess.Popen[Any]"], end: float) -> None:
@@ -239,17 +242,19 @@ def places(
     A run has one GPU or TPU chip, so that BN sees as many images as in the paper or more.
     """
     if found["platform"] == "gpu":
-        shared, names = devices.of_shared_gpu(variables, at_once), _names_of_gpus(variables, found)
+        names = _names(variables.get("CUDA_VISIBLE_DEVICES", ""), found["count"])
+        shared = devices.of_shared_gpu(variables, at_once)
         return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in names] * at_once
     if found["platform"] == "tpu" and found["chips"] > 1:
-        return [devices.of_tpu_chip(variables, chip) for chip in range(found["chips"])]
+        names = _names(variables.get("TPU_VISIBLE_CHIPS", ""), found["chips"])
+        return [devices.of_tpu_chip(variables, name) for name in names]
     return [dict(variables)] * at_once
 
 
-def _names_of_gpus(variables: Mapping[str, str], found: Mapping[str, Any]) -> list[str]:
-    """The names by which CUDA chooses the GPUs. A variable may name those to be seen."""
-    given = variables.get("CUDA_VISIBLE_DEVICES", "").split(",")[: found["count"]]
-    return given if any(given) else [str(i) for i in range(found["count"])]
+def _names(visible: str, count: int) -> list[str]:
+    """The names of so many GPUs or chips: those that a variable lets this process see, or all."""
+    given = visible.split(",")[:count]
+    return given if any(given) else [str(i) for i in range(count)]
 
 
 def worst(statuses: Iterable[int]) -> int:
@@ -268,7 +273,7 @@ def main(args: flags.FlagValues) -> int:
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    found = device(_OPENING)
+    found = device(min(_OPENING, seconds))
     if found["platform"] == "tpu" and args.at_once > 1:
         raise UserError(f"Expected --at_once of at most 1 for a TPU chip, got {args.at_once}.")
     folder.mkdir(parents=True, exist_ok=True)

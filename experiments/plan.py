@@ -181,14 +181,17 @@ def _known(configs: Sequence[RunConfig], machine: MachineConfig) -> list[str]:
 
 def _bound_source(what: str, configs: Sequence[RunConfig], machine: MachineConfig) -> str:
     chip = CHIPS[machine.chip]
+    counts_bytes = bound.counts_bytes(configs, machine.chip)
     counted = (
         "and by the bytes that the programs move (experiments/results/accelerators.md)"
-        if bound.counts_bytes(configs, machine.chip)
+        if counts_bytes
         else "without the bytes that the programs move: not all were compiled for this chip"
     )
+    may_be_faster = counts_bytes and chip.may_save_bytes
+    faster = "A cache may save bytes" if may_be_faster else "No run is as fast"
     return (
-        f"AT BEST: {what}, by the published peaks of {chip.name} ({chip.source}), {counted}. No run"
-        " is as fast: `make benchmark SUITES=accelerator` measures it."
+        f"AT BEST: {what}, by the published peaks of {chip.name} ({chip.source}), {counted}."
+        f" {faster}: `make benchmark SUITES=accelerator` measures it."
     )
 
 

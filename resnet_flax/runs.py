@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from resnet_flax.config import RunConfig, parse
 from resnet_flax.data import augment
-from resnet_flax.errors import FaultError, UserError, summary
+from resnet_flax.errors import FaultError, UserError, complain, summary
 from resnet_flax.models import stacking
 from resnet_flax.runtime import bits
 from resnet_flax.storage import filesystem, findings, sweep_tables
@@ -267,8 +267,14 @@ class Sweep(SweepFolder):
         return load_run(self.records(name).path)
 
     def summary(self) -> pd.DataFrame:
-        """The table of the report: means over seeds, see `sweep_tables.summarize`."""
+        """The table of the report: means over seeds, see `sweep_tables.summarize`.
+
+        Runs whose records have changed since they ended are left out; a line on stderr says so.
+        """
         runs = sweep_tables.read_runs(self)
+        for reason in runs.loc[runs["state"] == "incomplete", "reason"]:
+            if reason:
+                complain(reason)
         return sweep_tables.summarize(runs, self.varying.in_grid).drop(columns="group")
 
 

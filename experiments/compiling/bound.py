@@ -1,4 +1,4 @@
-"""The least time of a training step on a chip. A bound: it was not measured."""
+"""The least time of a training step on a chip, by published peaks. It was not measured."""
 
 import functools
 from collections.abc import Sequence

@@ -27,6 +27,11 @@ class Chip(NamedTuple):
     clock: float = 0.0  # Cycles a second. 0: not known.
     options: dict[str, Any] = {}  # Of XLA's description of it.
 
+    @property
+    def may_save_bytes(self) -> bool:
+        """Whether a cache may keep what a program writes to memory, so that a step is faster."""
+        return self.platform == "cuda"
+
 
 def _tpu(
     name: str, tera: float, gib: float, gb_s: float, example: str, mxus: int, **options: Any

@@ -36,9 +36,7 @@ def read(sweep: SweepFolder) -> Tables:
     finished = runs.loc[runs["state"] == "finished", "run"]
     notes = [*sweep.apart, *_diverged(runs)]
     notes += _unlike({name: sweep.records(name).environments() for name in finished}, configs)
-    changed = runs.loc[(runs["state"] == "incomplete") & (runs["reason"] != ""), "run"]
     records = read_records(sweep)
-    records = records[~records["run"].isin(changed)]
     return Tables(sweep, runs, summary, records, read_groups(sweep), configs, notes)
 
 

@@ -30,10 +30,10 @@ def of_shared_gpu(variables: Mapping[str, str], sharing: int) -> dict[str, str]:
     return others | {_MEMORY[0]: f"{_GPU_MEMORY / sharing:.3f}"}
 
 
-def of_tpu_chip(variables: Mapping[str, str], chip: int) -> dict[str, str]:
+def of_tpu_chip(variables: Mapping[str, str], chip: str) -> dict[str, str]:
     """Environment variables of a process that opens one chip of this TPU host, as Ray sets them."""
     alone = {"TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1", "TPU_HOST_BOUNDS": "1,1,1"}
-    return {**variables, **alone, "TPU_VISIBLE_CHIPS": str(chip)}
+    return {**variables, **alone, "TPU_VISIBLE_CHIPS": chip}
 
 
 def begin(*configs: RunConfig) -> None:

@@ -196,15 +196,23 @@ def _unended(runs: Sequence[GridRun], workdir: AnyPath, on_change: OnChange) -> 
     """Returns the runs that have not ended, the longest first."""
     queue = []
     for run in sorted(runs, key=lambda run: run.point.work, reverse=True):
-        status = None
+        ended = None
         with contextlib.suppress(UserError, OSError):  # Training the run reports this error.
-            status = RunFolder(workdir / run.name).status()
-        if status and status.state in DONE:
-            changed = RunFolder(workdir / run.name).changed(status)
-            on_change(run, "failed" if changed else status.state, changed or "")
+            ended = _ended(RunFolder(workdir / run.name))
+        if ended:
+            on_change(run, *ended)
         else:
             queue.append(run)
     return queue
+
+
+def _ended(folder: RunFolder) -> tuple[State, str] | None:
+    """The state of a run that has ended, and what is wrong with its records. None: it has not."""
+    status = folder.status()
+    if not status or status.state not in DONE:
+        return None
+    changed = folder.changed(status)
+    return ("failed", changed) if changed else (status.state, "")
 
 
 def _outcome(task: ray.ObjectRef) -> tuple[State, str]:

@@ -112,8 +112,9 @@ class SweepFolder:
     def frame(self) -> pd.DataFrame:
         """A table of all records of all runs, with one row for each number.
 
-        Rows are ordered by run, then as the records are. Raises UserError if a record cannot be
-        read. Columns:
+        Rows are ordered by run, then as the records are. Runs whose records have changed since they
+        ended are left out; a line on stderr says so. Raises UserError if a record cannot be read.
+        Columns:
 
         - `run`, `kind`, `depth`, `seed`;
         - one for each field that varies in the grid, such as `optim.lr`; a list is text there;
@@ -125,13 +126,23 @@ class SweepFolder:
         rows = [
             (*point[:4], *point.varied.values(), record["step"], series_of(record), metric, value)
             for name, point in self.points.items()
-            for record in self.records(name).metrics()
+            for record in self._unchanged(name)
             for metric, value in record.items()
             if metric != "step" and not isinstance(value, str)
         ]
         columns = ["run", "kind", "depth", "seed", *self.varying.in_grid]
         columns += ["step", "split", "metric", "value"]
         return pd.DataFrame(rows, columns=columns).astype({"value": float})
+
+    def _unchanged(self, name: str) -> list[dict[str, Any]]:
+        """A run's records. None if they have changed since it ended: then stderr gets a line."""
+        folder = self.records(name)
+        status = folder.status()
+        changed = folder.changed(status) if status else None
+        if changed:
+            complain(changed)
+            return []
+        return folder.metrics()
 
 
 class SingleRun(SweepFolder):

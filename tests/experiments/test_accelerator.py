@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -217,17 +218,19 @@ def test_runs_get_the_gpus_that_the_command_may_see(given, names):
 
 
 @pytest.mark.parametrize(
-    "platform, chips, at_once, places",
+    "variables, platform, chips, at_once, places",
     [
-        ("tpu", 4, 1, ["0", "1", "2", "3"]),
-        ("tpu", 1, 1, [None]),
-        ("cpu", 2, 1, [None]),
-        ("cpu", 2, 3, [None] * 3),
+        ({}, "tpu", 4, 1, ["0", "1", "2", "3"]),
+        ({"TPU_VISIBLE_CHIPS": "2,3"}, "tpu", 2, 1, ["2", "3"]),
+        ({"TPU_VISIBLE_CHIPS": ""}, "tpu", 2, 1, ["0", "1"]),
+        ({}, "tpu", 1, 1, [None]),
+        ({}, "cpu", 2, 1, [None]),
+        ({}, "cpu", 2, 3, [None] * 3),
     ],
 )
-def test_a_run_gets_one_chip_of_a_tpu(platform, chips, at_once, places):
+def test_a_run_gets_one_chip_of_a_tpu(variables, platform, chips, at_once, places):
     found = {"platform": platform, "count": 2 * chips, "chips": chips}
-    given = accelerator.places({"A": "b"}, found, at_once)
+    given = accelerator.places({"A": "b"} | variables, found, at_once)
     assert [place.get("TPU_VISIBLE_CHIPS") for place in given] == places
     assert all(place["A"] == "b" for place in given)
     bounds = [place.get("TPU_CHIPS_PER_HOST_BOUNDS") for place in given]
@@ -243,9 +246,51 @@ def test_minutes_are_not_spent_on_a_cpu_that_nobody_asked_for(monkeypatch):
     assert accelerator.device(SECONDS)["platform"] == "cpu"
 
 
+@pytest.mark.skipif(cpu.nvidia_or_tpu() is not None, reason="jax may find a device")
+def test_why_jax_does_not_open_a_device_is_said(monkeypatch, tmp_path):
+    plugin = tmp_path / "jax_plugins" / "broken"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text("def initialize():\n    raise RuntimeError('too old')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match=r"the CPU, and says: RuntimeError: too old\. .*cuda12"):
+        accelerator.device(SECONDS)
+
+
 def test_a_device_that_does_not_open_ends_the_command():
     with pytest.raises(UserError, match="jax opened no device in 0 s"):
         accelerator.device(0.01)
+
+
+IGNORES = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_signal_leaves_no_process_behind(tmp_path):
+    def end(number, _):
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGUSR1, end)
+    (output := tmp_path / "output").touch()
+    script = f"import sys; sys.stdout = open({str(output)!r}, 'w'); exec({IGNORES!r})"
+    second = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        with (
+            pytest.raises(SystemExit),
+            accelerator.group([[sys.executable, "-c", script]], [os.environ]) as processes,
+        ):
+            while not output.read_text():
+                time.sleep(0.01)
+            second.start()
+            sys.exit(128 + signal.SIGTERM)
+    finally:
+        second.cancel()
+        signal.signal(signal.SIGUSR1, before)
+    assert processes[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

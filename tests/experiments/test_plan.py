@@ -161,6 +161,16 @@ def test_a_speed_is_measured_or_assumed_or_a_bound_and_the_plan_says_which():
         assert line.startswith(f"{word}: speed")
 
 
+@pytest.mark.parametrize("name, is_bound", [("h100_8", False), ("v5e_64", True)])
+def test_by_bytes_a_plan_is_a_bound_on_a_tpu_only(name, is_bound):
+    runs = [run for run in sweep("cifar10", depths=(20, 56)) if run.point.kind == "residual"]
+    known = machine(name)
+    lines = plan.explain(plan.options(runs, known), [run.config for run in runs], known)
+    (line,) = (line for line in lines if ": speed" in line)
+    assert "and by the bytes" in line
+    assert ("No run is as fast" in line) == is_bound != ("A cache may save bytes" in line)
+
+
 def test_each_data_set_of_a_grid_has_its_own_speed_in_the_plan():
     known = machine("cpu_2_cores", speed__cifar10__measured=False)
     digits, cifar10 = sweep("digits"), sweep("cifar10", depths=(20,))

@@ -29,6 +29,7 @@ from experiments.reporting import (
 from experiments.reporting.chart import MOST_LINES, drawable, numbers
 from experiments.reporting.diagnostic_tables import AFTER, BEFORE, MEASURES
 from resnet_flax.errors import UserError
+from resnet_flax.runs import load_sweep
 from resnet_flax.storage import findings, sweep_tables
 from resnet_flax.storage.findings import Initial, Layer, Layers, Line, Network, Plane
 from resnet_flax.storage.lock import FolderLock
@@ -492,6 +493,8 @@ def test_a_run_whose_records_have_changed_is_in_no_mean(tmp_path, capsys):
     assert line.startswith("residual-110-s0: incomplete at step 240; not in the table. ")
     assert "has changed since this run ended" in line
     assert pd.read_csv(folder / "table.csv")["n"].tolist() == [5, 4]
+    assert load_sweep(folder).summary()["n"].tolist() == [5, 4]
+    assert "has changed since this run ended" in capsys.readouterr().err
     tables, _ = report.read(folder)
     assert run.name not in set(tables.records["run"])
     assert np.isnan(tables.runs.set_index("run").loc[run.name, "train_error"])

@@ -39,6 +39,14 @@ def test_a_finding_is_said_in_words(changes, said):
     assert said in "\n".join(report.lines(FITS | changes, CHIPS["v5e"]))
 
 
+@pytest.mark.parametrize(
+    "counted, said", [("memory", "a cache may save bytes"), ("FLOPs", "a bound")]
+)
+def test_by_bytes_a_gpu_may_be_faster(counted, said):
+    lines = "\n".join(report.lines(FITS | {"bound_by": counted}, CHIPS["h100"]))
+    assert f"by {counted}; {said}, not measured" in lines
+
+
 def config_with(**fields):
     config = digits.get_config("resnet8")
     config.update_from_flattened_dict(fields)

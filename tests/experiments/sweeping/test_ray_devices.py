@@ -38,3 +38,15 @@ def test_a_finished_run_whose_records_have_changed_is_no_success(tmp_path):
     )
     ((state, line),) = heard
     assert state == "failed" and "has changed since this run ended" in line
+
+
+def test_a_finished_run_whose_records_cannot_be_read_does_not_end_the_sweep(tmp_path):
+    config = degradation.get_config("digits")
+    config.depths, config.seeds, config.kinds = (8,), (0,), {"plain": "none"}
+    folder = RunFolder(tmp_path / "plain-8-s0")
+    with folder.claim({}, print):
+        folder.write_status(Status("finished"))
+    folder.metrics_file.mkdir()
+    runs = expanded(config.to_dict())
+    # Its own task reports the error.
+    assert ray_devices._unended(runs, tmp_path, lambda *_: pytest.fail("It is no end.")) == runs
