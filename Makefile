@@ -105,7 +105,7 @@ except UserError as error:
 endef
 export OPEN_CIFAR10
 
-# Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs an eighth of it.
+# Prepares CIFAR-10 and runs the paper's experiment. CONFIG=configs/degradation.py:cifar10_short runs a short one.
 cifar10: CONFIG = configs/degradation.py:cifar10
 cifar10: .venv/installed-accelerator$(PLUGIN)
 	@$(BIN)/python -c "$$OPEN_CIFAR10" || { test $$? = 2 && $(MAKE) prepare DATASET=cifar10; }

@@ -8,8 +8,8 @@ Also what is left of images and of the loss inside a network before training.
   --config=configs/degradation.py:digits
 
 The command measures one run, or every run of a sweep: before training and at the last checkpoint.
-With --config it needs no run. It then measures the networks of the config before training, with BN
-and without. The results go into the folder. `report` draws those of a sweep.
+With --config it needs no run. It then measures the networks of the config before training, with its
+norm, with BN and without. The results go into the folder. `report` draws those of a sweep.
 """
 
 import functools
@@ -50,9 +50,9 @@ RESOLUTION = 15
 
 
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
-    """Measures each group and depth before training, with BN and without, for the first seed.
+    """Measures each group and depth before training, for the first seed.
 
-    The signal is measured with BN only. If the norm varies in the grid, each run keeps its own.
+    Each is measured with the norms of the grid, with BN and without. The signal is measured with BN only. If the norm varies in the grid, each run keeps its own.
     """
     seed = runs[0].config.seed
     first = [run for run in runs if run.config.seed == seed]

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments import readme
 from resnet_flax.storage import sweep_folder
@@ -36,8 +37,10 @@ def digits(tmp_path, monkeypatch):
         (folder / name / "config.json").write_text(json.dumps(config))
         entries[name] = {"kind": kind, "config": config}
     sweep_folder.add_runs(folder, entries, Varying())
+    (tmp_path / "experiments").symlink_to(Path("experiments").absolute())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    Image.new("RGB", (60, 40)).save("cat.jpg")
     return tmp_path
 
 
