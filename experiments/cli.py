@@ -169,7 +169,10 @@ def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
 
 
 def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raises UserError for a --config.run.FIELD that no run would have: the grid sets the field."""
+    """Raises UserError for a --config.run.FIELD that the sweep itself sets, for all runs or some.
+
+    A field of `from_depth` may be given if its value for the deep networks is given, too.
+    """
     kinds = {
         name: {"model.shortcut"} if isinstance(kind, str) else set(flat(dict(kind)))
         for name, kind in config["kinds"].items()
@@ -180,12 +183,28 @@ def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> No
     instead = dict.fromkeys(set.intersection(*kinds.values()), in_kinds)
     instead |= {"seed": "--config.seeds", "model.depth": "--config.depths"}
     instead |= {f: f"--vary={f}=VALUE,VALUE" for f in flat(dict(config.get("vary", {})))}
+    given = {flag.replace('"', "'") for flag in overrides}
+    for least, rule in dict(config.get("from_depth", {})).items():
+        for field in flat(dict(rule)):
+            deep = f"from_depth['{least}'].{field}"
+            if deep not in given and _reaches(config.get("depths"), least):
+                is_flag = field.partition(".")[0] in rule  # Not if the file has it as "optim.lr".
+                way = (
+                    f'"--config.{deep}=VALUE"' if is_flag else "another value in config.from_depth"
+                )
+                instead[field] = f"{way} for networks of at least {least} layers"
     for flag in overrides:
         if (field := flag.removeprefix("run.")) != flag and field in instead:
             raise UserError(
                 f"--config.{flag} has no effect: the sweep sets {field} itself. Give"
                 f" {instead[field]}."
             )
+
+
+def _reaches(depths: Any, least: Any) -> bool:
+    """Whether one of the depths is at least so large. What is wrong with them is said elsewhere."""
+    known = [depth for depth in depths if isinstance(depth, int)] if depths else []
+    return bool(known) and str(least).isdecimal() and max(known) >= int(least)
 
 
 def _varied(given: str) -> tuple[str, tuple[Any, ...]]:

@@ -52,7 +52,8 @@ RESOLUTION = 15
 def initial_networks(runs: Sequence[grid.GridRun], count: int, console: Console) -> list[Network]:
     """Measures each group and depth before training, for the first seed.
 
-    Each is measured with the norms of the grid, with BN and without. The signal is measured with BN only. If the norm varies in the grid, each run keeps its own.
+    Each is measured with the norms of the grid, with BN and without. If the norm varies in the
+    grid, each run keeps its own. The signal is measured with BN only.
     """
     seed = runs[0].config.seed
     first = [run for run in runs if run.config.seed == seed]

@@ -75,6 +75,9 @@ def _unknown_field(argv: list[str]) -> str:
                     quoted = flag.replace(f".{name}", f"['{key}']", 1)
                     hint = f' For a name with a hyphen: "{quoted}"'
                 return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
+            if name.isdecimal():
+                quoted = flag.replace(f".{name}", f"['{name}']", 1)
+                return f'Expected "{quoted}", since {name} is a number, got {flag}.'
             section = section[name]
     return ""
 

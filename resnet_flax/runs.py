@@ -47,9 +47,10 @@ class Run(NamedTuple):
 
     def facts(self) -> dict[str, str]:
         """What a notebook shows of the run. Its arrays would fill pages."""
-        model, data, sizes = self.config.model, self.config.data, self.image_mean.shape
+        model, data, channels = self.config.model, self.config.data, self.image_mean.shape[2]
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
-        images = "of any size" if sizes[:2] == (1, 1) else " x ".join(map(str, sizes))
+        size = self._size()
+        images = " x ".join(map(str, (*size, channels))) if size else "of any size"
         return {
             "network": f"{model.family}, {model.depth} layers, shortcut {model.shortcut}"
             f", {model.block}",
@@ -71,19 +72,26 @@ class Run(NamedTuple):
     def normalize(self, images: np.ndarray) -> jax.Array:
         """Images [B, H, W, C] uint8 -> float32, as the model takes them.
 
-        If the mean is [1, 1, C], images may have any height and width. Raises ValueError if the
-        images have another type or shape.
+        A network that was trained on crops takes any height and width, but for VGG. Raises
+        ValueError if the images have another type or shape.
         """
-        height, width, channels = self.image_mean.shape
-        any_size = (height, width) == (1, 1) and images.ndim == 4
-        expected = (*(images.shape[1:3] if any_size else (height, width)), channels)
+        size, channels = self._size(), self.image_mean.shape[2]
+        expected = (*(size or images.shape[1:3]), channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
-            sizes = "H, W" if (height, width) == (1, 1) else f"{height}, {width}"
+            sizes = "{}, {}".format(*size or "HW")
             raise ValueError(
                 f"Expected uint8 images [B, {sizes}, {channels}], got"
                 f" {images.dtype} {list(images.shape)}."
             )
         return augment.normalize(jnp.asarray(images), jnp.asarray(self.image_mean))
+
+    def _size(self) -> tuple[int, int] | None:
+        """(H, W) of the images that the network takes. None: any."""
+        height, width, _ = self.image_mean.shape
+        if (height, width) != (1, 1):
+            return height, width
+        side = self.config.data.image_size
+        return (side, side) if self.config.model.family == "vgg" else None
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,6 +3,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import imagenet
 from resnet_flax import runs
+from resnet_flax.config import RunConfig, parse
 from resnet_flax.data import sources
 from resnet_flax.errors import UserError
 from resnet_flax.storage import sweep_folder
@@ -140,7 +143,8 @@ def test_an_export_that_is_resumable_goes_on_to_the_same_bits(
     jax.tree.map(np.testing.assert_array_equal, *states)
     rates = "images_per_second"
     assert [r | {rates: 0} for r in there.metrics()] == [r | {rates: 0} for r in whole.metrics()]
-    assert [entry["attempt"] for entry in there.environments()] == [1, 2]
+    entries = there.environments()
+    assert [(entry["attempt"], entry["step"]) for entry in entries] == [(1, 0), (2, 16)]
     runs.export_run(finished_run, tmp_path / "done", resumable=True)
     assert RunFolder(tmp_path / "done").status().state == "finished"
 
@@ -152,8 +156,20 @@ def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(
     file = tmp_path / "there" / "environment.json"
     file.write_text(file.read_text().replace('"device_kind": "cpu"', '"device_kind": "TPU v4"'))
     train(tiny_config, tmp_path / "there")
-    said = "another kind of machine: device_kind ('TPU v4' there, 'cpu' here). The last bits may"
-    assert said in capsys.readouterr().out
+    kind = "another kind of machine: device_kind ('TPU v4' there, 'cpu' here). The last bits may"
+    said = capsys.readouterr().out
+    assert kind in said and "Batch normalisation" not in said
+
+
+def test_a_run_that_goes_on_on_another_number_of_devices_is_told_of_batch_normalisation(
+    finished_run, tiny_config, tmp_path, capsys
+):
+    runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
+    file = tmp_path / "there" / "environment.json"
+    before = re.sub(r'"device_count": \d+', '"device_count": 99', file.read_text())
+    file.write_text(before)
+    train(tiny_config, tmp_path / "there")
+    assert "sees shares of another size from here on." in capsys.readouterr().out
 
 
 def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp_path):
@@ -410,6 +426,23 @@ def test_a_page_of_a_notebook_shows_names_as_text(tmp_path):
     sweep_folder.add_runs(tmp_path, entries, Varying())
     assert "&lt;b&gt;plain" in runs.load_sweep(tmp_path)._repr_html_()
     assert "1 not begun" in repr(runs.load_sweep(tmp_path))
+
+
+@pytest.mark.parametrize("net, size", [("vgg16", "224, 224"), ("resnet18", None)])
+def test_a_network_of_crops_takes_images_of_any_size_unless_it_is_vgg(net, size):
+    config = parse(imagenet.get_config(net).to_dict(), RunConfig)
+    mean = np.ones((1, 1, 3), np.float32)
+    run = runs.Run(config, None, {"params": {"fc": {"bias": np.zeros(7)}}}, 0, mean)
+    images = np.zeros((2, 40, 60, 3), np.uint8)
+    if size:
+        with pytest.raises(ValueError, match=rf"uint8 images \[B, {size}, 3\], got uint8 \[2, 40"):
+            run.normalize(images)
+        assert "images 224 x 224 x 3" in repr(run)
+    else:
+        assert run.normalize(images).shape == images.shape
+        assert "images of any size" in repr(run)
+    with pytest.raises(ValueError, match=r"got uint8 \[40, 60, 3\]"):
+        run.normalize(images[0])
 
 
 def test_images_of_another_kind_than_the_networks_are_refused_before_they_are_scored(finished_run):

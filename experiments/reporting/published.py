@@ -80,6 +80,7 @@ def comparable(configs: Iterable[dict[str, Any]], varying: Varying) -> tuple[Sou
     """
     same = [
         (config.get("data.name"), config.get("model.family")) == ("cifar10", "cifar")
+        and config.get("data.test_split", "test") == "test"
         and config.get("model.widths", []) in ([], [16, 32, 64])
         and all(config.get(name, value) == value for name, value in _NETWORK.items())
         for config in configs

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ def _unlike(
             images.setdefault(named, set()).add(json.dumps(at["images"], sort_keys=True))
     own = (
         at.get("device_count")
-        for name, at in last.items()
+        for name, attempts in environments.items()
+        for at in _trained(attempts)
         if configs[name].get("model.family") != "vgg"
         and configs[name].get("model.norm", "batch") == "batch"
         and configs[name].get("model.bn_scope", "device") == "device"
@@ -79,6 +81,19 @@ def _unlike(
             " normalises its own share of the batch, so they are different experiments."
         )
     return lines
+
+
+def _trained(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The attempts that took steps of the run: not those after which it began there again."""
+    found, least = [], math.inf
+    for at in reversed(attempts):
+        begin = at.get("step")
+        if at is attempts[-1] or (begin is not None and begin < least):
+            found.append(at)
+        if begin is None:  # Older versions did not record it.
+            break
+        least = min(least, begin)
+    return found
 
 
 def read_groups(sweep: SweepFolder) -> dict[str, str]:

@@ -64,6 +64,7 @@ class Environment(pydantic.BaseModel):
 
     parameters: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
     images: dict[str, Any] | None = None
+    step: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
 
 
 RUNNING = "running"

@@ -168,8 +168,8 @@ def open_seen(
 
     `known`: the fingerprints of the run's splits, `train` and `test`, as far as it recorded them.
 
-    Raises UserError if the images or classes are not like those that it was trained on, or if a
-    split of the run has other images now.
+    Raises UserError if the images or classes are not like those that it was trained on, or if the
+    set has other images now: in this split if the run has read it, else in its test split.
     """
     images = open_split(config, split)
     found = Described(images.image_shape, images.num_classes, None, isinstance(images, Split))
@@ -179,11 +179,12 @@ def open_seen(
             f" {image_mean.shape}, as the run's network has, got {found.num_classes} and"
             f" {found.mean_shape}. Name the folder of the set it was trained on with --data_dir."
         )
-    role = {config.train_split: "train", config.test_split: "test"}.get(split)
-    of_run = known.get(role) if role else None
-    if of_run and (other := "; ".join(differing_fields(of_run, fingerprint(images)))):
+    read = split if split == config.train_split else config.test_split
+    of_run = known.get("train" if read == config.train_split else "test")
+    now = fingerprint(images if read == split else open_split(config, read)) if of_run else {}
+    if of_run and (other := "; ".join(differing_fields(of_run, now))):
         raise UserError(
-            f"Split {split!r} of {config.name} has other images now than when this run began:"
+            f"Split {read!r} of {config.name} has other images now than when this run began:"
             f" {other}. Put the old ones back, or name their folder with --data_dir."
         )
     return images

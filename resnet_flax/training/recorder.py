@@ -85,22 +85,28 @@ def record_environment(
     params: Any,
     images: dict[str, Any],
     progress: RunProgress,
-    resumes: bool,
+    step: int,
 ) -> None:
-    """Records machine and images of an attempt.
+    """Records machine and images of an attempt, and the step at which it begins.
 
     A run that resumes on another kind of machine says so.
     """
     here = environment.describe()
-    for before in folder.environments()[-1:] if resumes else ():
-        other = "; ".join(differing_fields(environment.machine(before), environment.machine(here)))
+    for before in folder.environments()[-1:] if step else ():
+        other = list(differing_fields(environment.machine(before), environment.machine(here)))
         if other:
-            progress.say(
-                f"{folder.name}: resumes on another kind of machine: {other}."
+            line = (
+                f"{folder.name}: resumes on another kind of machine: {'; '.join(other)}."
                 " The last bits may differ from those of a run on a single kind."
             )
+            if any(field.startswith("device_count") for field in other):
+                line += (
+                    " Batch normalisation over a device's share of the batch sees shares of another"
+                    " size from here on."
+                )
+            progress.say(line)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    facts = {"attempt": attempt, "parameters": parameters, "images": images}
+    facts = {"attempt": attempt, "step": step, "parameters": parameters, "images": images}
     folder.add_environment(facts | here)
 
 

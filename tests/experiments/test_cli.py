@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import degradation
 from experiments import cli, soak
+from experiments.sweeping import grid
 from resnet_flax.errors import UserError
 from resnet_flax.storage.run_folder import RunFolder
 
@@ -74,6 +75,10 @@ def parsed(monkeypatch, *argv):
         (
             ["--config=configs/questions.py:blocks", "--config.kinds.pre-activation.steps=1"],
             r"""a name with a hyphen: "--config\.kinds\['pre-activation'\]\.steps=1"$""",
+        ),
+        (
+            ["--config=configs/degradation.py:cifar10", "--config.from_depth.110.optim.lr=1"],
+            r"""Expected "--config\.from_depth\['110'\]\.optim\.lr=1", since 110 is a n""",
         ),
         (["--config=configs/none.py"], "got configs/none.py, which is missing. Example: "),
         (
@@ -392,6 +397,11 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
             "Give --config.depths.",
         ),
         (
+            "sweep --config=configs/degradation.py:cifar10 --dry_run"
+            " --config.run.optim.warmup_steps=0",
+            "Give \"--config.from_depth['110'].optim.warmup_steps=VALUE\" for networks of at least",
+        ),
+        (
             "sweep --config=configs/degradation.py:digits --dry_run --vary=optim.lr=0.1,1"
             " --config.run.optim.lr=1",
             "Give --vary=optim.lr=VALUE,VALUE.",
@@ -413,6 +423,25 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert said in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--config.depths=(20,56)",
+        "--config.from_depth['110'].optim.warmup_steps=0",
+        '--config.from_depth["110"].optim.warmup_steps=0',
+    ],
+)
+def test_a_field_that_deep_networks_have_by_rule_may_be_given_for_the_others(monkeypatch, given):
+    config = "--config=configs/degradation.py:cifar10"
+    argv = [config, "--config.run.optim.warmup_steps=0", given]
+    values = defined(monkeypatch, *argv)
+    flags.DEFINE_multi_string("vary", [], "", flag_values=values)
+    values(["", *argv])
+    found = grid.runs_of(cli.sweep_config(values))
+    assert {run.config.optim.warmup_steps for run in found} == {0}
 
 
 def test_vary_with_a_runs_config_is_refused_with_a_command_that_takes_the_rest(tmp_path):

@@ -133,6 +133,7 @@ def test_published_errors_are_beside_those_of_their_data_set_alone():
     for field, value in (
         ("data.name", "digits"),
         ("data.name", []),
+        ("data.test_split", "train[45000:]"),
         ("model.family", "imagenet"),
         ("model.widths", [8, 16, 32]),
         ("model.norm", "none"),
@@ -441,6 +442,24 @@ def test_where_depth_has_no_effect_a_change_is_rarely_claimed(n):
     assert claims <= 40
 
 
+@pytest.mark.parametrize(
+    "attempts, said",
+    [
+        ([(2, 0), (1, 40)], "had 1 or 2 devices"),
+        ([(2, 0), (1, 0)], None),  # The first one saved nothing.
+        ([(2, 0), (2, 40), (1, 40)], "had 1 or 2 devices"),
+        ([(1, 0), (2, 40), (1, 40)], None),
+        ([(2, 0), (2, 40), (1, 0)], None),  # Begun again.
+        ([(2, None), (1, 40)], None),  # The first one is of an older version.
+    ],
+)
+def test_a_run_that_went_on_with_other_shares_of_the_batch_is_told(attempts, said):
+    entries = [{"device_count": count, "step": step} for count, step in attempts]
+    environments = {"a": entries, "b": [{"device_count": 1, "step": 0}]}
+    lines = run_tables._unlike(environments, {name: {} for name in environments})
+    assert said in lines[0] if said else not lines
+
+
 def test_diverged_runs_are_named_beside_the_claims_that_leave_them_out(begun_sweep):
     end(begun_sweep, "diverged")
     tables = run_tables.read(SweepFolder(begun_sweep))
@@ -459,6 +478,7 @@ def test_diverged_runs_are_named_beside_the_claims_that_leave_them_out(begun_swe
         ({"images": {"train": {"sha256": "a"}}}, {"images": {"train": {"sha256": "b"}}}, "images"),
         ({"device_count": 2, "cpu_cores": 2}, {"device_count": 2, "cpu_cores": 4}, None),
         ({"device_count": 2, "images": {"train": {}}}, {"device_count": 2}, None),  # An older one.
+        ({"device_count": 8, "step": 0}, {"device_count": 8, "step": 0}, None),
     ],
 )
 def test_runs_that_are_no_seeds_of_one_experiment_are_told(here, there, said):

@@ -623,10 +623,15 @@ def test_a_trained_network_is_scored_on_the_images_of_its_run_and_on_no_others(
             load_run(run, data_dir=data_dir), RunFolder(run).images(), None, evaluate.CENTER, []
         )
 
+    def score_others(data_dir):
+        evaluate.score(
+            load_run(run, data_dir=data_dir), RunFolder(run).images(), "test[:3]", "center", []
+        )
+
     def look(data_dir):
         diagnose.diagnose_run(run, [24], 1, None, Console(), data_dir)
 
-    for use in (score, look):
+    for use in (score, score_others, look):
         use(moved)
         stored = sorted(run.rglob("*"))
         with pytest.raises(
@@ -634,7 +639,8 @@ def test_a_trained_network_is_scored_on_the_images_of_its_run_and_on_no_others(
         ):
             use(other)
         assert sorted(run.rglob("*")) == stored
-    assert "images 6" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "images 6" in said and "images 3" in said
 
 
 def test_images_that_are_trained_on_and_tested_are_told(tiny_config, tmp_path, capsys):
