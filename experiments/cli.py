@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from absl import app, flags
 from ml_collections import config_flags
-from ml_collections.config_flags import tuple_parser
+from ml_collections.config_flags import config_path, tuple_parser
 from rich.console import Console
 
 from experiments import flag_errors
@@ -169,42 +169,42 @@ def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
 
 
 def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raises UserError for a --config.run.FIELD that the sweep itself sets, for all runs or some.
+    """Raises UserError for a --config.run.FIELD that the grid sets for all runs, or by depth.
 
-    A field of `from_depth` may be given if its value for the deep networks is given, too.
+    Kinds may set a field for some runs. `from_depth` may, too, if the flag for these is given.
     """
-    kinds = {
-        name: {"model.shortcut"} if isinstance(kind, str) else set(flat(dict(kind)))
-        for name, kind in config["kinds"].items()
-    }
-    first = next(iter(kinds))
+    from experiments.sweeping.grid import SweepConfig  # It imports the networks.
+    from resnet_flax.config import parse
+
+    sweep = parse(config, SweepConfig)
+    first = next(iter(sweep.kinds))
     is_text = isinstance(config["kinds"][first], str)
     in_kinds = f"--config.kinds.{first}=VALUE" if is_text else "another value in config.kinds"
-    instead = dict.fromkeys(set.intersection(*kinds.values()), in_kinds)
+    instead = dict.fromkeys(set.intersection(*map(set, sweep.kinds.values())), in_kinds)
     instead |= {"seed": "--config.seeds", "model.depth": "--config.depths"}
-    instead |= {f: f"--vary={f}=VALUE,VALUE" for f in flat(dict(config.get("vary", {})))}
-    given = {flag.replace('"', "'") for flag in overrides}
-    for least, rule in dict(config.get("from_depth", {})).items():
-        for field in flat(dict(rule)):
-            deep = f"from_depth['{least}'].{field}"
-            if deep not in given and _reaches(config.get("depths"), least):
-                is_flag = field.partition(".")[0] in rule  # Not if the file has it as "optim.lr".
-                way = (
-                    f'"--config.{deep}=VALUE"' if is_flag else "another value in config.from_depth"
-                )
-                instead[field] = f"{way} for networks of at least {least} layers"
+    instead |= {field: f"--vary={field}=VALUE,VALUE" for field in sweep.vary}
+    given = {".".join(map(str, config_path.split(flag))) for flag in overrides}
     for flag in overrides:
-        if (field := flag.removeprefix("run.")) != flag and field in instead:
+        field = flag.removeprefix("run.")
+        if field != flag and field in instead:
             raise UserError(
                 f"--config.{flag} has no effect: the sweep sets {field} itself. Give"
                 f" {instead[field]}."
             )
+        in_use = {_rule(sweep.from_depth, depth, field) for depth in sweep.depths}
+        for key, rule in dict(config.get("from_depth", {})).items():
+            if int(key) in in_use and f"from_depth.{key}.{field}" not in given:
+                part = f".{field}" if field.partition(".")[0] in rule else f"['{field}']"
+                raise UserError(
+                    f"--config.{flag} does not reach networks of at least {key} layers:"
+                    f" config.from_depth sets {field} there. Give it for these, too:"
+                    f' "--config.from_depth[{key!r}]{part}=VALUE".'
+                )
 
 
-def _reaches(depths: Any, least: Any) -> bool:
-    """Whether one of the depths is at least so large. What is wrong with them is said elsewhere."""
-    known = [depth for depth in depths if isinstance(depth, int)] if depths else []
-    return bool(known) and str(least).isdecimal() and max(known) >= int(least)
+def _rule(rules: Mapping[int, Mapping[str, Any]], depth: int, field: str) -> int | None:
+    """The least depth of the rule that sets a field of networks of this depth."""
+    return max((each for each in rules if each <= depth and field in rules[each]), default=None)
 
 
 def _varied(given: str) -> tuple[str, tuple[Any, ...]]:

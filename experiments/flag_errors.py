@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from absl import flags
+from ml_collections.config_flags import config_path
 
 
 def explain(argv: list[str], error: Exception, *, is_sweep: bool) -> str:
@@ -61,25 +62,35 @@ def _last_line(error: Exception) -> str:
 def _unknown_field(argv: list[str]) -> str:
     """A message about the first flag that sets an unknown config field; "" if there is none."""
     for flag in (arg for arg in argv if arg.startswith("--")):
-        config, *fields = flag[2:].partition("=")[0].split(".")
-        if any("[" in field for field in fields):  # Its error is told by the parser.
-            continue
-        section: Any = _load_config(argv, config) if fields else None
-        for name in fields if section is not None else ():
+        config, _, path = flag[2:].partition("=")[0].partition(".")
+        section: Any = _load_config(argv, config) if path else None
+        quoted = flag
+        for name in _names(path) if section is not None else ():
+            if isinstance(section, list | tuple):  # The parser tells what is wrong there.
+                break
             if name not in (keys := list(getattr(section, "keys", list)())):
-                accepted = ", ".join(keys) or "none, it has no fields"
+                accepted = ", ".join(map(str, keys)) or "none, it has no fields"
                 of_run = flag.replace(f"--{config}.", f"--{config}.run.", 1)
                 is_of_run = "run" in keys and name in section["run"]
                 hint = f" For all runs of a sweep: {of_run}" if is_of_run else ""
-                for key in (key for key in keys if key.replace("-", "_") == name):
+                for key in (key for key in keys if str(key).replace("-", "_") == name):
                     quoted = flag.replace(f".{name}", f"['{key}']", 1)
                     hint = f' For a name with a hyphen: "{quoted}"'
                 return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
-            if name.isdecimal():
-                quoted = flag.replace(f".{name}", f"['{name}']", 1)
-                return f'Expected "{quoted}", since {name} is a number, got {flag}.'
+            if str(name).isdecimal():
+                quoted = quoted.replace(f".{name}", f"['{name}']", 1)
             section = section[name]
+        if quoted != flag:
+            return f'Expected a number in brackets: "{quoted}", got {flag}.'
     return ""
+
+
+def _names(path: str) -> list[Any]:
+    """The names of a field: `kinds['a'].steps` -> ["kinds", "a", "steps"]."""
+    try:
+        return list(config_path.split(path))
+    except (SyntaxError, ValueError):  # A hyphen or a number outside brackets.
+        return path.split(".")
 
 
 def _load_config(argv: list[str], name: str) -> Any:

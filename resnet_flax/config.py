@@ -102,6 +102,11 @@ class ModelConfig(Section):
     remat: bool = False
     """Whether the backward pass recomputes each block from its input, which saves memory."""
 
+    @property
+    def normalises_shares(self) -> bool:
+        """Whether BN's statistics are of one device's share of the batch."""
+        return self.family != "vgg" and self.norm == "batch" and self.bn_scope == "device"
+
 
 class OptimConfig(Section):
     """SGD, Sec. 3.4 and 4.2, and what experiments put in its place."""

@@ -277,13 +277,21 @@ class Sweep(SweepFolder):
     def summary(self) -> pd.DataFrame:
         """The table of the report: means over seeds, see `sweep_tables.summarize`.
 
-        Runs whose records have changed since they ended are left out; a line on stderr says so.
+        Runs whose records have changed since they ended are left out. Stderr says which.
         """
+        self._tell_of_changed()
         runs = sweep_tables.read_runs(self)
-        for reason in runs.loc[runs["state"] == "incomplete", "reason"]:
-            if reason:
-                complain(reason)
         return sweep_tables.summarize(runs, self.varying.in_grid).drop(columns="group")
+
+    def frame(self) -> pd.DataFrame:
+        """The records of all runs, see `SweepFolder.frame`. Stderr says which runs are left out."""
+        self._tell_of_changed()
+        return super().frame()
+
+    def _tell_of_changed(self) -> None:
+        for name in self:
+            if changed := self.changed(name):
+                complain(changed)
 
 
 def _text(title: str, facts: Mapping[str, str]) -> str:

@@ -161,15 +161,20 @@ def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(
     assert kind in said and "Batch normalisation" not in said
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_a_run_that_goes_on_on_another_number_of_devices_is_told_of_batch_normalisation(
-    finished_run, tiny_config, tmp_path, capsys
+    tiny_config, tmp_path, capsys, norm
 ):
-    runs.export_run(finished_run, tmp_path / "there", 16, resumable=True)
+    tiny_config["model"]["norm"] = norm
+    train(tiny_config, tmp_path / "run")
+    runs.export_run(tmp_path / "run", tmp_path / "there", 16, resumable=True)
     file = tmp_path / "there" / "environment.json"
     before = re.sub(r'"device_count": \d+', '"device_count": 99', file.read_text())
     file.write_text(before)
     train(tiny_config, tmp_path / "there")
-    assert "sees shares of another size from here on." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"device_count (99 there, {jax.device_count()} here)" in said
+    assert ("batch normalisation sees shares of another size" in said) == (norm == "batch")
 
 
 def test_an_exported_run_cannot_go_on_and_says_so(finished_run, tiny_config, tmp_path):

@@ -36,14 +36,14 @@ def lines(row: Row, chip: Chip) -> list[str]:
         return [f"REFUSED: {row['error']}"]
     peak = chip.flops[row["program"]["model"]["dtype"]]
     may_be_faster = row["bound_by"] == "memory" and chip.may_save_bytes
-    least = "a cache may save bytes" if may_be_faster else "a bound"
+    least, note = ("about", "a cache may save some") if may_be_faster else ("at least", "a bound")
     kinds = dict(row["memory"])
     total = kinds.pop("total")
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in kinds.items())
     found = [
         f"  memory: {total / _GIB:.2f} GiB of {chip.memory / _GIB:.1f} ({parts})",
         f"  collectives a step: {_collectives(row)}",
-        f"  at least {row['least_ms']:.3f} ms a step, by {row['bound_by']}; {least}, not measured",
+        f"  {least} {row['least_ms']:.3f} ms a step, by {row['bound_by']}; {note}, not measured",
         f"    {row['flops'] / 1e9:,.1f} GFLOP at {peak / 1e12:g} TFLOP/s,"
         f" {row['bytes'] / 1e6:,.1f} MB at {chip.bandwidth / 1e9:g} GB/s ({chip.source})",
         f"  lowered in {row['lower_s']:.0f} s, compiled in {row['compile_s']:.0f} s",

@@ -67,7 +67,7 @@ def _unlike(
     own = (
         at.get("device_count")
         for name, attempts in environments.items()
-        for at in _trained(attempts)
+        for at in _trained(attempts, configs[name].get("steps", math.inf))
         if configs[name].get("model.family") != "vgg"
         and configs[name].get("model.norm", "batch") == "batch"
         and configs[name].get("model.bn_scope", "device") == "device"
@@ -83,16 +83,19 @@ def _unlike(
     return lines
 
 
-def _trained(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The attempts that took steps of the run: not those after which it began there again."""
-    found, least = [], math.inf
+def _trained(attempts: list[dict[str, Any]], steps: float) -> list[dict[str, Any]]:
+    """The attempts that took some of a run's steps, of `steps` in all.
+
+    Not those after which it began there again, nor one that only evaluated.
+    """
+    found, least = [], steps
     for at in reversed(attempts):
         begin = at.get("step")
-        if at is attempts[-1] or (begin is not None and begin < least):
+        if begin is None:  # Older versions did not record it: only the last attempt is sure.
+            return found or [at]
+        if begin < least:
             found.append(at)
-        if begin is None:  # Older versions did not record it.
-            break
-        least = min(least, begin)
+            least = begin
     return found
 
 

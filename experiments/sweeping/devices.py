@@ -58,10 +58,9 @@ def begin(*configs: RunConfig) -> None:
 
 def sees_few(config: RunConfig, count: int) -> bool:
     """Whether `count` devices share a batch so that BN sees fewer images than in the paper."""
-    has_own = config.model.family != "vgg" and config.model.norm == "batch"
-    has_own = has_own and config.model.bn_scope == "device"
     images, rest = divmod(config.data.batch_size, count)
-    return has_own and count > 1 and not rest and images < cpu.SMALLEST_SHARE
+    is_few = count > 1 and not rest and images < cpu.SMALLEST_SHARE
+    return is_few and config.model.normalises_shares
 
 
 def notes(configs: Sequence[RunConfig], count: int) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class StopRequest:
                 first = now
                 if jax.process_count() > 1:
                     os.kill(os.getpid(), signal.SIGTERM)
-            elif now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP:
+            elif _is_another(number, first, now):
                 if in_notebook():
                     self._is_forced = True
                     # Calls `_note` in the main thread, also if that one has already seen the signal
@@ -101,6 +102,30 @@ class StopRequest:
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._pipe[1])  # Ends the thread.
             self._previous = {}
+
+
+def end_on(*numbers: int) -> None:
+    """From now on, these signals end the process, by SystemExit with status 128 + number.
+
+    So its `finally` blocks run. Signals of the same request, as for `StopRequest`, do not cut them
+    short; another one does.
+    """
+    first: list[float] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not first or _is_another(number, first[0], now):
+            first.append(now)
+            sys.exit(128 + number)
+
+    for number in numbers:
+        if not _is_ignored(number):  # As under nohup.
+            signal.signal(number, end)
+
+
+def _is_another(number: int, first: float, now: float) -> bool:
+    """Whether a signal is not of the same request as the first one."""
+    return now - first >= SAME_REQUEST_SECONDS and number != signal.SIGHUP
 
 
 @contextlib.contextmanager

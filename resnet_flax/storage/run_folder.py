@@ -194,8 +194,10 @@ class RunFolder:
 
     def changed(self, status: Status) -> str | None:
         """A message if metrics.jsonl has changed since the run ended, or None."""
+        if status.sha256 is None:  # It has not ended, or an older version did not record it.
+            return None
         count, sha256 = self._counted()
-        if status.sha256 in (None, sha256):
+        if status.sha256 == sha256:
             return None
         now = "as many others" if count == status.records else f"{count}"
         return (

@@ -113,8 +113,7 @@ class SweepFolder:
         """A table of all records of all runs, with one row for each number.
 
         Rows are ordered by run, then as the records are. Runs whose records have changed since they
-        ended are left out; a line on stderr says so. Raises UserError if a record cannot be read.
-        Columns:
+        ended are left out. Raises UserError if a record cannot be read. Columns:
 
         - `run`, `kind`, `depth`, `seed`;
         - one for each field that varies in the grid, such as `optim.lr`; a list is text there;
@@ -126,7 +125,8 @@ class SweepFolder:
         rows = [
             (*point[:4], *point.varied.values(), record["step"], series_of(record), metric, value)
             for name, point in self.points.items()
-            for record in self._unchanged(name)
+            if not self.changed(name)
+            for record in self.records(name).metrics()
             for metric, value in record.items()
             if metric != "step" and not isinstance(value, str)
         ]
@@ -134,15 +134,11 @@ class SweepFolder:
         columns += ["step", "split", "metric", "value"]
         return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
-    def _unchanged(self, name: str) -> list[dict[str, Any]]:
-        """A run's records. None if they have changed since it ended: then stderr gets a line."""
+    def changed(self, name: str) -> str | None:
+        """A message if a run's records have changed since it ended, or None."""
         folder = self.records(name)
         status = folder.status()
-        changed = folder.changed(status) if status else None
-        if changed:
-            complain(changed)
-            return []
-        return folder.metrics()
+        return folder.changed(status) if status else None
 
 
 class SingleRun(SweepFolder):

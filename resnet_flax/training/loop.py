@@ -133,7 +133,9 @@ def _attempt(
     )
     with checkpoints:
         step, state = beginning.state(checkpoints, attempt.saved)
-        record_environment(folder, attempt.number, state.params, images, progress, step)
+        record_environment(
+            folder, built.config, attempt.number, state.params, images, progress, step
+        )
         recorder = Recorder(folder, built, attempt.number, step, progress)
         with contextlib.closing(recorder):
             training = _Training(built, attempt, checkpoints, recorder, step)

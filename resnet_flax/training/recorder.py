@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from resnet_flax.config import RunConfig
 from resnet_flax.errors import GOES_ON, FaultError, UserError, summary
 from resnet_flax.runtime import environment, hosts
 from resnet_flax.runtime.progress import RunProgress
@@ -81,6 +82,7 @@ def check_images(folder: RunFolder, images: dict[str, Any]) -> None:
 
 def record_environment(
     folder: RunFolder,
+    config: RunConfig,
     attempt: int,
     params: Any,
     images: dict[str, Any],
@@ -99,11 +101,9 @@ def record_environment(
                 f"{folder.name}: resumes on another kind of machine: {'; '.join(other)}."
                 " The last bits may differ from those of a run on a single kind."
             )
-            if any(field.startswith("device_count") for field in other):
-                line += (
-                    " Batch normalisation over a device's share of the batch sees shares of another"
-                    " size from here on."
-                )
+            has_other_shares = any(field.startswith("device_count") for field in other)
+            if has_other_shares and config.model.normalises_shares and step < config.steps:
+                line += " From here on, batch normalisation sees shares of another size."
             progress.say(line)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     facts = {"attempt": attempt, "step": step, "parameters": parameters, "images": images}

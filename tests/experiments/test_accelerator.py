@@ -16,7 +16,7 @@ from experiments import accelerator
 from experiments.benchmarks import agreement, sharing
 from experiments.soak import mismatches
 from resnet_flax.errors import FaultError, UserError
-from resnet_flax.runtime import cpu
+from resnet_flax.runtime import cpu, interrupt
 from resnet_flax.storage.run_folder import RunFolder
 from tests.end_to_end.processes import SECONDS, SWEEP
 
@@ -262,35 +262,47 @@ def test_a_device_that_does_not_open_ends_the_command():
         accelerator.device(0.01)
 
 
-IGNORES = """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep({seconds})
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path({ready!r}).touch()
 time.sleep(600)
 """
 
 
-def test_a_second_signal_leaves_no_process_behind(tmp_path):
-    def end(number, _):
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGUSR1, end)
-    (output := tmp_path / "output").touch()
-    script = f"import sys; sys.stdout = open({str(output)!r}, 'w'); exec({IGNORES!r})"
-    second = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+@pytest.mark.parametrize(
+    "second, after, seconds, status",
+    [
+        (signal.SIGHUP, 0.1, 0.5, 75),  # The same request: it waits until all have saved.
+        (signal.SIGUSR1, 1.5, 600, -signal.SIGKILL),  # Another one: nobody goes on.
+    ],
+)
+def test_signals_leave_no_process_behind_and_one_request_lets_it_save(
+    tmp_path, second, after, seconds, status
+):
+    before = {each: signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGHUP)}
+    ready = tmp_path / "ready"
+    script = SAVES.format(seconds=seconds, ready=str(ready))
+    timer = threading.Timer(after, os.kill, (os.getpid(), second))
     try:
+        interrupt.end_on(*before)
         with (
             pytest.raises(SystemExit),
             accelerator.group([[sys.executable, "-c", script]], [os.environ]) as processes,
         ):
-            while not output.read_text():
+            while not ready.exists():
                 time.sleep(0.01)
-            second.start()
-            sys.exit(128 + signal.SIGTERM)
+            timer.start()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(600)
+        timer.join()
     finally:
-        second.cancel()
-        signal.signal(signal.SIGUSR1, before)
-    assert processes[0].returncode == -signal.SIGKILL
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert processes[0].returncode == status
 
 
 @pytest.mark.slow

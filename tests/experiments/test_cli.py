@@ -32,6 +32,9 @@ TINY = [
 ]
 
 
+CIFAR10 = ("--config=configs/degradation.py:cifar10",)
+
+
 def command(module, *flags, devices=1, **environment):
     return (
         [sys.executable, "-m", f"experiments.{module}", *flags],
@@ -77,8 +80,14 @@ def parsed(monkeypatch, *argv):
             r"""a name with a hyphen: "--config\.kinds\['pre-activation'\]\.steps=1"$""",
         ),
         (
-            ["--config=configs/degradation.py:cifar10", "--config.from_depth.110.optim.lr=1"],
-            r"""Expected "--config\.from_depth\['110'\]\.optim\.lr=1", since 110 is a n""",
+            [*CIFAR10, "--config.from_depth.110.optim.warmup_steps=1"],
+            r"""in brackets: "--config\.from_depth\['110'\]\.optim\.warmup_steps=1", got --""",
+        ),
+        ([*CIFAR10, "--config.from_depth.110.optim.lr=1"], "accepted: warmup_steps"),
+        ([*CIFAR10, "--config.from_depth['110'].optim.lr=1"], "accepted: warmup_steps"),
+        (
+            [*CIFAR10, "--config.from_depth['56'].optim.warmup_steps=1"],
+            "Unknown config field .*; accepted: 110",
         ),
         (["--config=configs/none.py"], "got configs/none.py, which is missing. Example: "),
         (
@@ -399,7 +408,7 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
         (
             "sweep --config=configs/degradation.py:cifar10 --dry_run"
             " --config.run.optim.warmup_steps=0",
-            "Give \"--config.from_depth['110'].optim.warmup_steps=VALUE\" for networks of at least",
+            "these, too: \"--config.from_depth['110'].optim.warmup_steps=VALUE\".",
         ),
         (
             "sweep --config=configs/degradation.py:digits --dry_run --vary=optim.lr=0.1,1"
@@ -431,7 +440,7 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, command, said):
     [
         "--config.depths=(20,56)",
         "--config.from_depth['110'].optim.warmup_steps=0",
-        '--config.from_depth["110"].optim.warmup_steps=0',
+        '--config.from_depth["110"]["optim"].warmup_steps=0',
     ],
 )
 def test_a_field_that_deep_networks_have_by_rule_may_be_given_for_the_others(monkeypatch, given):
@@ -442,6 +451,42 @@ def test_a_field_that_deep_networks_have_by_rule_may_be_given_for_the_others(mon
     values(["", *argv])
     found = grid.runs_of(cli.sweep_config(values))
     assert {run.config.optim.warmup_steps for run in found} == {0}
+
+
+RULES = """
+from configs import degradation
+
+def get_config():
+    config = degradation.get_config("digits")
+    config.depths, config.from_depth = (8, 20), {rules}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    "rules, said",
+    [
+        ('{"20": {"optim.lr": 1.0}}', "\"--config.from_depth['20']['optim.lr']=VALUE\"."),
+        ('{"8": {"optim": {"lr": 1.0}}, "20": {"optim.lr": 1.0}}', "of at least 8 layers"),
+        ('{"4": {"optim.lr": 1.0}, "8": {"optim.lr": 1.0}}', "of at least 8 layers"),
+        ('{"56": {"optim.lr": 1.0}}', None),
+        ('{"20": {"optim.nesterov": True}}', None),
+        ('{"20": 400}', "from_depth"),
+        ("None", "from_depth"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections calls it.
+def test_a_rule_by_depth_that_overrides_a_flag_is_named(monkeypatch, tmp_path, rules, said):
+    (tmp_path / "own.py").write_text(RULES.replace("{rules}", rules))
+    argv = [f"--config={tmp_path}/own.py", "--config.run.optim.lr=0.2"]
+    values = defined(monkeypatch, *argv)
+    flags.DEFINE_multi_string("vary", [], "", flag_values=values)
+    values(["", *argv])
+    if said is None:
+        assert {run.config.optim.lr for run in grid.runs_of(cli.sweep_config(values))} == {0.2}
+    else:
+        with pytest.raises(UserError, match=re.escape(said)):
+            cli.sweep_config(values)
 
 
 def test_vary_with_a_runs_config_is_refused_with_a_command_that_takes_the_rest(tmp_path):

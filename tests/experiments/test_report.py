@@ -451,12 +451,13 @@ def test_where_depth_has_no_effect_a_change_is_rarely_claimed(n):
         ([(1, 0), (2, 40), (1, 40)], None),
         ([(2, 0), (2, 40), (1, 0)], None),  # Begun again.
         ([(2, None), (1, 40)], None),  # The first one is of an older version.
+        ([(1, 0), (2, 240)], None),  # The last one only evaluated.
     ],
 )
 def test_a_run_that_went_on_with_other_shares_of_the_batch_is_told(attempts, said):
     entries = [{"device_count": count, "step": step} for count, step in attempts]
     environments = {"a": entries, "b": [{"device_count": 1, "step": 0}]}
-    lines = run_tables._unlike(environments, {name: {} for name in environments})
+    lines = run_tables._unlike(environments, {name: {"steps": 240} for name in environments})
     assert said in lines[0] if said else not lines
 
 
@@ -513,7 +514,10 @@ def test_a_run_whose_records_have_changed_is_in_no_mean(tmp_path, capsys):
     assert line.startswith("residual-110-s0: incomplete at step 240; not in the table. ")
     assert "has changed since this run ended" in line
     assert pd.read_csv(folder / "table.csv")["n"].tolist() == [5, 4]
+    assert not capsys.readouterr().err
     assert load_sweep(folder).summary()["n"].tolist() == [5, 4]
+    assert "has changed since this run ended" in capsys.readouterr().err
+    assert run.name not in set(load_sweep(folder).frame()["run"])
     assert "has changed since this run ended" in capsys.readouterr().err
     tables, _ = report.read(folder)
     assert run.name not in set(tables.records["run"])
