@@ -88,7 +88,8 @@ def _trained(attempts: list[dict[str, Any]], steps: float) -> list[dict[str, Any
 
     Not those after which it began there again, nor one that only evaluated.
     """
-    found, least = [], steps
+    found: list[dict[str, Any]] = []
+    least = steps
     for at in reversed(attempts):
         begin = at.get("step")
         if begin is None:  # Older versions did not record it: only the last attempt is sure.
