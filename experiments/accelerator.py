@@ -269,7 +269,7 @@ def main(args: flags.FlagValues) -> int:
     if not isinstance(folder, Path):
         raise UserError(f"Expected a folder on a disk, got {folder}. Copy it to a bucket later.")
     runs = _checked(args, folder)
-    interrupt.end_on(signal.SIGTERM, signal.SIGHUP)  # And the processes that it has started.
+    interrupt.end_on(*interrupt.SIGNALS)  # And the processes that it has started.
     found = device(min(_OPENING, seconds))
     if found["platform"] == "tpu" and args.at_once > 1:
         raise UserError(f"Expected --at_once of at most 1 for a TPU chip, got {args.at_once}.")

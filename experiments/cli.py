@@ -185,16 +185,19 @@ def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> No
     instead |= {field: f"--vary={field}=VALUE,VALUE" for field in sweep.vary}
     given = {".".join(map(str, config_path.split(flag))) for flag in overrides}
     for flag in overrides:
-        field = flag.removeprefix("run.")
-        if field != flag and field in instead:
+        name = ".".join(map(str, config_path.split(flag)))
+        field = name.removeprefix("run.")
+        if field == name:
+            continue
+        if field in instead:
             raise UserError(
                 f"--config.{flag} has no effect: the sweep sets {field} itself. Give"
                 f" {instead[field]}."
             )
         in_use = {_rule(sweep.from_depth, depth, field) for depth in sweep.depths}
         for key, rule in dict(config.get("from_depth", {})).items():
-            if int(key) in in_use and f"from_depth.{key}.{field}" not in given:
-                part = f".{field}" if field.partition(".")[0] in rule else f"['{field}']"
+            if int(float(key)) in in_use and f"from_depth.{key}.{field}" not in given:
+                part = f"['{field}']" if field in rule else f".{field}"
                 raise UserError(
                     f"--config.{flag} does not reach networks of at least {key} layers:"
                     f" config.from_depth sets {field} there. Give it for these, too:"

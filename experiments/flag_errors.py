@@ -62,26 +62,30 @@ def _last_line(error: Exception) -> str:
 def _unknown_field(argv: list[str]) -> str:
     """A message about the first flag that sets an unknown config field; "" if there is none."""
     for flag in (arg for arg in argv if arg.startswith("--")):
-        config, _, path = flag[2:].partition("=")[0].partition(".")
+        option, equals, value = flag.partition("=")
+        config, _, path = option[2:].partition(".")
         section: Any = _load_config(argv, config) if path else None
-        quoted = flag
-        for name in _names(path) if section is not None else ():
-            if isinstance(section, list | tuple):  # The parser tells what is wrong there.
-                break
+        if section is None:
+            continue
+        for name in _names(path):
+            if isinstance(section, list | tuple) and isinstance(name, int):
+                break  # The parser tells what is wrong there.
             if name not in (keys := list(getattr(section, "keys", list)())):
                 accepted = ", ".join(map(str, keys)) or "none, it has no fields"
                 of_run = flag.replace(f"--{config}.", f"--{config}.run.", 1)
                 is_of_run = "run" in keys and name in section["run"]
                 hint = f" For all runs of a sweep: {of_run}" if is_of_run else ""
-                for key in (key for key in keys if str(key).replace("-", "_") == name):
-                    quoted = flag.replace(f".{name}", f"['{key}']", 1)
-                    hint = f' For a name with a hyphen: "{quoted}"'
+                for key in (key for key in keys if str(key).replace("-", "_") == str(name)):
+                    shown = option
+                    for written in (f".{name}", f"['{name}']", f"[{name}]"):
+                        shown = shown.replace(written, f"[{key!r}]", 1)
+                    hint = f' In brackets: "{shown}{equals}{value}"'
                 return f"Unknown config field in {flag}; accepted: {accepted}.{hint}"
-            if str(name).isdecimal():
-                quoted = quoted.replace(f".{name}", f"['{name}']", 1)
             section = section[name]
-        if quoted != flag:
-            return f'Expected a number in brackets: "{quoted}", got {flag}.'
+        parts = path.split(".")
+        if "[" not in path and any(part.isdecimal() for part in parts):
+            shown = "".join(f"['{part}']" if part.isdecimal() else f".{part}" for part in parts)
+            return f'Expected a number in brackets: "--{config}{shown}{equals}{value}", got {flag}.'
     return ""
 
 

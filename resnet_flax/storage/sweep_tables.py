@@ -41,14 +41,14 @@ def _row(folder: RunFolder, point: GridPoint) -> dict[str, Any]:
     if row["state"] == "running" and not Heartbeat(folder.path).is_alive():
         row["state"] = "interrupted"
     row["step"] = status.step if status else 0
-    row["reason"] = (status.error or "") if status else ""
+    changed = folder.changed(status) if status else None
+    row["reason"] = changed or (status.error or "" if status else "")
     environments = folder.environments()
     row["parameters"] = environments[-1].get("parameters") if environments else None
-    changed = folder.changed(status) if status and row["state"] == "finished" else None
     finals = _final_errors(folder) if row["state"] == "finished" and not changed else {}
     known = [row["parameters"], *(finals.get(name) for name in ERRORS)]
     if row["state"] == "finished" and None in known:
-        row["state"], row["reason"] = "incomplete", changed or row["reason"]
+        row["state"] = "incomplete"
     row |= {name: finals.get(name) for name in ERRORS}
     seconds = folder.wall_seconds(status)
     return row | {"minutes": math.nan if seconds is None else seconds / 60}

@@ -300,6 +300,7 @@ def test_signals_leave_no_process_behind_and_one_request_lets_it_save(
             time.sleep(600)
         timer.join()
     finally:
+        timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert processes[0].returncode == status

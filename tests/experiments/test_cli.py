@@ -77,7 +77,7 @@ def parsed(monkeypatch, *argv):
         ),
         (
             ["--config=configs/questions.py:blocks", "--config.kinds.pre-activation.steps=1"],
-            r"""a name with a hyphen: "--config\.kinds\['pre-activation'\]\.steps=1"$""",
+            r"""In brackets: "--config\.kinds\['pre-activation'\]\.steps=1"$""",
         ),
         (
             [*CIFAR10, "--config.from_depth.110.optim.warmup_steps=1"],
@@ -89,6 +89,9 @@ def parsed(monkeypatch, *argv):
             [*CIFAR10, "--config.from_depth['56'].optim.warmup_steps=1"],
             "Unknown config field .*; accepted: 110",
         ),
+        ([*CIFAR10, "--config.depths.one=8"], "accepted: none, it has no fields"),
+        ([*CIFAR10, "--config.depths[0]=8"], "0 is not a valid index for .*depths"),
+        ([*CIFAR10, "--config.from_depth['110'].optim.warmup_steps=110", "--confg=1"], "'confg'"),
         (["--config=configs/none.py"], "got configs/none.py, which is missing. Example: "),
         (
             ["--config=configs/degradation.py:digits", "--config.kinds={'residual': 'pad'}"],
@@ -412,6 +415,11 @@ def test_a_folder_of_another_command_is_refused_with_that_command(tmp_path):
         ),
         (
             "sweep --config=configs/degradation.py:digits --dry_run --vary=optim.lr=0.1,1"
+            " --config.run.optim[\\'lr\\']=0.2",
+            "Give --vary=optim.lr=VALUE,VALUE.",
+        ),
+        (
+            "sweep --config=configs/degradation.py:digits --dry_run --vary=optim.lr=0.1,1"
             " --config.run.optim.lr=1",
             "Give --vary=optim.lr=VALUE,VALUE.",
         ),
@@ -469,6 +477,7 @@ def get_config():
         ('{"20": {"optim.lr": 1.0}}', "\"--config.from_depth['20']['optim.lr']=VALUE\"."),
         ('{"8": {"optim": {"lr": 1.0}}, "20": {"optim.lr": 1.0}}', "of at least 8 layers"),
         ('{"4": {"optim.lr": 1.0}, "8": {"optim.lr": 1.0}}', "of at least 8 layers"),
+        ('{"8.0": {"optim": {"momentum": 0.5}, "optim.lr": 1.0}}', "['8.0']['optim.lr']=VALUE"),
         ('{"56": {"optim.lr": 1.0}}', None),
         ('{"20": {"optim.nesterov": True}}', None),
         ('{"20": 400}', "from_depth"),

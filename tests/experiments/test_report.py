@@ -519,6 +519,11 @@ def test_a_run_whose_records_have_changed_is_in_no_mean(tmp_path, capsys):
     assert "has changed since this run ended" in capsys.readouterr().err
     assert run.name not in set(load_sweep(folder).frame()["run"])
     assert "has changed since this run ended" in capsys.readouterr().err
+    (run / "status.json").write_text(json.dumps(status | {"sha256": digest, "state": "diverged"}))
+    report.write(folder)
+    said = capsys.readouterr().out
+    assert "residual-110-s0: diverged at step 240; not in the table. " in said
+    assert "has changed since this run ended" in said
     tables, _ = report.read(folder)
     assert run.name not in set(tables.records["run"])
     assert np.isnan(tables.runs.set_index("run").loc[run.name, "train_error"])
