@@ -5,13 +5,13 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from absl import app, flags
 from ml_collections import config_flags
-from ml_collections.config_flags import config_path, tuple_parser
+from ml_collections.config_flags import tuple_parser
 from rich.console import Console
 
 from experiments import flag_errors
@@ -164,50 +164,10 @@ def sweep_config(args: flags.FlagValues) -> dict[str, Any]:
     if given:
         config["vary"] = flat(dict(config.get("vary", {}))) | given
     if "kinds" in config:  # Some commands also take a run's config.
-        _check_run_flags(config, config_flags.get_override_values(args["config"]))
+        from experiments.sweeping import run_flags  # It imports the networks.
+
+        run_flags.check(config, config_flags.get_override_values(args["config"]))
     return config
-
-
-def _check_run_flags(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raises UserError for a --config.run.FIELD that the grid sets for all runs, or by depth.
-
-    Kinds may set a field for some runs. `from_depth` may, too, if the flag for these is given.
-    """
-    from experiments.sweeping.grid import SweepConfig  # It imports the networks.
-    from resnet_flax.config import parse
-
-    sweep = parse(config, SweepConfig)
-    first = next(iter(sweep.kinds))
-    is_text = isinstance(config["kinds"][first], str)
-    in_kinds = f"--config.kinds.{first}=VALUE" if is_text else "another value in config.kinds"
-    instead = dict.fromkeys(set.intersection(*map(set, sweep.kinds.values())), in_kinds)
-    instead |= {"seed": "--config.seeds", "model.depth": "--config.depths"}
-    instead |= {field: f"--vary={field}=VALUE,VALUE" for field in sweep.vary}
-    given = {".".join(map(str, config_path.split(flag))) for flag in overrides}
-    for flag in overrides:
-        name = ".".join(map(str, config_path.split(flag)))
-        field = name.removeprefix("run.")
-        if field == name:
-            continue
-        if field in instead:
-            raise UserError(
-                f"--config.{flag} has no effect: the sweep sets {field} itself. Give"
-                f" {instead[field]}."
-            )
-        in_use = {_rule(sweep.from_depth, depth, field) for depth in sweep.depths}
-        for key, rule in dict(config.get("from_depth", {})).items():
-            if int(float(key)) in in_use and f"from_depth.{key}.{field}" not in given:
-                part = f"['{field}']" if field in rule else f".{field}"
-                raise UserError(
-                    f"--config.{flag} does not reach networks of at least {key} layers:"
-                    f" config.from_depth sets {field} there. Give it for these, too:"
-                    f' "--config.from_depth[{key!r}]{part}=VALUE".'
-                )
-
-
-def _rule(rules: Mapping[int, Mapping[str, Any]], depth: int, field: str) -> int | None:
-    """The least depth of the rule that sets a field of networks of this depth."""
-    return max((each for each in rules if each <= depth and field in rules[each]), default=None)
 
 
 def _varied(given: str) -> tuple[str, tuple[Any, ...]]:

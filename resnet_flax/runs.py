@@ -78,7 +78,7 @@ class Run(NamedTuple):
         size, channels = self._size(), self.image_mean.shape[2]
         expected = (*(size or images.shape[1:3]), channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
-            sizes = "{}, {}".format(*size or "HW")
+            sizes = ", ".join(map(str, size)) if size else "H, W"
             raise ValueError(
                 f"Expected uint8 images [B, {sizes}, {channels}], got"
                 f" {images.dtype} {list(images.shape)}."

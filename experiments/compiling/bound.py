@@ -21,9 +21,9 @@ def step_seconds(
 ) -> list[float]:
     """Seconds of one step of each run's whole batch on one chip, at best.
 
-    The chip works at its published peak. If `counts_bytes`, a step takes at least the time in which
-    its bytes move at the published bandwidth. `multiply_adds`: of a forward pass of one image, for
-    each run. `chip`: a name in `CHIPS`.
+    The chip works at its published peak. If `counts_bytes`, a step takes the time in which its
+    bytes move at the published bandwidth, if that is longer. `multiply_adds`: of a forward pass of
+    one image, for each run. `chip`: a name in `CHIPS`.
     """
     peaks = CHIPS[chip].flops
     seconds = [
