@@ -86,7 +86,9 @@ def _draw_panel(axes: Axes, chart: Chart, panel: Panel) -> None:
     if chart.ticks:
         axes.set_xticks(chart.ticks)
     elif panel.series and all(isinstance(x, int) for one in panel.series for x in one.x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        largest = max((abs(x) for one in panel.series for x in one.x), default=0)
+        room = 10 if largest < 10_000 else 4  # Longer numbers would overlap.
+        axes.xaxis.set_major_locator(MaxNLocator(room, integer=True))
     for series in panel.series:
         _draw(axes, series)
     if isinstance(panel.field, Field):

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_every_value_of_the_committed_figures_is_inside_its_axes():
     for one in drawable(shown):
         if not one.panels[0].field:
             assert_all_inside(figures.draw(one))
+
+
+@pytest.mark.parametrize("steps", [8_000, 64_000, 600_000])
+def test_numbers_of_steps_do_not_overlap(steps):
+    panel = Panel("", (Series("", (0, steps), (0.9, 0.1), LINE),))
+    drawn = figures.draw(chart(panel, panel, panel))
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert len(boxes) > 2
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_a_map_writes_each_value_into_its_cell():
